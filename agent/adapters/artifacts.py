@@ -1,0 +1,199 @@
+"""The store: files named by their SHA-256, moved into place only when whole, durable before anything refers to them.
+
+    downloads/<sha256>.part         what is being fetched
+    artifacts/<sha256>/source       a verified checkpoint or data set
+    artifacts/<sha256>/<method>/    a finished artifact: packed weights, sidecar, gate inputs, result.json
+    artifacts/<sha256>/<method>.tmp what is being built
+
+A rename after fsync, and fsync of the directory after the rename, make each move survive a power cut (rename(2)
+alone promises order to other processes, not to the disk).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from agent.adapters import headers
+from agent.contract.errors import ErrorCode
+from agent.deployment.ports import StepError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.deployment.ports import Watch
+
+CHUNK = 4 * 2**20
+RESERVE_BYTES = 64 * 2**20
+"""Disk space that stays free so that journal and logs can go on."""
+RESULT = "result.json"
+
+
+class ArtifactStore:
+    """Content-addressed files under one directory."""
+
+    def __init__(self, state_dir: Path, reserve_bytes: int = RESERVE_BYTES) -> None:
+        self._downloads = state_dir / "downloads"
+        self._artifacts = state_dir / "artifacts"
+        self._reserve_bytes = reserve_bytes
+        for directory in (self._downloads, self._artifacts):
+            directory.mkdir(parents=True, exist_ok=True)
+        self._mend()
+
+    def partial(self, sha256: str) -> Path:
+        """Return where a download of that digest is collected."""
+        return self._downloads / f"{sha256}.part"
+
+    def source(self, sha256: str) -> Path | None:
+        """Return the verified file of that digest, or None."""
+        path = self._artifacts / sha256 / "source"
+        return path if path.is_file() else None
+
+    def admit(self, sha256: str, size: int | None, watch: Watch) -> Path:
+        """Hash the partial file and move it into the store.
+
+        Raises:
+            StepError: ``checksum_mismatch``; the partial file is deleted, so the next try starts over.
+        """
+        known = self.source(sha256)
+        if known is not None:
+            return known
+        partial = self.partial(sha256)
+        length, digest = _hash(partial, watch)
+        if digest != sha256 or (size is not None and length != size):
+            _discard(partial)
+            announced = "" if size is None else f" with {size} bytes"
+            raise StepError(
+                ErrorCode.CHECKSUM_MISMATCH,
+                f"got {digest} with {length} bytes, announced {sha256}{announced}",
+                "compare the file with its manifest; sent again, it is fetched from the start",
+                retryable=True,
+            )
+        target = self._artifacts / sha256 / "source"
+        target.parent.mkdir(exist_ok=True)
+        _settle(partial, target)
+        _discard(partial)
+        return target
+
+    def numels(self, sha256: str) -> tuple[int, ...]:
+        """Return the number of weights of each tensor, from the container's directory alone."""
+        path = self.source(sha256)
+        if path is None:
+            raise StepError(ErrorCode.INTERNAL, f"checkpoint {sha256[:12]} is not in the store", retryable=True)
+        return headers.numels(path)
+
+    def ensure_space(self, needed_bytes: int) -> None:
+        """Raise ``insufficient_disk`` unless ``needed_bytes`` fit beside the reserve."""
+        free = shutil.disk_usage(self._artifacts).free
+        if needed_bytes + self._reserve_bytes > free:
+            raise StepError(
+                ErrorCode.INSUFFICIENT_DISK,
+                f"needs {needed_bytes} bytes, {free} are free and {self._reserve_bytes} of them reserved",
+                f"free space below {self._artifacts}",
+                retryable=True,
+            )
+
+    def built(self, sha256: str, method: str, dataset: str | None) -> dict[str, Any] | None:
+        """Return the builder's result for a finished artifact that was measured with ``dataset``, or None."""
+        directory = self._artifacts / sha256 / method
+        try:
+            result: dict[str, Any] = json.loads((directory / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if result.get("dataset") != dataset:
+            return None
+        return _with_paths(result, directory)
+
+    def staging(self, sha256: str, method: str) -> Path:
+        """Return an empty directory to build in."""
+        directory = self._artifacts / sha256 / f"{method}.tmp"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        return directory
+
+    def publish(self, sha256: str, method: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Move the staging directory into place; return the result with its final paths.
+
+        An artifact that was built before for other gate data is replaced: the bytes of its weights are the same.
+        """
+        staging, final = self._artifacts / sha256 / f"{method}.tmp", self._artifacts / sha256 / method
+        (staging / RESULT).write_text(json.dumps(result), encoding="utf-8")
+        for path in staging.iterdir():
+            _sync(path)
+        _sync(staging)
+        old = self._artifacts / sha256 / f"{method}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        staging.rename(final)
+        _sync(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        return _with_paths(result, final)
+
+    def sweep(self, keep: set[str]) -> None:
+        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``."""
+        for directory in self._artifacts.iterdir():
+            if directory.name not in keep:
+                shutil.rmtree(directory, ignore_errors=True)
+        for path in self._downloads.iterdir():
+            if path.name.partition(".")[0] not in keep:
+                path.unlink(missing_ok=True)
+
+    def _mend(self) -> None:
+        """Put back what ``publish`` had moved aside when it was cut short: it may be what is being served."""
+        for old in self._artifacts.glob("*/*.old"):
+            final = old.with_suffix("")
+            if final.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(final)
+                _sync(final.parent)
+
+    def used_bytes(self) -> int:
+        """Return the bytes of everything in the store."""
+        roots = (self._downloads, self._artifacts)
+        return sum(path.stat().st_size for root in roots for path in root.rglob("*") if path.is_file())
+
+
+def _with_paths(result: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Return ``result`` with its file names resolved below ``directory``: it was written before the move."""
+    names = ("artifact", "sidecar", "gate_file")
+    return {**result, **{name: str(directory / os.path.basename(result[name])) for name in names}}  # noqa: PTH119
+
+
+def _hash(path: Path, watch: Watch) -> tuple[int, str]:
+    digest, done = hashlib.sha256(), 0
+    try:
+        total = path.stat().st_size
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                watch.check()
+                digest.update(chunk)
+                done += len(chunk)
+                watch.progress(done, total, "bytes")
+    except OSError as error:
+        raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{path.name}: {error.strerror}", retryable=True) from None
+    return done, digest.hexdigest()
+
+
+def _settle(source: Path, target: Path) -> None:
+    _sync(source)
+    source.rename(target)
+    _sync(target.parent)
+    _sync(target.parent.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(partial: Path) -> None:
+    partial.unlink(missing_ok=True)
+    partial.with_name(partial.name + ".meta").unlink(missing_ok=True)

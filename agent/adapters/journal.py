@@ -1,0 +1,217 @@
+"""The journal: SQLite in WAL mode with ``synchronous=FULL``, one writer, one durable transaction per change.
+
+What it promises: ``save`` returns after the record, its reports and what it changes are on the disk together, or
+raises and nothing of it is. The outbox holds reports until the broker acknowledged them; of a retained topic only the
+newest is kept, since the older ones can no longer matter.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from agent.contract.errors import ErrorInfo
+from agent.contract.reports import Report
+from agent.deployment.machine import Operation
+from agent.deployment.models import Served
+from agent.deployment.phases import Phase, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+SCHEMA_VERSION = 1
+KEEP_FINISHED = 500
+"""Finished operations whose ids are remembered: a repeated command is answered from here."""
+
+_SCHEMA = """
+CREATE TABLE operation (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, is_open INTEGER NOT NULL, record TEXT NOT NULL
+);
+CREATE INDEX open_operation ON operation (number) WHERE is_open;
+CREATE TABLE served (model TEXT PRIMARY KEY, item TEXT NOT NULL);
+CREATE TABLE sequence (model TEXT PRIMARY KEY, highest INTEGER NOT NULL);
+CREATE TABLE outbox (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL, retain INTEGER NOT NULL,
+    expiry_s INTEGER, correlation BLOB
+);
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+
+
+class JournalVersionError(Exception):
+    """The journal was written by a newer version of the agent."""
+
+
+class SqliteJournal:
+    """The journal in one file.
+
+    Threads: any; calls are serialised, since the engine writes while the transport empties the outbox.
+
+    Raises:
+        JournalVersionError: the file has a newer schema; it is left untouched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._migrate(path)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def operation(self, operation_id: str) -> Operation | None:
+        """Return the record of an id, as far as it is retained."""
+        rows = self._read("SELECT record FROM operation WHERE id = ?", operation_id)
+        return _operation(rows[0][0]) if rows else None
+
+    def open_operations(self) -> list[Operation]:
+        """Return the operations without an end, in the order in which they were accepted."""
+        return [_operation(row[0]) for row in self._read("SELECT record FROM operation WHERE is_open ORDER BY number")]
+
+    def recent_operations(self, count: int) -> list[Operation]:
+        """Return the last ``count`` operations, newest first."""
+        rows = self._read("SELECT record FROM operation ORDER BY number DESC LIMIT ?", count)
+        return [_operation(row[0]) for row in rows]
+
+    def served(self) -> dict[str, Served]:
+        """Return what stands behind every model name."""
+        rows = self._read("SELECT model, item FROM served ORDER BY model")
+        return {model: Served.from_json(json.loads(item)) for model, item in rows}
+
+    def highest_sequence(self, model: str) -> int | None:
+        """Return the highest manifest sequence accepted for ``model``."""
+        rows = self._read("SELECT highest FROM sequence WHERE model = ?", model)
+        return int(rows[0][0]) if rows else None
+
+    def save(
+        self,
+        operation: Operation,
+        reports: Sequence[Report],
+        *,
+        served: Served | None = None,
+        remove: bool = False,
+        sequence: int | None = None,
+    ) -> None:
+        """Commit a record, its reports and what it changes, durably and together."""
+        with self._lock, self._transaction():
+            self._db.execute(
+                "INSERT INTO operation (id, is_open, record) VALUES (?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, record = excluded.record",
+                (operation.id, not operation.state.is_terminal, _dump(operation)),
+            )
+            if served is not None:
+                item = json.dumps(served.to_json())
+                self._db.execute("INSERT OR REPLACE INTO served (model, item) VALUES (?, ?)", (served.name, item))
+            if remove:
+                self._db.execute("DELETE FROM served WHERE model = ?", (operation.model,))
+            if sequence is not None:
+                self._db.execute(
+                    "INSERT INTO sequence (model, highest) VALUES (?, ?)"
+                    " ON CONFLICT (model) DO UPDATE SET highest = max(highest, excluded.highest)",
+                    (operation.model, sequence),
+                )
+            self._put(reports)
+            self._forget_oldest()
+
+    def queue(self, reports: Sequence[Report]) -> None:
+        """Keep reports that belong to no operation until they are acknowledged."""
+        with self._lock, self._transaction():
+            self._put(reports)
+
+    def outbox(self) -> list[tuple[int, Report]]:
+        """Return what the broker has not acknowledged, oldest first, each with its number."""
+        rows = self._read("SELECT number, topic, payload, retain, expiry_s, correlation FROM outbox ORDER BY number")
+        return [
+            (number, Report(topic, payload, retain=bool(retain), expiry_s=expiry_s, correlation=correlation))
+            for number, topic, payload, retain, expiry_s, correlation in rows
+        ]
+
+    def acknowledged(self, number: int) -> None:
+        """Forget a report that the broker has taken over."""
+        with self._lock:
+            self._db.execute("DELETE FROM outbox WHERE number = ?", (number,))
+
+    def count(self, name: str) -> int:
+        """Increase a persistent counter and return its new value, from 1."""
+        with self._lock, self._transaction():
+            self._db.execute(
+                "INSERT INTO counter (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
+                (name,),
+            )
+            row = self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()
+        return int(row[0])
+
+    def _read(self, query: str, *arguments: Any) -> list[Any]:
+        with self._lock:
+            return self._db.execute(query, arguments).fetchall()
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+    def _put(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            if report.retain:
+                self._db.execute("DELETE FROM outbox WHERE topic = ? AND retain", (report.topic,))
+            self._db.execute(
+                "INSERT INTO outbox (topic, payload, retain, expiry_s, correlation) VALUES (?, ?, ?, ?, ?)",
+                (report.topic, report.payload, report.retain, report.expiry_s, report.correlation),
+            )
+
+    def _forget_oldest(self) -> None:
+        self._db.execute(
+            "DELETE FROM operation WHERE NOT is_open AND number <= (SELECT max(number) FROM operation) - ?",
+            (KEEP_FINISHED,),
+        )
+
+    def _migrate(self, path: Path) -> None:
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        if version > SCHEMA_VERSION:
+            self._db.close()
+            raise JournalVersionError(
+                f"{path} has schema {version}, this agent reads up to {SCHEMA_VERSION}: install the newer agent again"
+            )
+        if version == 0:
+            with self._transaction():
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+class _Transaction:
+    """``BEGIN IMMEDIATE`` to ``COMMIT``, or ``ROLLBACK`` when the block raises."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # a COMMIT that failed leaves it open; SQLite ends it itself on a full disk
+                self._db.execute("ROLLBACK")
+
+
+def _dump(operation: Operation) -> str:
+    body = asdict(operation)
+    body["error"] = operation.error.model_dump(mode="json") if operation.error else None
+    return json.dumps(body)
+
+
+def _operation(record: str) -> Operation:
+    body = json.loads(record)
+    body["state"], body["phase"] = State(body["state"]), Phase(body["phase"])
+    body["outcome"] = State(body["outcome"])
+    body["error"] = ErrorInfo.model_validate(body["error"]) if body["error"] else None
+    return Operation(**body)

@@ -1,0 +1,335 @@
+"""The broker, through paho-mqtt: commands in, reports out.
+
+Rules: MQTT 5 with a session that outlives the connection; a command is acknowledged only when the journal holds it
+(manual acknowledgement); reports with QoS 1 come from the outbox and leave it when the broker has acknowledged them;
+every CONNECT has a new epoch, in will and birth alike; certificates are read again at every connect.
+
+The network thread is paho's own. It only hands messages on and never waits for anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from agent.contract import reports
+from agent.deployment.inbox import Connected
+from agent.deployment.intake import CommandMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paho.mqtt.client import ConnectFlags, DisconnectFlags
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from agent.contract.reports import Report
+    from agent.contract.topics import Topics
+    from agent.deployment.ports import Clock
+
+log = structlog.get_logger("mqtt")
+
+SESSION_EXPIRY_S = 7 * 24 * 3600
+RECEIVE_MAXIMUM = 16
+MAX_PACKET_BYTES = 256 * 1024
+KEEPALIVE_S = 30
+WILL_DELAY_S = 30
+RECONNECT_S = (1, 60)
+
+
+class Outbox(Protocol):
+    """What the transport needs of the journal."""
+
+    def outbox(self) -> list[tuple[int, Report]]:
+        """Return what waits, oldest first."""
+
+    def acknowledged(self, number: int) -> None:
+        """Forget one."""
+
+    def count(self, name: str) -> int:
+        """Increase a persistent counter."""
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where the broker is and how to log in."""
+
+    host: str
+    port: int
+    version: str = "5"
+    transport: str = "tcp"
+    username: str | None = None
+    password: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    use_tls: bool = False
+
+
+class MqttTransport:
+    """One device's connection.
+
+    Args:
+        broker: where to.
+        topics: this device's topics.
+        outbox: reports that wait, and the epoch counter.
+        clock: for the time in a birth message.
+        boot_id, agent: for presence.
+        post: takes commands and ``Connected``; must not block.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        topics: Topics,
+        outbox: Outbox,
+        clock: Clock,
+        *,
+        boot_id: str,
+        agent: str,
+        post: Callable[[CommandMessage | Connected], None],
+    ) -> None:
+        self._broker = broker
+        self._topics = topics
+        self._outbox = outbox
+        self._clock = clock
+        self._boot_id = boot_id
+        self._agent = agent
+        self._post = post
+        self._epoch = 0
+        self._is_v5 = broker.version == "5"
+        self._in_flight: dict[int, int] = {}
+        self._early: set[int] = set()
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._tls = _tls_context(broker)
+        self._client = self._make_client()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker is there now."""
+        return self._client.is_connected()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current connection, counted over the life of the device."""
+        return self._epoch
+
+    def start(self) -> None:
+        """Connect in the background, again and again until ``stop``."""
+        options: dict[str, Any] = {}
+        if self._is_v5:
+            options = {"clean_start": False, "properties": _connect_properties()}
+        self._client.connect_async(self._broker.host, self._broker.port, KEEPALIVE_S, **options)
+        self._client.loop_start()
+
+    def stop(self, reason: str, timeout_s: float = 5.0) -> None:
+        """Send what waits, say goodbye and disconnect, so that the will is not published."""
+        if self._client.is_connected():
+            self.flush()
+            farewell = self._presence("offline", reason)
+            info = self._client.publish(farewell.topic, farewell.payload, qos=1, retain=True)
+            try:
+                info.wait_for_publish(timeout_s)
+            except (RuntimeError, ValueError):
+                log.warning("farewell_lost")
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def publish(self, report: Report) -> None:
+        """Send a report that may be lost; without a connection it is dropped."""
+        if self._client.is_connected():
+            properties = self._properties(report)
+            self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
+
+    def flush(self) -> None:
+        """Hand every waiting report to the connection that it does not have yet."""
+        if not self._client.is_connected():
+            return
+        with self._flushing:
+            sent = set(self._in_flight.values())
+            for number, report in self._outbox.outbox():
+                if number not in sent and not self._send(number, report):
+                    break
+            self._early.clear()
+
+    def _send(self, number: int, report: Report) -> bool:
+        """Publish one report of the outbox; return whether the connection took it.
+
+        paho calls ``_on_publish`` with a lock of its own held that ``publish`` takes too, so nothing may be locked
+        here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``.
+        """
+        properties = self._properties(report)
+        info = self._client.publish(report.topic, report.payload, qos=1, retain=report.retain, properties=properties)
+        if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
+            return False
+        with self._lock:
+            is_done = info.mid in self._early
+            if not is_done:
+                self._in_flight[info.mid] = number
+        if is_done:
+            self._outbox.acknowledged(number)
+        return True
+
+    def _make_client(self) -> Client:
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._topics.device,
+            clean_session=None if self._is_v5 else False,
+            protocol=MQTTv5 if self._is_v5 else MQTTv311,
+            transport="websockets" if self._broker.transport == "websockets" else "tcp",
+            manual_ack=True,
+        )
+        client.reconnect_delay_set(*RECONNECT_S)
+        client.max_queued_messages_set(0)
+        if self._broker.username is not None:
+            client.username_pw_set(self._broker.username, self._broker.password)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
+        client.on_pre_connect = self._on_pre_connect
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        return client
+
+    def _on_pre_connect(self, client: Client, _data: Any) -> None:
+        self._epoch = self._outbox.count("epoch")
+        will = self._presence("offline", "connection lost", at=False)
+        properties = None
+        if self._is_v5:
+            properties = Properties(PacketTypes.WILLMESSAGE)
+            properties.WillDelayInterval = WILL_DELAY_S
+        client.will_set(will.topic, will.payload, qos=1, retain=True, properties=properties)
+        if self._tls is not None and self._broker.cert_file is not None:
+            try:
+                self._tls.load_cert_chain(self._broker.cert_file, self._broker.key_file)
+            except (OSError, ssl.SSLError) as error:
+                log.error("certificate_unreadable", file=self._broker.cert_file, error=str(error))  # noqa: TRY400
+
+    def _on_connect(
+        self, client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            log.error("connect_refused", host=self._broker.host, port=self._broker.port, reason=str(reason))
+            return
+        log.info("connected", host=self._broker.host, port=self._broker.port, session=flags.session_present)
+        client.subscribe(self._subscriptions())
+        birth = self._presence("online", None)
+        client.publish(birth.topic, birth.payload, qos=1, retain=True)
+        self._post(Connected())
+
+    def _subscriptions(self) -> list[tuple[str, Any]]:
+        """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
+
+        Otherwise a broker clears it for subscribers that are there already, and a retained command would first run
+        and only be refused at the next reconnect. MQTT 3.1.1 cannot ask for that.
+        """
+        if not self._is_v5:
+            return [(self._topics.commands, 1), (self._topics.presence, 1)]
+        as_published = SubscribeOptions(qos=1, retainAsPublished=True)
+        return [(self._topics.commands, as_published), (self._topics.presence, SubscribeOptions(qos=1))]
+
+    def _on_disconnect(
+        self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        log.warning("disconnected", reason=str(reason))
+
+    def _on_connect_fail(self, _client: Client, _data: Any) -> None:
+        log.warning("connect_failed", host=self._broker.host, port=self._broker.port)
+
+    def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
+        name = self._topics.command_name(message.topic)
+        if name is None:
+            client.ack(message.mid, message.qos)
+            if message.topic == self._topics.presence:
+                self._correct_presence(client, bytes(message.payload))
+            return
+        properties: Any = message.properties
+        epoch = self._epoch
+
+        def acknowledge() -> None:
+            if epoch == self._epoch:  # an older connection's message comes again by itself
+                client.ack(message.mid, message.qos)
+
+        self._post(
+            CommandMessage(
+                name,
+                bytes(message.payload),
+                is_retained=bool(message.retain),
+                response_topic=getattr(properties, "ResponseTopic", None),
+                correlation=getattr(properties, "CorrelationData", None),
+                acknowledge=acknowledge,
+            )
+        )
+
+    def _correct_presence(self, client: Client, payload: bytes) -> None:
+        """Say ``online`` again when an old will, delivered late, says otherwise."""
+        try:
+            told = json.loads(payload)
+            is_stale = told.get("state") == "offline" and int(told.get("epoch", 0)) <= self._epoch
+        except (ValueError, TypeError, AttributeError):
+            return
+        if is_stale:
+            birth = self._presence("online", None)
+            client.publish(birth.topic, birth.payload, qos=1, retain=True)
+
+    def _on_publish(
+        self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        with self._lock:
+            number = self._in_flight.pop(mid, None)
+            if number is None and self._flushing.locked():
+                self._early.add(mid)
+        if reason.is_failure:
+            log.error("publish_refused", reason=str(reason))
+        if number is not None:
+            self._outbox.acknowledged(number)
+
+    def _presence(self, state: str, reason: str | None, *, at: bool = True) -> Report:
+        return reports.presence(
+            self._topics,
+            state=state,
+            epoch=self._epoch,
+            boot_id=self._boot_id,
+            agent=self._agent,
+            reason=reason,
+            at=self._clock.now() if at else None,
+        )
+
+    def _properties(self, report: Report) -> Properties | None:
+        if not self._is_v5:
+            return None
+        properties = Properties(PacketTypes.PUBLISH)
+        if report.expiry_s is not None:
+            properties.MessageExpiryInterval = report.expiry_s
+        if report.correlation is not None:
+            properties.CorrelationData = report.correlation
+        return properties
+
+
+def _connect_properties() -> Properties:
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = SESSION_EXPIRY_S
+    properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    properties.MaximumPacketSize = MAX_PACKET_BYTES
+    return properties
+
+
+def _tls_context(broker: Broker) -> ssl.SSLContext | None:
+    if not broker.use_tls:
+        return None
+    context = ssl.create_default_context(cafile=broker.ca_file)
+    if broker.cert_file is not None:
+        context.load_cert_chain(broker.cert_file, broker.key_file)
+    return context

@@ -1,0 +1,46 @@
+"""Model definitions: what a checkpoint is, how to build it, what goes in and out. See ``registry``."""
+
+from agent.architectures.errors import (
+    ArchitectureError,
+    BrokenPlugInError,
+    ContradictingTypeError,
+    UnknownModelTypeError,
+    UnrecognisedCheckpointError,
+)
+from agent.architectures.model_type import ModelType, Options, Reading, Shape, Shapes, TensorSpec
+from agent.architectures.registry import (
+    Recognised,
+    build,
+    from_state_dict,
+    input_specs,
+    is_batchable,
+    logits_of,
+    names,
+    output_specs,
+    recognise,
+    synthetic_inputs,
+)
+
+__all__ = [
+    "ArchitectureError",
+    "BrokenPlugInError",
+    "ContradictingTypeError",
+    "ModelType",
+    "Options",
+    "Reading",
+    "Recognised",
+    "Shape",
+    "Shapes",
+    "TensorSpec",
+    "UnknownModelTypeError",
+    "UnrecognisedCheckpointError",
+    "build",
+    "from_state_dict",
+    "input_specs",
+    "is_batchable",
+    "logits_of",
+    "names",
+    "output_specs",
+    "recognise",
+    "synthetic_inputs",
+]

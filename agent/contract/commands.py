@@ -1,0 +1,199 @@
+"""Commands as they arrive on ``<root>/cmd/<name>``: parsed into values or refused with a reason.
+
+Rules: unknown fields are ignored, an unknown ``schema`` is refused, a retained command is refused. Nothing here acts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime  # noqa: TC003 - pydantic resolves it at run time
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from agent.contract.errors import ErrorCode, RefusalError
+from agent.contract.manifest import Envelope, Sha256, Version
+from agent.contract.topics import Id, is_id
+from agent.contract.wire import JsonObject, describe, parse_object
+from agent.planning.methods import METHODS
+
+Url = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+MethodName = Literal["auto", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32"]
+Share = Annotated[float, Field(ge=0, le=1)]
+ResponseTopic = Annotated[str, StringConstraints(pattern=r"^[^+#\x00]{1,256}$")]
+"""A topic that can be published to: one with a wildcard would be refused by every client, again and again."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class ArtifactRef(_Part):
+    """Where a checkpoint lies and how it is known to be the right one."""
+
+    url: Url
+    sha256: Sha256
+    size: Annotated[int, Field(gt=0)]
+
+
+class DatasetRef(_Part):
+    """Evaluation data: safetensors with ``inputs`` and optionally ``labels``."""
+
+    url: Url
+    sha256: Sha256
+    size: Annotated[int, Field(gt=0)] | None = None
+
+
+class Gate(_Part):
+    """What a build has to prove before it may serve, and what the trial has to show."""
+
+    dataset: DatasetRef | None = None
+    min_agreement: Share = 0.95
+    max_accuracy_drop: Share = 0.02
+    min_accuracy: Share | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    soak_s: Annotated[float, Field(ge=0, le=86_400)] | None = None
+
+
+class Command(_Part):
+    """Fields that all commands share."""
+
+    name: ClassVar[str]
+
+    schema_: Annotated[Literal[1], Field(alias="schema")]
+    id: Id
+    expires_at: AwareDatetime | None = None
+    expected_generation: int | None = None
+    response_topic: ResponseTopic | None = None
+    correlation_id: Annotated[str, StringConstraints(max_length=256)] | None = None
+
+    def is_expired(self, now: datetime) -> bool:
+        """Return whether the command was meant to be acted on before ``now``."""
+        return self.expires_at is not None and now >= self.expires_at
+
+
+class Deploy(Command):
+    """Fetch, verify, decide, quantize, prove and serve a model."""
+
+    name = "deploy"
+
+    model: Id
+    version: Version | None = None
+    artifact: ArtifactRef | None = None
+    manifest: Envelope | None = None
+    model_type: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "auto"
+    method: MethodName = "auto"
+    gate: Gate = Gate()
+    priority: int = 0
+
+
+class SetMethod(Command):
+    """Serve the same checkpoint by another method."""
+
+    name = "set_method"
+
+    model: Id
+    method: MethodName
+    gate: Gate = Gate()
+
+
+class Replan(Command):
+    """Decide again with today's memory."""
+
+    name = "replan"
+
+    model: Id
+    gate: Gate = Gate()
+
+
+class Rollback(Command):
+    """Serve the previous committed artifact again."""
+
+    name = "rollback"
+
+    model: Id
+
+
+class Undeploy(Command):
+    """Stop serving a model and free its memory."""
+
+    name = "undeploy"
+
+    model: Id
+
+
+class Cancel(Command):
+    """Stop a running operation."""
+
+    name = "cancel"
+
+    operation: Id
+
+
+class Status(Command):
+    """Publish ``reported``, ``capabilities`` and ``health`` now."""
+
+    name = "status"
+
+
+AnyCommand = Deploy | SetMethod | Replan | Rollback | Undeploy | Cancel | Status
+MUTATING = (Deploy, SetMethod, Replan, Rollback, Undeploy)
+COMMANDS: dict[str, type[AnyCommand]] = {
+    kind.name: kind for kind in (Deploy, SetMethod, Replan, Rollback, Undeploy, Cancel, Status)
+}
+
+
+def parse(name: str, payload: bytes, *, retained: bool = False) -> AnyCommand:
+    """Parse the payload of ``cmd/<name>``.
+
+    Raises:
+        RefusalError: with ``operation_id`` set where the payload has a usable id, so the refusal can be addressed.
+    """
+    body = parse_object(payload)
+    operation_id = body.get("id") if isinstance(body.get("id"), str) and is_id(body["id"]) else None
+    try:
+        return _parse(name, body, retained=retained)
+    except RefusalError as refusal:
+        refusal.operation_id = operation_id
+        raise
+
+
+def fingerprint(name: str, payload: bytes) -> str:
+    """Return a digest of what was asked, equal for payloads that differ only in spacing or key order.
+
+    Raises:
+        RefusalError: ``bad_request`` when the payload is not a JSON object.
+    """
+    canonical = json.dumps([name, parse_object(payload)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _parse(name: str, body: JsonObject, *, retained: bool) -> AnyCommand:
+    if retained:
+        raise RefusalError(
+            ErrorCode.RETAINED_COMMAND,
+            "the command was retained, so the broker would replay it at every reconnect",
+            f"publish cmd/{name} without the retain flag, and clear the retained message",
+        )
+    kind = COMMANDS.get(name)
+    if kind is None:
+        raise RefusalError(
+            ErrorCode.UNSUPPORTED_COMMAND, f"unknown command {name!r}", f"this agent knows: {', '.join(COMMANDS)}"
+        )
+    _check_method(body)
+    try:
+        command = kind.model_validate(body)
+    except ValidationError as error:
+        raise RefusalError(ErrorCode.BAD_REQUEST, f"{name}: {describe(error)}") from None
+    if isinstance(command, Deploy) and command.artifact is None and command.manifest is None:
+        raise RefusalError(ErrorCode.BAD_REQUEST, "deploy: neither manifest nor artifact says what to fetch")
+    return command
+
+
+def _check_method(body: JsonObject) -> None:
+    wanted: Any = body.get("method", "auto")
+    if isinstance(wanted, str) and wanted != "auto" and wanted not in METHODS:
+        raise RefusalError(
+            ErrorCode.UNSUPPORTED_METHOD, f"unknown method {wanted!r}", f"known: auto, {', '.join(METHODS)}"
+        )

@@ -1,0 +1,98 @@
+"""MQTT topics, built and parsed in one place. ``<root>`` is ``<prefix>/<device>``.
+
+Ids are one topic level of ``[A-Za-z0-9_-]{1,64}``, so a device id can stand in a broker ACL without escaping and no
+id can smuggle a wildcard or a slash into a topic.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+MAX_SLASHES = 6
+"""What AWS IoT Core allows is seven; one is left for a tenant in the prefix."""
+
+
+def is_id(text: str) -> bool:
+    """Return whether ``text`` may stand as a device, operation, group or model id."""
+    return re.fullmatch(ID_PATTERN, text) is not None
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one device under one prefix."""
+
+    prefix: str
+    device: str
+
+    def __post_init__(self) -> None:
+        if not is_id(self.device):
+            raise ValueError(f"device id {self.device!r} must match {ID_PATTERN}")
+        levels = self.prefix.split("/")
+        if not all(levels) or any(c in self.prefix for c in "+#$ \0") or len(levels) + 2 > MAX_SLASHES:
+            raise ValueError(f"topic prefix {self.prefix!r} must be 1-4 non-empty levels without wildcards or spaces")
+
+    @property
+    def root(self) -> str:
+        """``<prefix>/<device>``."""
+        return f"{self.prefix}/{self.device}"
+
+    @property
+    def commands(self) -> str:
+        """The filter that covers every command of this device."""
+        return f"{self.root}/cmd/+"
+
+    @property
+    def desired(self) -> str:
+        """The retained wanted state of this device."""
+        return f"{self.root}/desired"
+
+    @property
+    def reported(self) -> str:
+        """What is served now."""
+        return f"{self.root}/reported"
+
+    @property
+    def presence(self) -> str:
+        """Birth and will of this device."""
+        return f"{self.root}/presence"
+
+    @property
+    def capabilities(self) -> str:
+        """What this device can do."""
+        return f"{self.root}/capabilities"
+
+    @property
+    def health(self) -> str:
+        """Telemetry for people and dashboards."""
+        return f"{self.root}/health"
+
+    @property
+    def telemetry(self) -> str:
+        """Flat numbers for collectors."""
+        return f"{self.root}/telemetry"
+
+    @property
+    def event(self) -> str:
+        """The audit trail."""
+        return f"{self.root}/event"
+
+    def command(self, name: str) -> str:
+        """Where the command called ``name`` is published."""
+        return f"{self.root}/cmd/{name}"
+
+    def operation(self, operation_id: str) -> str:
+        """Where the state of one operation is retained."""
+        if not is_id(operation_id):
+            raise ValueError(f"operation id {operation_id!r} must match {ID_PATTERN}")
+        return f"{self.root}/op/{operation_id}"
+
+    def command_name(self, topic: str) -> str | None:
+        """Return the command's name when ``topic`` is a command of this device, else None."""
+        head, _, name = topic.rpartition("/")
+        return name if head == f"{self.root}/cmd" and name else None

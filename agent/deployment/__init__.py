@@ -1,0 +1,1 @@
+"""The life of one operation: a pure table decides, one loop acts."""

@@ -1,0 +1,53 @@
+"""What reaches the engine: the messages of its inbox, beside the commands from the broker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.deployment.intake import CommandMessage
+
+if TYPE_CHECKING:
+    from agent.contract.reports import Progress
+    from agent.deployment.machine import Done, Failed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step of an operation ended."""
+
+    operation_id: str
+    event: Done | Failed
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A step got further."""
+
+    operation_id: str
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The broker is there (again): it may have forgotten everything."""
+
+
+@dataclass(frozen=True)
+class ServerLost:
+    """The server ended without being asked to."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class CapabilitiesKnown:
+    """The self-test of this device finished."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The agent is to end."""
+
+
+Message = CommandMessage | Outcome | Moved | Connected | ServerLost | CapabilitiesKnown | Stop

@@ -1,0 +1,210 @@
+"""What becomes of a message on ``cmd/<name>``: a new operation, an old answer, or a refusal.
+
+Decides only; nothing is persisted or published here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from agent.contract import commands
+from agent.contract.commands import AnyCommand, Cancel, Deploy, Status
+from agent.contract.errors import ErrorCode, RefusalError
+from agent.contract.topics import is_id
+from agent.deployment.machine import Operation
+from agent.deployment.phases import RULES, State
+from agent.deployment.steps import source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from agent.contract.manifest import Identity
+    from agent.deployment.ports import Clock, Journal, Signatures
+
+MAX_OPEN = 16
+"""Operations that may wait at a time; the next one is told that the device is busy."""
+
+
+@dataclass(frozen=True)
+class CommandMessage:
+    """A command as the broker delivered it.
+
+    Attributes:
+        name: last level of its topic.
+        payload: what was published.
+        is_retained: whether the broker replayed it from its store.
+        response_topic, correlation: MQTT 5 properties, or None.
+        acknowledge: tells the broker that the message is in safe hands; called once the journal holds it.
+    """
+
+    name: str
+    payload: bytes
+    is_retained: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    acknowledge: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A new operation that has a line of phases to go."""
+
+    operation: Operation
+    sequence: int | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A new operation that ended at once: refused, or done without a phase."""
+
+    operation: Operation
+    command: AnyCommand | None
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The same command again: answered with what became of the first."""
+
+    operation: Operation
+
+
+@dataclass(frozen=True)
+class Unaddressed:
+    """A refusal that may not, or cannot, be published under an operation's id."""
+
+    refusal: RefusalError
+
+
+Verdict = Accepted | Answered | Repeated | Unaddressed
+
+
+class Intake:
+    """Judges commands against the journal, the clock and the trusted keys."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        signatures: Signatures,
+        clock: Clock,
+        identity: Identity,
+        *,
+        require_signature: bool,
+        model_types: frozenset[str],
+    ) -> None:
+        self._journal = journal
+        self._signatures = signatures
+        self._clock = clock
+        self._identity = identity
+        self._require_signature = require_signature
+        self._model_types = model_types
+
+    def judge(self, message: CommandMessage) -> Verdict:
+        """Return what becomes of ``message``."""
+        try:
+            command = commands.parse(message.name, message.payload, retained=message.is_retained)
+            fingerprint = commands.fingerprint(message.name, message.payload)
+        except RefusalError as refusal:
+            return self._refuse(message, refusal)
+        known = self._journal.operation(command.id)
+        if known is not None:
+            return self._repeat(known, command, fingerprint)
+        operation = _record(command, fingerprint, message)
+        try:
+            sequence = self._check(command)
+        except RefusalError as refusal:
+            state = State.EXPIRED if refusal.code is ErrorCode.EXPIRED else State.REJECTED
+            return Answered(replace(operation, state=state, error=refusal.info()), None)
+        if isinstance(command, (Status, Cancel)):
+            return Answered(replace(operation, state=State.SUCCEEDED), command)
+        return Accepted(operation, sequence)
+
+    def _refuse(self, message: CommandMessage, refusal: RefusalError) -> Verdict:
+        """A refusal with a fresh id becomes an operation, so that whoever sent it can read what was wrong."""
+        if refusal.operation_id is None or self._journal.operation(refusal.operation_id) is not None:
+            return Unaddressed(refusal)
+        name = message.name if is_id(message.name) else "unknown"
+        operation = Operation(refusal.operation_id, name, None, "", {}, state=State.REJECTED, error=refusal.info())
+        return Answered(operation, None)
+
+    def _repeat(self, known: Operation, command: AnyCommand, fingerprint: str) -> Verdict:
+        if known.fingerprint == fingerprint:
+            return Repeated(known)
+        detail = f"id {command.id} was used before for another {known.command}, now {known.state}"
+        return Unaddressed(RefusalError(ErrorCode.ID_CONFLICT, detail, "send it with a new id", command.id))
+
+    def _check(self, command: AnyCommand) -> int | None:
+        """Return the manifest's sequence to remember, if any."""
+        now = self._clock.now()
+        if self._clock.is_synchronised() and command.is_expired(now):
+            raise RefusalError(ErrorCode.EXPIRED, f"the command was to be acted on before {command.expires_at}")
+        if isinstance(command, Cancel):
+            self._check_cancel(command)
+            return None
+        if isinstance(command, Status):
+            return None
+        waiting = self._journal.open_operations()
+        if len(waiting) >= MAX_OPEN:
+            raise RefusalError(ErrorCode.BUSY, f"{len(waiting)} operations are waiting", "send it again later")
+        if isinstance(command, Deploy):
+            sequence = self._check_trust(command, now)
+            self._check_model_type(source_of(command.model_dump(mode="json")).model_type)
+            return sequence
+        if all(operation.model != command.model for operation in waiting):
+            self._check_served(command.name, command.model)
+        return None
+
+    def _check_cancel(self, command: Cancel) -> None:
+        target = self._journal.operation(command.operation)
+        if target is None:
+            raise RefusalError(ErrorCode.UNKNOWN_OPERATION, f"no operation {command.operation} is known here")
+        if target.state.is_terminal or not RULES[target.phase].is_cancelable:
+            where = target.state if target.state.is_terminal else target.phase
+            raise RefusalError(ErrorCode.NOT_CANCELABLE, f"operation {target.id} is {where} and cannot be canceled")
+
+    def _check_served(self, name: str, model: str) -> None:
+        served = self._journal.served()
+        if model not in served:
+            known = ", ".join(served) or "none"
+            raise RefusalError(
+                ErrorCode.UNKNOWN_MODEL, f"no model {model!r} is served here; served: {known}", "deploy it"
+            )
+        if name == "rollback" and served[model].previous is None:
+            raise RefusalError(
+                ErrorCode.NOTHING_TO_ROLL_BACK, f"{model} has no release before {served[model].current.id}"
+            )
+
+    def _check_model_type(self, name: str) -> None:
+        if name not in self._model_types:
+            known = ", ".join(sorted(self._model_types))
+            raise RefusalError(ErrorCode.UNKNOWN_MODEL_TYPE, f"unknown model_type {name!r}", f"known here: {known}")
+
+    def _check_trust(self, command: Deploy, now: datetime) -> int | None:
+        if command.manifest is None:
+            if self._require_signature:
+                raise RefusalError(
+                    ErrorCode.UNTRUSTED_KEY,
+                    "trust.require_signature is on and the deploy carries no signed manifest",
+                    "nibblectl keygen NAME, copy NAME.pub to trust.keys_dir; then nibblectl sign the artifact",
+                )
+            return None
+        manifest = command.manifest.manifest()
+        if manifest.model != command.model:
+            raise RefusalError(
+                ErrorCode.BAD_REQUEST, f"the deploy is for {command.model}, its manifest for {manifest.model}"
+            )
+        wall = now if self._clock.is_synchronised() else None
+        manifest.check(self._identity, now=wall, highest_sequence=self._journal.highest_sequence(command.model))
+        if self._require_signature:
+            self._signatures.verify(command.manifest, command.model, wall)
+        return manifest.sequence
+
+
+def _record(command: AnyCommand, fingerprint: str, message: CommandMessage) -> Operation:
+    request: dict[str, Any] = command.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if message.response_topic:
+        request["response_topic"] = message.response_topic
+    if message.correlation:
+        request["correlation_id"] = message.correlation.decode("utf-8", "surrogateescape")  # any bytes, given back
+    return Operation(command.id, command.name, getattr(command, "model", None), fingerprint, request)

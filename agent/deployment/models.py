@@ -1,0 +1,118 @@
+"""What is served under a name, what was served before, and how a finished operation changes that. Pure values.
+
+``current`` changes at one moment only: when an operation succeeded, in the same transaction as its record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.deployment.machine import Operation
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """One artifact that is or was served.
+
+    Attributes:
+        id: unique per artifact and version, see ``release_id``.
+        version: the operator's word for the checkpoint.
+        sha256: digest of the source checkpoint.
+        model_type, method: what it is and how it is stored.
+        artifact: path of the packed file.
+        gate_file: path of the inputs and expected answers that a canary uses.
+        artifact_bytes, resident_bytes: size on disk, and in memory as the builder measured it.
+        coverage: share of the parameters that is stored as codes.
+        agreement, accuracy, accuracy_source: what the gate measured; accuracies are None without labels.
+        since: RFC 3339 time of the commit.
+        sequence: sequence of the manifest that brought it, None without one.
+    """
+
+    id: str
+    version: str
+    sha256: str
+    model_type: str
+    method: str
+    artifact: str
+    gate_file: str
+    artifact_bytes: int
+    resident_bytes: int
+    coverage: float
+    agreement: float | None
+    accuracy: float | None
+    accuracy_source: float | None
+    since: str = ""
+    sequence: int | None = None
+
+    def to_json(self) -> JsonObject:
+        """Return a JSON object that ``from_json`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: JsonObject) -> Release:
+        """Read what ``to_json`` wrote."""
+        return cls(**body)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model name and what stands behind it.
+
+    Attributes:
+        name: the name that clients use.
+        current: what answers.
+        previous: where a rollback leads, or None.
+        dataset: digest of the evaluation data given last, or None.
+    """
+
+    name: str
+    current: Release
+    previous: Release | None = None
+    dataset: str | None = None
+
+    def to_json(self) -> JsonObject:
+        """Return a JSON object that ``from_json`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: JsonObject) -> Served:
+        """Read what ``to_json`` wrote."""
+        previous = body.get("previous")
+        return cls(
+            name=body["name"],
+            current=Release.from_json(body["current"]),
+            previous=Release.from_json(previous) if previous else None,
+            dataset=body.get("dataset"),
+        )
+
+
+def release_id(version: str, sha256: str, method: str) -> str:
+    """Return the id of the release of checkpoint ``sha256`` under ``version`` by ``method``."""
+    return f"{version}-{sha256[:12]}-{method}"
+
+
+def settle(served: Served | None, operation: Operation, since: str) -> Served | None:
+    """Return what stands behind the model's name once ``operation`` has succeeded.
+
+    A rollback forgets what it came from: rolling back twice never brings a bad model back.
+
+    Args:
+        served: what stood there before, None for nothing.
+        operation: a succeeded operation; its facts hold the ``release`` that was activated.
+        since: RFC 3339 time of the commit.
+    """
+    if operation.command == "undeploy":
+        return None
+    facts = operation.facts
+    if facts.get("already_applied"):
+        return served
+    release = Release.from_json({**facts["release"], "since": since})
+    dataset = facts.get("dataset") or (served.dataset if served else None)
+    if operation.command == "rollback" or served is None:
+        return Served(str(operation.model), release, None, dataset)
+    previous = served.previous if served.current.id == release.id else served.current
+    return Served(served.name, release, previous, dataset)

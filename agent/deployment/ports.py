@@ -1,0 +1,235 @@
+"""What the deployment needs from the world, as protocols. Adapters implement them, fakes obey the same tests.
+
+Every method that can fail for a reason outside this process raises ``StepError`` with a code from the contract; a
+port never lets a library's own exception through.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agent.contract.errors import ErrorCode, ErrorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from agent.contract.manifest import Envelope
+    from agent.contract.reports import Report
+    from agent.deployment.machine import Operation
+    from agent.deployment.models import Release, Served
+    from agent.planning.plan import Budget
+
+JsonObject = dict[str, Any]
+
+
+class StepError(Exception):
+    """The work of a phase failed.
+
+    Attributes:
+        code, detail, hint: as in the contract's error object.
+        retryable: whether the operator may send the same again.
+        is_transient: whether the agent itself should try again at once.
+        facts: what was found out before it failed, for the decision record.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        detail: str,
+        hint: str | None = None,
+        *,
+        retryable: bool = False,
+        is_transient: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.hint = hint
+        self.retryable = retryable
+        self.is_transient = is_transient
+        self.facts = dict(facts or {})
+
+    def info(self, phase: str) -> ErrorInfo:
+        """Return the error object, saying where it happened."""
+        return ErrorInfo(code=self.code, detail=self.detail, hint=self.hint, phase=phase, retryable=self.retryable)
+
+
+class InterruptedStepError(Exception):
+    """The work was stopped on request; nobody waits for its outcome."""
+
+
+class Clock(Protocol):
+    """Time, as an argument."""
+
+    def monotonic(self) -> float:
+        """Return seconds that only ever grow."""
+
+    def now(self) -> datetime:
+        """Return wall time in UTC; compared with expiries, never used to order anything."""
+
+    def is_synchronised(self) -> bool:
+        """Return whether wall time can be trusted."""
+
+
+class Watch(Protocol):
+    """How a long piece of work reports progress and learns that it should stop."""
+
+    def progress(self, done: int, total: int | None, unit: str) -> None:
+        """Tell how far the work is. Cheap: may be called for every chunk."""
+
+    def check(self) -> None:
+        """Raise ``InterruptedStepError`` when the work should stop."""
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, or raise ``InterruptedStepError`` as soon as the work should stop."""
+
+
+class Journal(Protocol):
+    """The truth about operations and models; survives power cuts."""
+
+    def operation(self, operation_id: str) -> Operation | None:
+        """Return the record of an id ever used, as far as it is retained."""
+
+    def open_operations(self) -> Sequence[Operation]:
+        """Return the operations without an end, in the order in which they were accepted."""
+
+    def served(self) -> Mapping[str, Served]:
+        """Return what stands behind every model name."""
+
+    def highest_sequence(self, model: str) -> int | None:
+        """Return the highest manifest sequence accepted for ``model``."""
+
+    def save(
+        self,
+        operation: Operation,
+        reports: Sequence[Report],
+        *,
+        served: Served | None = None,
+        remove: bool = False,
+        sequence: int | None = None,
+    ) -> None:
+        """Commit a record, its reports and what it changes, in one durable transaction.
+
+        Args:
+            operation: the record.
+            reports: what the world must be told; kept until acknowledged.
+            served: what now stands behind the operation's model, None for no change.
+            remove: whether the model's name is removed instead.
+            sequence: the manifest sequence to remember for the model.
+        """
+
+    def queue(self, reports: Sequence[Report]) -> None:
+        """Keep reports that belong to no operation until they are acknowledged."""
+
+
+class Transport(Protocol):
+    """The way out to the fleet."""
+
+    def publish(self, report: Report) -> None:
+        """Send a report that may be lost (QoS 0)."""
+
+    def flush(self) -> None:
+        """Send what the outbox holds; it stays there until acknowledged."""
+
+
+class Sources(Protocol):
+    """Fetching files."""
+
+    def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> None:
+        """Fetch ``url`` into ``destination``, resuming what is there already; never more than ``size`` bytes."""
+
+
+class Store(Protocol):
+    """Content-addressed files on the device."""
+
+    def partial(self, sha256: str) -> Path:
+        """Return where a download of that digest is collected."""
+
+    def source(self, sha256: str) -> Path | None:
+        """Return the verified file of that digest, or None."""
+
+    def admit(self, sha256: str, size: int | None, watch: Watch) -> Path:
+        """Hash the partial file and move it into the store, durably; a mismatch deletes it and raises."""
+
+    def ensure_space(self, needed_bytes: int) -> None:
+        """Raise ``insufficient_disk`` unless ``needed_bytes`` fit beside the reserve."""
+
+    def built(self, sha256: str, method: str, dataset: str | None) -> JsonObject | None:
+        """Return the builder's result for a finished artifact, or None."""
+
+    def staging(self, sha256: str, method: str) -> Path:
+        """Return an empty directory to build in."""
+
+    def publish(self, sha256: str, method: str, result: JsonObject) -> JsonObject:
+        """Move the staging directory into place, durably; return the result with its final paths."""
+
+    def numels(self, sha256: str) -> Sequence[int]:
+        """Return the number of weights of each tensor, from the file's directory alone; nothing is unpickled.
+
+        Raises ``StepError`` for a container that is malformed or made to deceive.
+        """
+
+    def sweep(self, keep: set[str]) -> None:
+        """Delete sources, artifacts and leftovers of digests that are not in ``keep``."""
+
+
+class Builder(Protocol):
+    """The short-lived child that opens checkpoints."""
+
+    def build(self, job: JsonObject, watch: Watch) -> JsonObject:
+        """Quantize a checkpoint; return the result event."""
+
+
+class Device(Protocol):
+    """What this box has."""
+
+    def budget(self) -> Budget:
+        """Return the memory that a model may take now, with its source."""
+
+    def usable_methods(self) -> Mapping[str, JsonObject]:
+        """Return the methods whose self-test passed, with what it found."""
+
+
+class Server(Protocol):
+    """The long-lived child that answers inference."""
+
+    def restore(self, served: Mapping[str, Served]) -> None:
+        """Make the server hold and answer with exactly what ``served`` says, starting it if need be."""
+
+    def load(self, model: str, release: Release) -> JsonObject:
+        """Load a release beside what is active; return what was measured."""
+
+    def canary(self, model: str, release: Release) -> JsonObject:
+        """Run the gate's inputs through a loaded release; return what was measured."""
+
+    def activate(self, model: str, release: Release) -> None:
+        """Let a loaded release answer from now on; the old one stays loaded."""
+
+    def undeploy(self, model: str) -> None:
+        """Stop answering for ``model`` and free its memory."""
+
+    def status(self) -> JsonObject:
+        """Return counters and memory; raises when the server does not answer."""
+
+
+class Signatures(Protocol):
+    """Who may deploy what."""
+
+    def verify(self, envelope: Envelope, model: str, now: datetime | None) -> str:
+        """Return the id of the trusted key that signed; raises ``RefusalError`` otherwise."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Everything a step may touch."""
+
+    clock: Clock
+    sources: Sources
+    store: Store
+    builder: Builder
+    device: Device
+    server: Server

@@ -1,0 +1,180 @@
+"""Which reports a change calls for. Builds them from values; sending them is somebody else's work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agent.contract import reports
+from agent.contract.commands import COMMANDS
+from agent.contract.reports import Progress, Report
+from agent.contract.topics import is_id
+from agent.contract.wire import JsonObject, dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from agent.contract.errors import RefusalError
+    from agent.contract.topics import Topics
+    from agent.deployment.intake import CommandMessage
+    from agent.deployment.machine import Operation
+    from agent.deployment.models import Release, Served
+    from agent.deployment.ports import Clock
+
+PROGRESS_INTERVAL_S = 1.0
+PROGRESS_SHARE = 0.05
+
+
+class Reporting:
+    """Builds the reports of one device.
+
+    Args:
+        topics: where to.
+        clock: for the time in a report.
+        boot_id: identifies this run of the operating system.
+        agent: version of this software.
+        facts: returns ``memory``, ``trust`` and ``capabilities`` as they are known now.
+    """
+
+    def __init__(
+        self, topics: Topics, clock: Clock, *, boot_id: str, agent: str, facts: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self._topics = topics
+        self._clock = clock
+        self._boot_id = boot_id
+        self._agent = agent
+        self._facts = facts
+        self._seq = 0
+        self._told: dict[str, tuple[float, str, float]] = {}
+
+    def operation(self, operation: Operation, progress: Progress | None = None) -> list[Report]:
+        """Build the state of ``operation``, and a copy for whoever asked for one."""
+        self._seq += 1
+        report = reports.operation(
+            self._topics,
+            describe_operation(operation),
+            progress=progress,
+            boot_id=self._boot_id,
+            seq=self._seq,
+            at=self._clock.now(),
+        )
+        return [report, *_copy(report, operation.request)]
+
+    def accepted(self, operation: Operation) -> list[Report]:
+        """Build the first word on an operation."""
+        fields = {"id": operation.id, "command": operation.command, "model": operation.model}
+        return [*self.operation(operation), self.event("command_accepted", **fields)]
+
+    def answered(self, operation: Operation) -> list[Report]:
+        """Build the only word on an operation that ended at once."""
+        if operation.error is None:
+            return self.accepted(operation)
+        return [
+            *self.operation(operation),
+            self._rejection(operation.id, operation.command, operation.error.model_dump(mode="json")),
+        ]
+
+    def refused(self, message: CommandMessage, refusal: RefusalError) -> list[Report]:
+        """Build the answer to a command that no operation's topic can carry."""
+        error = refusal.info().model_dump(mode="json")
+        told = [self._rejection(refusal.operation_id, message.name, error)]
+        if message.response_topic:
+            body = {"schema": reports.SCHEMA, "id": refusal.operation_id, "state": "rejected", "error": error}
+            told.append(Report(message.response_topic, dump(body), correlation=message.correlation))
+        return told
+
+    def changed(self, before: Operation, after: Operation) -> list[Report]:
+        """Build the reports of a transition."""
+        self._told.pop(after.id, None)
+        fields: JsonObject = {
+            "id": after.id,
+            "command": after.command,
+            "model": after.model,
+            "from": str(before.phase),
+            "phase": str(after.phase),
+            "state": str(after.state),
+        }
+        if after.error is not None:
+            fields["error"] = after.error.model_dump(mode="json")
+        name = "operation_ended" if after.state.is_terminal else "operation_moved"
+        return [*self.operation(after), self.event(name, **fields)]
+
+    def progress(self, operation: Operation, progress: Progress, now: float) -> Report | None:
+        """Build a progress report, or None when one was sent less than a second and 5 % ago."""
+        share = progress.done / progress.total if progress.total else 0.0
+        last, phase, told = self._told.get(operation.id, (-PROGRESS_INTERVAL_S, "", -1.0))
+        is_new = phase != operation.phase
+        if not is_new and now - last < PROGRESS_INTERVAL_S and share - told < PROGRESS_SHARE:
+            return None
+        self._told[operation.id] = (now, str(operation.phase), share)
+        report = self.operation(operation, progress)[0]
+        return Report(report.topic, report.payload, qos=0, retain=True, expiry_s=report.expiry_s)
+
+    def reported(self, served: Mapping[str, Served]) -> list[Report]:
+        """Build what is served now."""
+        facts = self._facts()
+        models = {name: describe_served(item) for name, item in served.items()}
+        report = reports.reported(
+            self._topics,
+            generation=None,
+            models=models,
+            memory=facts["memory"],
+            trust=facts["trust"],
+            at=self._clock.now(),
+        )
+        return [report]
+
+    def everything(self, served: Mapping[str, Served]) -> list[Report]:
+        """Build what a broker that forgot everything has to be told."""
+        known = self._facts()["capabilities"]
+        report = reports.capabilities(
+            self._topics,
+            agent=self._agent,
+            commands=COMMANDS,
+            methods=known["methods"],
+            model_types=known["model_types"],
+            versions=known["versions"],
+            at=self._clock.now(),
+        )
+        return [report, *self.reported(served)]
+
+    def event(self, name: str, **details: Any) -> Report:
+        """Build one line of the audit trail."""
+        return reports.event(self._topics, name, {"boot_id": self._boot_id, **details}, at=self._clock.now())
+
+    def _rejection(self, operation_id: str | None, command: str, error: JsonObject) -> Report:
+        return self.event("command_rejected", id=operation_id, command=command if is_id(command) else None, error=error)
+
+
+def _copy(report: Report, request: Mapping[str, Any]) -> list[Report]:
+    topic = request.get("response_topic")
+    if not topic:
+        return []
+    correlation = request.get("correlation_id")
+    raw = correlation.encode("utf-8", "surrogateescape") if correlation else None
+    return [Report(topic, report.payload, correlation=raw)]
+
+
+def describe_served(item: Served) -> JsonObject:
+    """Return what stands behind a model name, as ``reported`` and the status page show it."""
+    previous = _release(item.previous) if item.previous else None
+    return {**_release(item.current), "state": "serving", "previous": previous}
+
+
+def describe_operation(operation: Operation) -> JsonObject:
+    """Return where an operation stands, as its report and the status page show it."""
+    return {
+        "id": operation.id,
+        "command": operation.command,
+        "model": operation.model,
+        "state": str(operation.state),
+        "phase": None if operation.state.is_terminal else str(operation.phase),
+        "attempt": operation.attempt,
+        "decision": operation.decision,
+        "error": operation.error.model_dump(mode="json") if operation.error else None,
+    }
+
+
+def _release(release: Release) -> JsonObject:
+    names = ("version", "sha256", "model_type", "method", "artifact_bytes", "resident_bytes", "coverage")
+    more = ("agreement", "accuracy", "since")
+    return {name: getattr(release, name) for name in (*names, *more)}

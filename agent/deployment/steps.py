@@ -1,0 +1,360 @@
+"""The work behind each phase: one method a phase, effects only through ports.
+
+A step returns ``Done`` with the facts it found or raises ``StepError``; it never changes a record and never looks at
+another operation. Steps run one at a time, on one thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agent.contract.commands import Gate
+from agent.contract.errors import ErrorCode
+from agent.contract.manifest import Envelope
+from agent.deployment.machine import Done
+from agent.deployment.models import Release, release_id
+from agent.deployment.phases import Phase
+from agent.deployment.ports import StepError
+from agent.planning.gate import Thresholds, judge
+from agent.planning.plan import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.deployment.machine import Operation
+    from agent.deployment.models import Served
+    from agent.deployment.ports import Ports, Watch
+
+JsonObject = dict[str, Any]
+TRIAL_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a deploy is to fetch, from its manifest or its plain fields."""
+
+    version: str
+    url: str
+    sha256: str
+    size: int
+    model_type: str
+    sequence: int | None
+
+
+def source_of(request: JsonObject) -> Source:
+    """Return what the ``deploy`` in ``request`` fetches; a manifest wins over plain fields."""
+    if request.get("manifest"):
+        manifest = Envelope.model_validate(request["manifest"]).manifest()
+        file = manifest.files[0]
+        return Source(manifest.version, file.url, file.sha256, file.size, manifest.model_type, manifest.sequence)
+    artifact = request["artifact"]
+    version = request.get("version") or artifact["sha256"][:12]
+    return Source(
+        version, artifact["url"], artifact["sha256"], artifact["size"], request.get("model_type", "auto"), None
+    )
+
+
+class Steps:
+    """Performs phases with the ports it is given.
+
+    Args:
+        ports: the world.
+        soak_s: how long a trial lasts when the gate does not say.
+    """
+
+    def __init__(self, ports: Ports, *, soak_s: float) -> None:
+        self._ports = ports
+        self._soak_s = soak_s
+        self._table = {
+            Phase.DOWNLOADING: self._download,
+            Phase.VERIFYING: self._verify,
+            Phase.PLANNING: self._plan,
+            Phase.BUILDING: self._build,
+            Phase.LOADING: self._load,
+            Phase.CANARY: self._canary,
+            Phase.ACTIVATING: self._activate,
+            Phase.TRIAL: self._trial,
+            Phase.ROLLING_BACK: self._roll_back,
+        }
+
+    def perform(self, phase: Phase, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
+        """Do the work of ``phase``.
+
+        Args:
+            phase: which one.
+            operation: the record, read only.
+            served: what the journal says is current, read only.
+            watch: where progress goes and where a wish to stop comes from.
+
+        Raises:
+            StepError: the phase failed.
+            InterruptedStepError: the work was stopped on request.
+        """
+        return self._table[phase](operation, served, watch)
+
+    def _download(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+        source = source_of(operation.request)
+        self._fetch(source.url, source.sha256, source.size, watch)
+        dataset = _gate(operation).dataset
+        if dataset is not None:
+            self._fetch(dataset.url, dataset.sha256, dataset.size, watch)
+        return Done(Phase.DOWNLOADING)
+
+    def _fetch(self, url: str, sha256: str, size: int | None, watch: Watch) -> None:
+        store = self._ports.store
+        if store.source(sha256) is not None:
+            return
+        partial = store.partial(sha256)
+        have = partial.stat().st_size if partial.exists() else 0
+        store.ensure_space((size or 0) - have)
+        self._ports.sources.fetch(url, partial, size, watch)
+
+    def _verify(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+        store = self._ports.store
+        source = source_of(operation.request)
+        store.admit(source.sha256, source.size, watch)
+        store.numels(source.sha256)  # a malformed or deceiving container is refused before anything is decided
+        facts: JsonObject = {
+            "sha256": source.sha256,
+            "version": source.version,
+            "model_type": source.model_type,
+            "sequence": source.sequence,
+        }
+        dataset = _gate(operation).dataset
+        if dataset is not None:
+            store.admit(dataset.sha256, dataset.size, watch)
+            facts["dataset"] = dataset.sha256
+        return Done(Phase.VERIFYING, facts)
+
+    def _plan(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
+        watch.check()
+        facts = _checkpoint_facts(operation, served)
+        requested = "auto" if operation.command == "replan" else operation.request.get("method", "auto")
+        device = self._ports.device
+        usable = [name for name, result in device.usable_methods().items() if result["ok"]]
+        chosen = plan(
+            self._ports.store.numels(facts["sha256"]),
+            device.budget(),
+            requested=requested,
+            usable=usable,
+        )
+        if chosen.chosen is None:
+            unusable = all(candidate.method not in usable for candidate in chosen.candidates)
+            raise StepError(
+                ErrorCode.UNSUPPORTED_METHOD if unusable else ErrorCode.INSUFFICIENT_MEMORY,
+                chosen.reason,
+                "see capabilities for the methods that work here"
+                if unusable
+                else "free memory, undeploy another model, or lower memory.reserve",
+                retryable=not unusable,
+                facts=chosen.to_json(),
+            )
+        facts["method"] = chosen.chosen.method
+        facts["already_applied"] = _is_current(facts, served.get(str(operation.model)), operation)
+        decision = chosen.to_json()
+        if facts["already_applied"]:
+            decision["reason"] += "; it is already being served"
+        return Done(Phase.PLANNING, facts, decision)
+
+    def _build(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+        facts = operation.facts
+        sha256, method, dataset = facts["sha256"], facts["method"], facts.get("dataset")
+        result = self._ports.store.built(sha256, method, dataset)
+        is_cached = result is not None
+        if result is None:
+            result = self._ports.store.publish(sha256, method, self._run_builder(operation, watch))
+        decision = {**(operation.decision or {}), "measured": _measured(result), "cached": is_cached}
+        complaints = judge(result["gate"], _thresholds(operation))
+        if complaints:
+            raise StepError(
+                ErrorCode.GATE_FAILED,
+                f"{method}: {'; '.join(complaints)}",
+                "choose a method with more bits, or give the gate other thresholds",
+                facts=decision,
+            )
+        release = _release(facts, result)
+        return Done(Phase.BUILDING, {"release": release.to_json()}, decision)
+
+    def _run_builder(self, operation: Operation, watch: Watch) -> JsonObject:
+        facts, store = operation.facts, self._ports.store
+        source = store.source(facts["sha256"])
+        if source is None:
+            raise StepError(ErrorCode.INTERNAL, f"checkpoint {facts['sha256'][:12]} is no longer in the store")
+        store.ensure_space(source.stat().st_size)
+        dataset = facts.get("dataset")
+        job = {
+            "job": "build",
+            "checkpoint": str(source),
+            "model_type": facts["model_type"],
+            "method": facts["method"],
+            "output_dir": str(store.staging(facts["sha256"], facts["method"])),
+            "source_sha256": facts["sha256"],
+            "gate": {"dataset": str(store.source(dataset)) if dataset else None},
+        }
+        return {**self._ports.builder.build(job, watch), "dataset": dataset}
+
+    def _load(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
+        watch.check()
+        facts = dict(operation.facts)
+        if operation.command == "rollback":
+            facts["release"] = _previous(operation, served).to_json()
+        release = Release.from_json(facts["release"])
+        loaded = self._ports.server.load(str(operation.model), release)
+        decision = _amend(operation, resident_bytes=loaded["resident_bytes"], load_ms=loaded["load_ms"])
+        if operation.command == "rollback":
+            decision |= {"method": release.method, "reason": f"{release.id} was served before and is whole"}
+        return Done(Phase.LOADING, facts, decision)
+
+    def _canary(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+        watch.check()
+        release = Release.from_json(operation.facts["release"])
+        measured = self._ports.server.canary(str(operation.model), release)
+        measured = {**measured, "accuracy_source": release.accuracy_source}
+        complaints = judge(measured, _thresholds(operation))
+        decision = _amend(operation, canary=measured)
+        if complaints:
+            raise StepError(ErrorCode.CANARY_FAILED, "; ".join(complaints), facts=decision)
+        return Done(Phase.CANARY, {}, decision)
+
+    def _activate(self, operation: Operation, _served: Mapping[str, Served], _watch: Watch) -> Done:
+        if operation.command == "undeploy":
+            self._ports.server.undeploy(str(operation.model))
+        else:
+            self._ports.server.activate(str(operation.model), Release.from_json(operation.facts["release"]))
+        return Done(Phase.ACTIVATING)
+
+    def _trial(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+        release = Release.from_json(operation.facts["release"])
+        gate = _gate(operation)
+        soak_s = self._soak_s if gate.soak_s is None else gate.soak_s
+        clock = self._ports.clock
+        began = clock.monotonic()
+        before = self._counters(operation, release)
+        while (passed := clock.monotonic() - began) < soak_s:
+            watch.progress(int(passed), int(soak_s), "seconds")
+            watch.wait(min(TRIAL_POLL_S, soak_s - passed))
+            self._compare(before, self._counters(operation, release))
+        after = self._counters(operation, release)
+        self._compare(before, after)
+        trial = {"seconds": round(clock.monotonic() - began, 1), "requests": after["requests"] - before["requests"]}
+        return Done(Phase.TRIAL, {}, _amend(operation, trial=trial))
+
+    def _counters(self, operation: Operation, release: Release) -> JsonObject:
+        status = self._ports.server.status()
+        counters: JsonObject | None = status["models"].get(operation.model)
+        if counters is None or counters["release"] != release.id:
+            serving = counters["release"] if counters else "nothing"
+            raise StepError(
+                ErrorCode.TRIAL_FAILED,
+                f"{release.id} should answer for {operation.model}, {serving} does",
+                retryable=True,
+            )
+        return {**counters, "pid": status["pid"]}
+
+    def _compare(self, before: JsonObject, now: JsonObject) -> None:
+        if now["pid"] != before["pid"]:
+            raise StepError(ErrorCode.TRIAL_FAILED, "the server died during the trial", retryable=True)
+        for name, what in (("failures", "requests failed"), ("non_finite", "answers were not finite")):
+            if now[name] > before[name]:
+                raise StepError(ErrorCode.TRIAL_FAILED, f"{now[name] - before[name]} {what} during the trial")
+
+    def _roll_back(self, _operation: Operation, served: Mapping[str, Served], _watch: Watch) -> Done:
+        self._ports.server.restore(served)
+        return Done(Phase.ROLLING_BACK)
+
+
+def _gate(operation: Operation) -> Gate:
+    return Gate.model_validate(operation.request.get("gate") or {})
+
+
+def _thresholds(operation: Operation) -> Thresholds:
+    if operation.command == "rollback":  # it proved itself when it was committed; now it only has to answer
+        return Thresholds(min_agreement=0.0, max_accuracy_drop=1.0)
+    gate = _gate(operation)
+    return Thresholds(gate.min_agreement, gate.max_accuracy_drop, gate.min_accuracy, gate.max_latency_ms)
+
+
+def _checkpoint_facts(operation: Operation, served: Mapping[str, Served]) -> JsonObject:
+    """What is to be built from: what this deploy verified, or what the model is served from now."""
+    item = served.get(str(operation.model))
+    if operation.command == "deploy":
+        facts = dict(operation.facts)
+        if "dataset" not in facts and item is not None:
+            facts["dataset"] = item.dataset  # the evaluation data last given for this model
+        return facts
+    if item is None:
+        raise StepError(ErrorCode.UNKNOWN_MODEL, f"no model {operation.model} is served", "deploy it first")
+    current = item.current
+    return {
+        "sha256": current.sha256,
+        "version": current.version,
+        "model_type": current.model_type,
+        "sequence": current.sequence,
+        "dataset": item.dataset,
+    }
+
+
+def _is_current(facts: JsonObject, item: Served | None, operation: Operation) -> bool:
+    """Whether the very release is served, judged by the same data: then there is nothing to do."""
+    if item is None or (_gate(operation).dataset is not None and facts.get("dataset") != item.dataset):
+        return False
+    return item.current.id == release_id(facts["version"], facts["sha256"], facts["method"])
+
+
+def _previous(operation: Operation, served: Mapping[str, Served]) -> Release:
+    item = served.get(str(operation.model))
+    if item is None:
+        raise StepError(ErrorCode.UNKNOWN_MODEL, f"no model {operation.model} is served", "deploy it first")
+    if item.previous is None:
+        raise StepError(
+            ErrorCode.NOTHING_TO_ROLL_BACK,
+            f"{item.name} has no release before {item.current.id}",
+            "deploy or set_method",
+        )
+    return item.previous
+
+
+def _release(facts: JsonObject, result: JsonObject) -> Release:
+    gate = result["gate"]
+    return Release(
+        id=release_id(facts["version"], facts["sha256"], facts["method"]),
+        version=facts["version"],
+        sha256=facts["sha256"],
+        model_type=result["model_type"],
+        method=facts["method"],
+        artifact=result["artifact"],
+        gate_file=result["gate_file"],
+        artifact_bytes=result["artifact_bytes"],
+        resident_bytes=result["resident_bytes"],
+        coverage=result["coverage"],
+        agreement=gate["agreement"],
+        accuracy=gate.get("accuracy"),
+        accuracy_source=gate.get("accuracy_source"),
+        sequence=facts.get("sequence"),
+    )
+
+
+_MEASURED = (
+    "source_bytes",
+    "source_tensor_bytes",
+    "artifact_bytes",
+    "resident_bytes",
+    "coverage",
+    "skipped",
+    "skipped_count",
+    "notes",
+    "gate",
+    "peak_rss_bytes",
+    "seconds",
+)
+
+
+def _measured(result: JsonObject) -> JsonObject:
+    return {name: result.get(name) for name in _MEASURED}
+
+
+def _amend(operation: Operation, **measured: Any) -> JsonObject:
+    """Return the decision record with more measurements in it."""
+    decision = operation.decision or {}
+    return {**decision, "measured": {**decision.get("measured", {}), **measured}}

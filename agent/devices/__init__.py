@@ -1,0 +1,1 @@
+"""What this box is and has, each figure with the source it comes from."""

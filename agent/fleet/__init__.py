@@ -1,0 +1,1 @@
+"""The operator's side: keys, signing, and commands to devices over MQTT."""

@@ -1,0 +1,247 @@
+"""``nibblectl``: the operator's command. Makes keys, signs manifests, sends commands, shows what becomes of them.
+
+Exit status: 0 the operation succeeded, 1 it did not, 2 wrong usage, 4 broker or device did not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from pydantic import ValidationError
+
+import agent
+from agent.adapters.mqtt_operator import BrokerError, Messages
+from agent.adapters.signatures import KeyDirectory
+from agent.contract.commands import MethodName
+from agent.contract.errors import RefusalError
+from agent.contract.manifest import Envelope
+from agent.contract.topics import Topics
+from agent.contract.wire import describe
+from agent.fleet import keys
+from agent.fleet.client import FleetClient, NoAnswerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+JsonObject = dict[str, Any]
+UNREACHABLE = 4
+_METHODS = click.Choice(MethodName.__args__)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which device, on which broker, and how to talk to people."""
+
+    host: str
+    port: int
+    username: str | None
+    password: str | None
+    prefix: str
+    device: str | None
+    as_json: bool
+    wait_s: float
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NIBBLECTL"})
+@click.version_option(agent.__version__, prog_name="nibblectl")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Broker.")
+@click.option("--port", default=1883, show_default=True)
+@click.option("--username")
+@click.option("--password", help="Better given as NIBBLECTL_PASSWORD.")
+@click.option("--prefix", default="edge/v1", show_default=True, help="Topic prefix.")
+@click.option("-d", "--device", help="Device id.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
+@click.option("--wait", "wait_s", default=600.0, show_default=True, help="Longest silence in seconds; 0 does not wait.")
+@click.pass_context
+def main(context: click.Context, /, **options: Any) -> None:
+    """Drive nibbled devices over MQTT. Every option can be set as NIBBLECTL_<OPTION>."""
+    context.obj = Target(**options)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--directory", type=click.Path(path_type=Path), default=Path(), help="Where to write the pair.")
+def keygen(name: str, directory: Path) -> None:
+    """Make the signing key NAME.key and NAME.pub; devices get NAME.pub in their trust.keys_dir."""
+    try:
+        private, public = keys.generate(directory, name)
+    except FileExistsError as error:
+        _fail(f"{error} exists; choose another name", 1)
+    click.echo(f"{private}  keep it secret\n{public}  copy it to trust.keys_dir of every device")
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--key", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--url", required=True, help="Where devices fetch the checkpoint.")
+@click.option("--model", required=True)
+@click.option("--version", "version_", required=True)
+@click.option("--sequence", required=True, type=int, help="Higher than that of the last release of this model.")
+@click.option("--model-type", default="auto", show_default=True)
+@click.option("--for-device", multiple=True, help="Audience; may be repeated. Default: every device.")
+@click.option("--for-group", multiple=True)
+@click.option("--expires", help="RFC 3339 time, e.g. 2027-01-01T00:00:00Z.")
+def sign(checkpoint: Path, key: Path, url: str, **fields: Any) -> None:
+    """Hash CHECKPOINT and print a signed manifest for it."""
+    manifest: JsonObject = {
+        "model": fields["model"],
+        "version": fields["version_"],
+        "sequence": fields["sequence"],
+        "audience": {"devices": fields["for_device"], "groups": fields["for_group"]},
+        "files": [keys.describe_file(checkpoint, url)],
+        "model_type": fields["model_type"],
+        "expires": fields["expires"],
+    }
+    try:
+        click.echo(json.dumps(keys.sign(manifest, key)))
+    except ValidationError as error:
+        _fail(describe(error), 2)
+    except keys.SigningKeyError as error:
+        _fail(str(error), 1)
+
+
+@main.command()
+@click.argument("manifest", type=click.File("rb"))
+@click.option("--keys-dir", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def verify(manifest: Any, keys_dir: Path) -> None:
+    """Check the signature of MANIFEST (- for stdin) against trusted keys, as a device does."""
+    try:
+        envelope = Envelope.model_validate_json(manifest.read())
+        content = envelope.manifest()
+        key = KeyDirectory(keys_dir).verify(envelope, content.model, None)
+    except ValidationError as error:
+        _fail(describe(error), 1)
+    except RefusalError as refusal:
+        _fail(f"{refusal.code}: {refusal.detail}", 1)
+    click.echo(f"signed by {key}: {content.model} {content.version}, sequence {content.sequence}")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("manifest", type=click.File("rb"))
+@click.option("--method", default="auto", type=_METHODS, show_default=True)
+@click.option("--gate", help="JSON object with the gate's thresholds and data set.")
+@click.pass_obj
+def deploy(target: Target, model: str, manifest: Any, method: str, gate: str | None) -> None:
+    """Deploy MODEL from a signed MANIFEST (- for stdin)."""
+    fields: JsonObject = {"manifest": _json(manifest.read()), "method": method}
+    if gate is not None:
+        fields["gate"] = _json(gate)
+    _send(target, "deploy", model=model, **fields)
+
+
+@main.command("set-method")
+@click.argument("model")
+@click.argument("method", type=_METHODS)
+@click.pass_obj
+def set_method(target: Target, model: str, method: str) -> None:
+    """Serve MODEL by another METHOD."""
+    _send(target, "set_method", model=model, method=method)
+
+
+@main.command()
+@click.argument("model")
+@click.pass_obj
+def rollback(target: Target, model: str) -> None:
+    """Serve the previous release of MODEL again."""
+    _send(target, "rollback", model=model)
+
+
+@main.command()
+@click.argument("model")
+@click.pass_obj
+def replan(target: Target, model: str) -> None:
+    """Decide again how to serve MODEL, with today's memory."""
+    _send(target, "replan", model=model)
+
+
+@main.command()
+@click.argument("model")
+@click.pass_obj
+def undeploy(target: Target, model: str) -> None:
+    """Stop serving MODEL and free its memory."""
+    _send(target, "undeploy", model=model)
+
+
+@main.command()
+@click.argument("operation")
+@click.pass_obj
+def cancel(target: Target, operation: str) -> None:
+    """Stop the running OPERATION."""
+    _send(target, "cancel", operation=operation)
+
+
+@main.command()
+@click.pass_obj
+def status(target: Target) -> None:
+    """Print what the device says it serves."""
+
+    def talk(client: FleetClient, topics: Topics) -> int:
+        found = {name: client.read(topic, 5.0) for name, topic in _status_topics(topics).items()}
+        click.echo(json.dumps(found, indent=None if target.as_json else 2))
+        return 0
+
+    _connected(target, talk)
+
+
+def _status_topics(topics: Topics) -> dict[str, str]:
+    return {"presence": topics.presence, "reported": topics.reported, "capabilities": topics.capabilities}
+
+
+def _send(target: Target, name: str, **fields: Any) -> None:
+    def talk(client: FleetClient, _topics: Topics) -> int:
+        operation = client.send(name, **fields)
+        if not target.wait_s:
+            click.echo(operation)
+            return 0
+        last: JsonObject = {}
+        for last in client.follow(operation, target.wait_s):
+            _show(target, last)
+        return 0 if last.get("state") == "succeeded" else 1
+
+    _connected(target, talk)
+
+
+def _connected(target: Target, talk: Callable[[FleetClient, Topics], int]) -> NoReturn:
+    if target.device is None:
+        _fail("which device? give --device or set NIBBLECTL_DEVICE", 2)
+    topics = Topics(target.prefix, target.device)
+    try:
+        with Messages(target.host, target.port, username=target.username, password=target.password) as messages:
+            sys.exit(talk(FleetClient(messages, topics), topics))
+    except (BrokerError, NoAnswerError) as error:
+        _fail(str(error), UNREACHABLE)
+
+
+def _show(target: Target, state: JsonObject) -> None:
+    if target.as_json:
+        click.echo(json.dumps(state))
+        return
+    progress, error = state["progress"], state["error"]
+    how_far = f" {progress['done']}/{progress['total']} {progress['unit']}" if progress else ""
+    click.echo(f"{state['id']} {state['state']} {state['phase'] or ''}{how_far}".rstrip())
+    if error:
+        click.echo(f"  {error['code']}: {error['detail']}")
+        for name in ("hint", "kept"):
+            if error[name]:
+                click.echo(f"  {name}: {error[name]}")
+
+
+def _json(text: bytes | str) -> JsonObject:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        _fail(f"not JSON: {error}", 2)
+    if not isinstance(value, dict):
+        _fail(f"a JSON {type(value).__name__}, expected an object", 2)
+    return value
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    click.echo(f"nibblectl: {text}", err=True)
+    sys.exit(status)

@@ -1,0 +1,71 @@
+"""A fleet manager's connection: publishes commands and follows operations to their end."""
+
+from __future__ import annotations
+
+import json
+import queue
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from agent.contract.wire import dump
+from agent.deployment.phases import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.adapters.mqtt_operator import Messages
+    from agent.contract.topics import Topics
+
+JsonObject = dict[str, Any]
+
+
+class NoAnswerError(Exception):
+    """A device did not say anything in time."""
+
+
+class FleetClient:
+    """Talks to one device over a broker.
+
+    Args:
+        messages: an open connection to the broker.
+        topics: the device's topics.
+    """
+
+    def __init__(self, messages: Messages, topics: Topics) -> None:
+        self._messages = messages
+        self._topics = topics
+
+    def send(self, name: str, **fields: Any) -> str:
+        """Publish a command and return its id, a fresh one unless given."""
+        body = {"schema": 1, "id": f"{name.replace('_', '-')}-{uuid.uuid4().hex[:12]}", **fields}
+        self._messages.publish(self._topics.command(name), dump(body))
+        return str(body["id"])
+
+    def follow(self, operation_id: str, timeout_s: float) -> Iterator[JsonObject]:
+        """Yield every state of an operation until a terminal one.
+
+        Raises:
+            NoAnswerError: when the device is silent for ``timeout_s`` seconds.
+        """
+        with self._messages.listen(self._topics.operation(operation_id)) as inbox:
+            while True:
+                try:
+                    state = json.loads(inbox.get(timeout=timeout_s))
+                except queue.Empty:
+                    raise NoAnswerError(f"no word on operation {operation_id} for {timeout_s:.0f} s") from None
+                yield state
+                if State(state["state"]).is_terminal:
+                    return
+
+    def read(self, topic: str, timeout_s: float) -> JsonObject:
+        """Return the next message on a topic, a retained one at once.
+
+        Raises:
+            NoAnswerError: when none comes within ``timeout_s`` seconds.
+        """
+        with self._messages.listen(topic) as inbox:
+            try:
+                value: JsonObject = json.loads(inbox.get(timeout=timeout_s))
+            except queue.Empty:
+                raise NoAnswerError(f"nothing on {topic} for {timeout_s:.0f} s") from None
+            return value

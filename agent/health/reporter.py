@@ -1,0 +1,157 @@
+"""Collects the state of health and publishes it at an interval; the page and the metrics read the same body."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from agent.contract import reports
+from agent.devices import system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent.contract.topics import Topics
+    from agent.deployment.ports import Clock, Transport
+
+log = structlog.get_logger("health")
+JsonObject = dict[str, Any]
+
+
+class HealthReporter:
+    """Publishes health until it is stopped.
+
+    Args:
+        topics, transport, clock: where to and when.
+        interval_s: seconds between two reports, give or take a tenth.
+        state_dir: whose file system is watched.
+        device: returns the device's facts.
+        server: returns the server's status, or raises.
+        engine: returns ``mode`` and the open operations.
+        is_required: whether a server ought to be answering now.
+        relaxations: security settings that were relaxed on purpose.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        transport: Transport,
+        clock: Clock,
+        *,
+        interval_s: float,
+        state_dir: Path,
+        device: Callable[[], JsonObject],
+        server: Callable[[], JsonObject],
+        engine: Callable[[], JsonObject],
+        relaxations: tuple[str, ...],
+    ) -> None:
+        self._topics = topics
+        self._transport = transport
+        self._clock = clock
+        self._interval_s = interval_s
+        self._state_dir = state_dir
+        self._device = device
+        self._server = server
+        self._engine = engine
+        self._relaxations = relaxations
+        self._stop = threading.Event()
+        self._now = threading.Event()
+        self._body: JsonObject = {"status": "starting", "reasons": []}
+        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+
+    @property
+    def body(self) -> JsonObject:
+        """The last state of health."""
+        return self._body
+
+    def start(self) -> None:
+        """Start reporting."""
+        self._thread.start()
+
+    def report_now(self) -> None:
+        """Report without waiting for the interval: something changed, or somebody asked."""
+        self._now.set()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Stop reporting."""
+        self._stop.set()
+        self._now.set()
+        self._thread.join(timeout_s)
+
+    def collect(self) -> JsonObject:
+        """Return the state of health now. Never raises: what cannot be read is a reason."""
+        reasons: list[str] = []
+        device = _try(self._device, "device", reasons)
+        server = _try(self._server, "server", reasons)
+        engine = self._engine()
+        pid = server.get("pid")
+        if engine["mode"] != "current":
+            reasons.append(f"serving {engine['mode']}: the server kept dying")
+        reasons += [f"relaxed: {name}" for name in self._relaxations]
+        return {
+            "status": _status(engine, server, reasons),
+            "reasons": reasons,
+            "device": device,
+            "cpu": system.load(),
+            "disk": system.disk(self._state_dir),
+            "clock_synchronised": self._clock.is_synchronised(),
+            "models": server.get("models", {}),
+            "supervisor_rss_bytes": system.resident_bytes(),
+            "server_rss_bytes": system.resident_bytes(pid) if pid else None,
+            "server_pid": pid,
+            **engine,
+        }
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._publish()
+            except Exception:
+                log.exception("health_failed")
+            jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads a fleet's reports
+            self._now.wait(self._interval_s * jitter)
+            self._now.clear()
+
+    def _publish(self) -> None:
+        self._body = body = self.collect()
+        at = self._clock.now()
+        self._transport.publish(reports.health(self._topics, body, interval_s=self._interval_s, at=at))
+        numbers = flat_numbers(body)
+        self._transport.publish(reports.telemetry(self._topics, numbers, interval_s=self._interval_s, at=at))
+
+
+def flat_numbers(body: JsonObject) -> dict[str, float]:
+    """Return the numbers that collectors plot, with units in their names."""
+    memory = (body.get("device") or {}).get("memory", {})
+    models: JsonObject = body.get("models", {})
+    numbers: dict[str, float | None] = {
+        "supervisor_rss_bytes": body.get("supervisor_rss_bytes"),
+        "server_rss_bytes": body.get("server_rss_bytes"),
+        "memory_available_bytes": memory.get("available_bytes"),
+        "memory_total_bytes": memory.get("total_bytes"),
+        "disk_free_bytes": (body.get("disk") or {}).get("free_bytes"),
+        "models_served": len(models),
+        "requests_total": sum(model["requests"] for model in models.values()),
+        "failures_total": sum(model["failures"] for model in models.values()),
+        "open_operations": len(body.get("operations", ())),
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def _try(read: Callable[[], JsonObject], what: str, reasons: list[str]) -> JsonObject:
+    try:
+        return read()
+    except Exception as error:  # noqa: BLE001 - a broken witness is a reason, not an end
+        reasons.append(f"{what}: {error}")
+        return {}
+
+
+def _status(engine: JsonObject, server: JsonObject, reasons: list[str]) -> str:
+    missing = [name for name in engine["served"] if name not in server.get("models", {})]
+    if missing or engine["mode"] == "safe":
+        return "failing"
+    return "degraded" if reasons else "ok"

@@ -1,0 +1,92 @@
+"""The status page: one self-contained, read-only site on the agent's own port, with the same facts as JSON.
+
+Served by the standard library on threads of its own: a page that people look at now and then is not worth a web
+framework's memory in a process that has to stay small. Loopback by default; no request changes anything.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PAGES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/index.html": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+_CSP = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
+_IDLE_S = 15.0
+
+
+class StatusSite:
+    """Serves the page and ``status.json``.
+
+    Args:
+        host, port: where to listen; port 0 takes a free one.
+        status: returns the body of ``status.json``.
+
+    Raises:
+        OSError: when the port is taken.
+    """
+
+    def __init__(self, host: str, port: int, status: Callable[[], dict[str, Any]]) -> None:
+        class Handler(_Handler):
+            pass
+
+        Handler.status = staticmethod(status)
+        self._server = ThreadingHTTPServer((host, port), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.5,), name="page", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}/"
+
+    def start(self) -> None:
+        """Start serving."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    status: Callable[[], dict[str, Any]]
+    timeout = _IDLE_S
+    protocol_version = "HTTP/1.1"
+    server_version = "nibbled"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/status.json":
+            self._send(HTTPStatus.OK, json.dumps(self.status()).encode(), "application/json")
+        elif path in _PAGES:
+            name, kind = _PAGES[path]
+            self._send(HTTPStatus.OK, (files("agent.health") / "page" / name).read_bytes(), kind)
+        else:
+            self._send(HTTPStatus.NOT_FOUND, b'{"error":"no such page"}', "application/json")
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", _CSP)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the standard library's name
+        """Say nothing: page views are not events."""

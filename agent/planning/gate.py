@@ -1,0 +1,56 @@
+"""Judge what was measured against what was demanded. Pure: measurements in, complaints out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a model has to prove; None is not asked for."""
+
+    min_agreement: float = 0.95
+    max_accuracy_drop: float = 0.02
+    min_accuracy: float | None = None
+    max_latency_ms: float | None = None
+
+
+# Comparisons are written so that NaN, which compares false with everything, never passes.
+
+
+def judge(measured: Mapping[str, Any], demanded: Thresholds) -> list[str]:
+    """Return why ``measured`` is not good enough, one sentence each; an empty list means that it passed.
+
+    Args:
+        measured: ``agreement``, ``non_finite``, ``accuracy`` and ``accuracy_source`` (None without labels) and
+            ``latency_ms.p50``, as the builder's gate and the server's canary report them.
+        demanded: the thresholds.
+    """
+    complaints = []
+    if measured["non_finite"]:
+        complaints.append(f"{measured['non_finite']} of {measured['rows']} answers are not finite")
+    if not measured["agreement"] >= demanded.min_agreement:
+        complaints.append(f"agreement {measured['agreement']:.4f} with the source, {demanded.min_agreement} demanded")
+    complaints += _judge_accuracy(measured.get("accuracy"), measured.get("accuracy_source"), demanded)
+    latency = measured["latency_ms"]["p50"]
+    if demanded.max_latency_ms is not None and not latency <= demanded.max_latency_ms:
+        complaints.append(f"latency p50 {latency:.2f} ms, at most {demanded.max_latency_ms} ms demanded")
+    return complaints
+
+
+def _judge_accuracy(accuracy: float | None, source: float | None, demanded: Thresholds) -> list[str]:
+    complaints = []
+    if demanded.min_accuracy is not None:
+        if accuracy is None:
+            complaints.append(f"accuracy {demanded.min_accuracy} demanded, but the evaluation data has no labels")
+        elif not accuracy >= demanded.min_accuracy:
+            complaints.append(f"accuracy {accuracy:.4f}, {demanded.min_accuracy} demanded")
+    if accuracy is not None and source is not None and not source - accuracy <= demanded.max_accuracy_drop:
+        complaints.append(
+            f"accuracy fell from {source:.4f} to {accuracy:.4f}, a drop of {demanded.max_accuracy_drop} is allowed"
+        )
+    return complaints

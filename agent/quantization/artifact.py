@@ -1,0 +1,136 @@
+"""A finished artifact: a safetensors file and the JSON sidecar beside it.
+
+``load`` needs nothing else: no checkpoint, no unpickling, no full-precision weight. It reads as many bytes as the
+artifact has, and the module's state is the file's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+
+from agent.planning.methods import DEFAULT_BLOCKSIZE
+from agent.planning.methods import method as find_method
+from agent.quantization import codebooks, kernels, modules, packed
+from agent.quantization.errors import BuildError
+from agent.quantization.quantizer import contents
+from agent.quantization.safetensors_header import Header, read_header
+from agent.quantization.sidecar import SCHEMA
+from agent.quantization.swap import pack_layers
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from torch import nn
+
+    from agent.planning.methods import Method
+
+
+class ArtifactError(ValueError):
+    """A file that is no artifact of this version, or is damaged; the text says how."""
+
+
+def file_name(model_type: str, file_tag: str) -> str:
+    """Return an artifact's name, in the guide's pattern: ``cnn_4bit_NF4.safetensors``."""
+    return f"{model_type}_{file_tag}.safetensors"
+
+
+def load_sidecar(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return the sidecar of the artifact at ``path``.
+
+    Raises:
+        ArtifactError: it is missing, not JSON, or of another schema.
+    """
+    sidecar = Path(path).with_suffix(".json")
+    try:
+        content = json.loads(sidecar.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"the sidecar {sidecar.name} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"the sidecar {sidecar.name} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise ArtifactError(f"the sidecar {sidecar.name} has schema {found!r}, this version reads {SCHEMA}")
+    return content
+
+
+def load(path: str | PathLike[str], device: str = "auto") -> nn.Module:
+    """Return the model in an artifact, in eval mode and ready to be called with float32 inputs.
+
+    Args:
+        path: the ``.safetensors`` file; its sidecar lies beside it.
+        device: ``cpu``, ``cuda``, or ``auto`` for the GPU if there is one.
+
+    Raises:
+        ArtifactError: the file or its sidecar is missing, damaged, or does not fit the model type.
+    """
+    where = torch.device(resolve(device))
+    sidecar = load_sidecar(path)
+    try:
+        header = read_header(Path(path))
+        model_type, num_classes, options = sidecar["model_type"], sidecar["num_classes"], sidecar["options"]
+        method, blocksize = find_method(sidecar["method"]), sidecar["blocksize"] or DEFAULT_BLOCKSIZE
+    except (OSError, KeyError, ValueError, BuildError) as error:
+        raise ArtifactError(f"{Path(path).name} is no artifact: {error!s}") from error
+    model = modules.build_empty(model_type, num_classes, options)
+    names = _packed_names(header)
+    model = pack_layers(model, method, blocksize, lambda name, _numel: name in names)
+    _check(header, model, method)
+    _fill(model, path)
+    modules.compute_missing(model, model_type, num_classes, options)
+    if method.quant_type is not None:
+        kernels.kernel(where, method.quant_type)  # tried now: the first request must not pay for it
+    return model.to(where).eval()
+
+
+def resolve(device: str) -> str:
+    """Return the device that ``auto`` stands for on this machine; other names are returned as they are."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _packed_names(header: Header) -> set[str]:
+    markers = tuple(f".{marker}" for marker in packed.MARKERS)
+    return {name.rpartition(".")[0] for name in header.tensors if name.endswith(markers)}
+
+
+def _check(header: Header, model: nn.Module, method: Method) -> None:
+    """Compare what the file holds with what the model needs, in full, before anything is read."""
+    wanted = contents(model, codebooks.of_method(method))
+    held = {name: (info.shape, info.dtype) for name, info in header.tensors.items()}
+    if wanted == held:
+        return
+    missing = sorted(wanted.keys() - held.keys())
+    unexpected = sorted(held.keys() - wanted.keys())
+    unequal = sorted(name for name in wanted.keys() & held.keys() if wanted[name] != held[name])
+    parts = [
+        f"{len(names)} {what} ({', '.join(names[:3])})"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", unequal))
+        if names
+    ]
+    raise ArtifactError(f"the artifact does not fit its model type: tensors {'; '.join(parts)}")
+
+
+def _fill(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Copy every tensor from the file, so that serving never waits for a page of it."""
+    shared = modules.slots(model)
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - a file handle, not a dict
+            tensor = file.get_tensor(name)
+            if not name.startswith(codebooks.PREFIX):
+                modules.assign(model, shared[name], tensor.clone())
+            elif not torch.equal(tensor, _known_codebook(name)):
+                raise ArtifactError(f"{name!r} differs from the format's: the artifact was made by something else")
+
+
+def _known_codebook(name: str) -> torch.Tensor:
+    cpu = torch.device("cpu")
+    kind = name.removeprefix(codebooks.PREFIX)
+    return (
+        codebooks.dynamic_8bit(cpu) if kind == "scales" else codebooks.four_bit("nf4" if kind == "nf4" else "fp4", cpu)
+    )

@@ -1,0 +1,42 @@
+"""Whatever ended a job, as one of the builder's errors.
+
+Out of memory does not always say so: on Tegra the CUDA allocator trips over an assertion, or the driver's NvMap
+reports error 12 (ENOMEM).
+"""
+
+from __future__ import annotations
+
+import errno
+
+import torch
+
+from agent import architectures
+from agent.quantization.errors import (
+    BuildError,
+    InsufficientDiskError,
+    InsufficientMemoryError,
+    ModelTypeError,
+)
+
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "NVML_SUCCESS == r INTERNAL ASSERT", "NvMap")
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def translate(error: Exception) -> BuildError:
+    """Return ``error`` as the builder reports it."""
+    if isinstance(error, BuildError):
+        return error
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, architectures.ArchitectureError):
+        return ModelTypeError(text, "name the model type, or add it as an entry point nibbled.architectures")
+    if _is_out_of_memory(error, text):
+        return InsufficientMemoryError(f"memory ran out: {text or type(error).__name__}", "undeploy another model")
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return InsufficientDiskError(f"the disk is full: {text}", "free space in the state directory")
+    return BuildError(f"{type(error).__name__}: {text}", "see the builder's log")
+
+
+def _is_out_of_memory(error: Exception, text: str) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(known in text for known in OUT_OF_MEMORY_TEXTS)

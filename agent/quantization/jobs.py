@@ -1,0 +1,193 @@
+"""The builder's three jobs, from a JSON object to the content of its result event.
+
+A job is validated here and nowhere else. Files are written into the directory that the job names; moving them into
+place is the caller's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agent import architectures
+from agent.planning import model_types
+from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, Method
+from agent.quantization import artifact, gate, modules, process, quantizer, sidecar
+from agent.quantization.checkpoint import Checkpoint, open_checkpoint
+from agent.quantization.errors import UnsupportedMethodError
+from agent.quantization.probe import probe
+
+JsonObject = dict[str, Any]
+Emit = Callable[[JsonObject], None]
+
+SKIPPED_LISTED = 20
+GATE_FILE = "gate.safetensors"
+AUTO = "auto"
+
+
+class BadJobError(ValueError):
+    """A job object that the caller built wrongly."""
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """A ``build`` job after validation.
+
+    Attributes:
+        told: the JSON file that came with the checkpoint, for what no tensor shape tells.
+        device: where source and result are compared: ``cpu``, ``cuda``, or ``auto`` for what the server will use.
+    """
+
+    checkpoint: Path
+    model_type: str | None
+    method: Method
+    blocksize: int
+    output_dir: Path
+    told: Mapping[str, Any]
+    source_sha256: str | None
+    dataset: Path | None
+    rows: int
+    seed: int
+    device: str
+
+
+def run(job: Mapping[str, Any], emit: Emit) -> JsonObject:
+    """Do a job; progress goes through ``emit``, the result's content is returned.
+
+    Raises:
+        BadJobError: the job is not one.
+        BuildError: what the checkpoint or the machine does not allow.
+    """
+    kind = job.get("job")
+    torch.set_num_threads(int(job.get("threads", 1)))
+    if kind == "build":
+        return build(_parse_build(job), emit)
+    if kind == "inspect":
+        return inspect(Path(_text(job, "checkpoint")), job.get("sidecar") or {})
+    if kind == "probe":
+        return probe(job.get("methods", list(METHODS)))
+    raise BadJobError(f"unknown job {kind!r}; known: build, inspect, probe")
+
+
+def build(job: BuildJob, emit: Emit) -> JsonObject:
+    """Quantize a checkpoint, measure the result against the source, and write artifact, sidecar and gate file."""
+    begin = time.monotonic()
+    checkpoint = open_checkpoint(job.checkpoint)
+    found = _recognise(checkpoint, job.told, job.model_type)
+    data = gate.evaluation(found, job.dataset, job.rows, job.seed)
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    path = job.output_dir / artifact.file_name(found.model_type, job.method.file_tag)
+    outcome = quantizer.quantize(checkpoint, found, path, job.method, blocksize=job.blocksize, progress=_progress(emit))
+    facts = sidecar.describe(found, job.method, job.blocksize) | {
+        "source_sha256": job.source_sha256 or sidecar.sha256(job.checkpoint),
+        "source_bytes": checkpoint.file_bytes,
+        "source_tensor_bytes": outcome.source_tensor_bytes,
+        "artifact_bytes": path.stat().st_size,
+        "coverage": outcome.coverage,
+        "skipped": quantizer.describe(outcome.skipped, SKIPPED_LISTED),
+        "skipped_count": len(outcome.skipped),
+        "notes": [*checkpoint.notes, *found.notes],
+    }
+    sidecar.write(path, facts)  # the artifact is complete; measuring it needs what a server needs
+    facts |= _measure(job, checkpoint, found, data, path)
+    return {
+        "artifact": str(path),
+        "sidecar": str(sidecar.write(path, facts)),
+        "gate_file": str(path.with_name(GATE_FILE)),
+        **{key: facts[key] for key in _RESULT_KEYS},
+        "peak_rss_bytes": process.peak_rss_bytes(),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
+
+
+_RESULT_KEYS = (
+    "model_type", "num_classes", "options", "method", "source_bytes", "source_tensor_bytes", "artifact_bytes",
+    "resident_bytes", "coverage", "skipped", "skipped_count", "notes", "gate",
+)  # fmt: skip
+
+
+def _measure(
+    job: BuildJob, checkpoint: Checkpoint, found: architectures.Recognised, data: gate.Evaluation, path: Path
+) -> JsonObject:
+    """Run source and result, one after the other on the same device, and write the gate file in between."""
+    is_batchable = architectures.is_batchable(found.model_type)
+    device = artifact.resolve(job.device)
+    source = gate.run(quantizer.source_model(checkpoint, found).to(device), data.inputs, is_batchable=is_batchable)
+    gate.write_gate_file(path.with_name(GATE_FILE), data, source)
+    packed = artifact.load(path, job.device)
+    measured = gate.run(packed, data.inputs, is_batchable=is_batchable)
+    return {"resident_bytes": modules.resident_bytes(packed), "gate": gate.compare(source, measured, data)}
+
+
+def inspect(path: Path, told: Mapping[str, Any]) -> JsonObject:
+    """Say what a checkpoint is, from its directory: no weight is read."""
+    checkpoint = open_checkpoint(path)
+    found = _recognise(checkpoint, told, None)
+    tensors = [
+        {"name": name, "shape": list(entry.shape), "dtype": str(entry.dtype).removeprefix("torch.")}
+        for name, entry in checkpoint.entries.items()
+    ]
+    return {
+        "model_type": found.model_type,
+        "num_classes": found.num_classes,
+        "options": found.options,
+        "notes": [*checkpoint.notes, *found.notes],
+        "tensors": tensors,
+        "bytes": checkpoint.file_bytes,
+    }
+
+
+def _parse_build(job: Mapping[str, Any]) -> BuildJob:
+    wanted = job.get("gate") or {}
+    model_type = job.get("model_type") or AUTO
+    return BuildJob(
+        checkpoint=Path(_text(job, "checkpoint")),
+        model_type=None if model_type == AUTO else model_type,
+        method=_method(_text(job, "method")),
+        blocksize=_blocksize(job.get("blocksize") or DEFAULT_BLOCKSIZE),
+        output_dir=Path(_text(job, "output_dir")),
+        told=job.get("sidecar") or {},
+        source_sha256=job.get("source_sha256"),
+        dataset=Path(wanted["dataset"]) if wanted.get("dataset") else None,
+        rows=int(wanted.get("rows", 256)),
+        seed=int(wanted.get("seed", 0)),
+        device=job.get("device") or AUTO,
+    )
+
+
+def _text(job: Mapping[str, Any], key: str) -> str:
+    value = job.get(key)
+    if not isinstance(value, str) or not value:
+        raise BadJobError(f"the job's {key!r} is {value!r}, a text is needed")
+    return value
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise UnsupportedMethodError(f"unknown method {name!r}", f"use one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _blocksize(value: Any) -> int:
+    if value not in BLOCKSIZES:
+        raise UnsupportedMethodError(f"blocksize {value!r}", f"use one of {', '.join(map(str, BLOCKSIZES))}")
+    return int(value)
+
+
+def _recognise(checkpoint: Checkpoint, told: Mapping[str, Any], model_type: str | None) -> architectures.Recognised:
+    """Find the model type; what the caller says must fit, and what the file says too if it is a known name."""
+    hint = checkpoint.hint
+    is_known = hint is not None and (bool(model_types.named(hint)) or hint in architectures.names())
+    hint = hint if is_known else None
+    if model_type is not None and hint is not None:
+        architectures.recognise(checkpoint.shapes, told, hint)
+    return architectures.recognise(checkpoint.shapes, told, model_type or hint)
+
+
+def _progress(emit: Emit) -> quantizer.Progress:
+    return lambda done, total: emit({"event": "progress", "done": done, "total": total, "unit": "tensors"})

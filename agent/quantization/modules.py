@@ -1,0 +1,67 @@
+"""Putting tensors into a model that was built on the meta device, and weighing what a model holds.
+
+Names are those of ``state_dict``; a tensor that several names share is one tensor under its first name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from agent import architectures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def build_empty(model_type: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
+    """Return an eval module without memory, without the parts that forward never reads."""
+    with torch.device("meta"):
+        model = architectures.build(model_type, num_classes, **{"inference_only": True, **options})
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def slots(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return every distinct tensor's first name with all its names, that one included."""
+    by_identity: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        by_identity.setdefault(id(tensor), []).append(name)
+    return {names[0]: tuple(names) for names in by_identity.values()}
+
+
+def assign(model: nn.Module, names: Iterable[str], tensor: Tensor) -> None:
+    """Put ``tensor`` where ``names`` are, as a parameter or a buffer, whichever the module has there."""
+    parameter: nn.Parameter | None = None
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if leaf in owner._parameters:  # noqa: SLF001 - torch offers no public way to tell parameters from buffers by name
+            parameter = parameter or nn.Parameter(tensor, requires_grad=False)
+            owner.register_parameter(leaf, parameter)
+        else:
+            owner.register_buffer(leaf, tensor)
+
+
+def compute_missing(model: nn.Module, model_type: str, num_classes: int, options: Mapping[str, Any]) -> None:
+    """Fill buffers that no state dict holds (``persistent=False``) by building the model once more with memory."""
+    missing = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if not missing:
+        return
+    built = architectures.build(model_type, num_classes, **{"inference_only": True, **options})
+    for name in missing:
+        path, _, leaf = name.rpartition(".")
+        model.get_submodule(path).register_buffer(leaf, built.get_buffer(name), persistent=False)
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """Return the bytes of all distinct storages that a model keeps alive.
+
+    Counted are parameters, buffers (packed codes and scales are buffers) and the flat copies that ``nn.LSTM`` keeps.
+    """
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        tensors += [tensor for tensor in getattr(module, "_flat_weights", ()) if isinstance(tensor, Tensor)]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
+    return sum(storages.values())

@@ -1,0 +1,72 @@
+"""The builder as a process: it dies with its parent, dies first under memory pressure, and keeps stdout for events.
+
+Linux calls, each best effort where the system may refuse it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PR_SET_PDEATHSIG = 1
+"""``linux/prctl.h``."""
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent's thread ends; exit if that has happened already.
+
+    A parent that ended before this call is noticed by the change of parent. One that ended even before the first line
+    closed the pipe of the job, so that no job arrives.
+    """
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the parent process ended")
+
+
+def be_first_to_die() -> None:
+    """Ask the kernel to end this process first when memory runs out; some containers forbid it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def claim_stdout() -> TextIO:
+    """Return the real stdout for events, and send whatever libraries print there to stderr from now on."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return events
+
+
+def send(events: TextIO, event: Mapping[str, Any]) -> None:
+    """Write one event as a line; NaN is no JSON and is refused here rather than by the reader."""
+    events.write(json.dumps(event, allow_nan=False) + "\n")
+    events.flush()
+
+
+def peak_rss_bytes() -> int:
+    """Return the high-water mark of this process's resident memory, file pages included."""
+    return _status_bytes("VmHWM")
+
+
+def anonymous_bytes() -> int:
+    """Return the resident memory that no file backs."""
+    return _status_bytes("RssAnon")
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")

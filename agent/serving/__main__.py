@@ -1,0 +1,74 @@
+"""``python -m agent.serving``: the long-lived process that answers inference on sockets it inherits."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from agent.serving.control import ControlPlane
+from agent.serving.dataplane import DataPlane
+from agent.serving.http import HttpApp
+from agent.serving.loader import TorchLoader
+from agent.serving.process import configure_log, log, serve, tie_to_parent
+from agent.serving.slots import Loader, Models
+
+if TYPE_CHECKING:
+    import asyncio
+
+# Threads that computed for long let the event loop in after this time; the interpreter's default is ten times longer.
+SWITCH_INTERVAL_S = 0.0005
+
+
+def main(arguments: list[str] | None = None, loader: Loader | None = None) -> None:
+    """Run the server until it is told to end; does not return."""
+    options = _parse(arguments)
+    tie_to_parent()
+    configure_log()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    loader = loader or TorchLoader(options.device, options.threads)
+    uvloop.run(_run(options, loader))
+    sys.stderr.flush()
+    # Threads may still be inside torch, whose teardown order is not theirs: there is nothing left to clean up.
+    os._exit(0)
+
+
+async def _run(options: argparse.Namespace, loader: Loader) -> None:
+    plane = DataPlane(Models())
+    control = ControlPlane(plane, loader)
+    responses: Counter[int] = Counter()
+    preparing = control.prepare()
+    preparing.add_done_callback(_report)
+    limit = options.max_body_mib * 1024 * 1024
+    apps = [
+        (HttpApp(plane, responses, None, limit), socket.socket(fileno=options.http_fd)),
+        (HttpApp(plane, responses, control, limit), socket.socket(fileno=options.control_fd)),
+    ]
+    await serve(plane, apps, options.drain_s)
+
+
+def _report(preparing: asyncio.Future[None]) -> None:
+    if preparing.exception() is not None:
+        log.critical("imports_failed", error=repr(preparing.exception()))
+        os._exit(1)
+    log.info("prepared")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m agent.serving", description=__doc__)
+    parser.add_argument("--http-fd", type=int, required=True, help="listening TCP socket of the data plane")
+    parser.add_argument("--control-fd", type=int, required=True, help="listening Unix socket of the supervisor")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each model")
+    parser.add_argument("--drain-s", type=float, default=10.0, help="seconds that a shutdown may take")
+    parser.add_argument("--max-body-mib", type=int, default=64)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""One model's queue and the thread that computes.
+
+INVARIANTS:
+- An idle model computes a request at once; requests are joined only when they waited anyway.
+- Joined requests belong to the same slot, have equal shapes behind the rows, and do not exceed ``max_rows`` together.
+- The oldest request is always in the next batch.
+- When a batch fails, each of its requests is computed alone: only those that fail alone are answered with an error.
+- A work is settled exactly once, on the event loop; until then it holds its slot.
+
+The queue is shared by two threads and guarded by one condition; futures are touched on the event loop only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agent.serving.errors import ExpiredError, UnavailableError
+from agent.serving.stats import Timing
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from agent.serving.slots import Slot
+    from agent.serving.tensors import Array
+    from agent.serving.validation import Question
+
+MAX_ROWS = 32
+MAX_QUEUE = 256
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Outputs in the order of the model's, and where the time went."""
+
+    outputs: list[Array]
+    timing: Timing
+
+
+@dataclass(eq=False)
+class Work:
+    """A question on its way through the queue.
+
+    Attributes:
+        is_probe: a canary's question: neither bounded by the queue's length nor counted.
+    """
+
+    slot: Slot
+    question: Question
+    future: asyncio.Future[Answer]
+    is_probe: bool
+    queued_at: float
+    form: tuple[tuple[int, ...], ...]
+    expiry: asyncio.TimerHandle | None = None
+
+
+@dataclass
+class _Executed:
+    """What became of a batch: one outcome for each work, and the rows of each forward pass."""
+
+    outcomes: list[Answer | Exception]
+    passes: list[int] = field(default_factory=list)
+
+
+class Batcher:
+    """Computes the requests of one model, one batch at a time, in a thread of its own."""
+
+    def __init__(
+        self, name: str, loop: asyncio.AbstractEventLoop, *, max_rows: int = MAX_ROWS, max_queue: int = MAX_QUEUE
+    ) -> None:
+        self.max_rows = max_rows
+        self.max_queue = max_queue
+        self._loop = loop
+        self._changed = threading.Condition()
+        self._queue: deque[Work] = deque()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._work, name=f"model-{name}", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def submit(
+        self, slot: Slot, question: Question, timeout_s: float | None = None, *, is_probe: bool = False
+    ) -> asyncio.Future[Answer]:
+        """Queue a question.
+
+        Cancelling the future takes the question out of the queue if it is still there.
+
+        Args:
+            slot: what shall answer.
+            question: checked against the slot's specs.
+            timeout_s: how long it may wait, in seconds; it is not interrupted once it is being computed.
+            is_probe: whether it is a canary's.
+
+        Raises:
+            UnavailableError: the queue is full.
+        """
+        if len(self._queue) >= self.max_queue and not is_probe:
+            raise UnavailableError(f"the queue of model {slot.model!r} is full: {self.max_queue} requests wait")
+        form = tuple(array.shape[1:] for array in question.arrays)
+        work = Work(slot, question, self._loop.create_future(), is_probe, time.perf_counter(), form)
+        if timeout_s is not None:
+            work.expiry = self._loop.call_later(timeout_s, self._expire, work, timeout_s)
+        work.future.add_done_callback(lambda future: self._drop(work) if future.cancelled() else None)
+        slot.acquire()
+        with self._changed:
+            self._queue.append(work)
+            self._changed.notify()
+        return work.future
+
+    def stop(self) -> None:
+        """End the thread; what is still queued is answered with 503."""
+        with self._changed:
+            self._is_stopping = True
+            left = list(self._queue)
+            self._queue.clear()
+            self._changed.notify()
+        for work in left:
+            self._settle(work, UnavailableError(f"model {work.slot.model!r} was unloaded"))
+
+    def _withdraw(self, work: Work) -> bool:
+        with self._changed:
+            if work not in self._queue:
+                return False
+            self._queue.remove(work)
+            return True
+
+    def _expire(self, work: Work, timeout_s: float) -> None:
+        if self._withdraw(work):
+            self._settle(work, ExpiredError(f"the request waited for its timeout of {timeout_s * 1e6:.0f} us"))
+
+    def _drop(self, work: Work) -> None:
+        if self._withdraw(work):
+            self._settle(work, UnavailableError("canceled"))
+
+    def _settle(self, work: Work, outcome: Answer | Exception) -> None:
+        if work.expiry is not None:
+            work.expiry.cancel()
+        work.slot.free()
+        if work.future.done():
+            return
+        if isinstance(outcome, Answer):
+            work.future.set_result(outcome)
+        else:
+            work.future.set_exception(outcome)
+
+    def _deliver(self, batch: Sequence[Work], executed: _Executed) -> None:
+        if not batch[0].is_probe:
+            for rows in executed.passes:
+                batch[0].slot.stats.executed(rows)
+        for work, outcome in zip(batch, executed.outcomes, strict=True):
+            self._settle(work, outcome)
+
+    # What follows runs in the thread.
+
+    def _work(self) -> None:
+        while batch := self._take():
+            executed = self._execute(batch)
+            self._loop.call_soon_threadsafe(self._deliver, batch, executed)
+            # The next wait may be long: do not keep a release alive meanwhile.
+            del batch, executed
+
+    def _take(self) -> list[Work]:
+        """Wait for work and return the next batch; an empty one means the end."""
+        with self._changed:
+            while not self._queue:
+                if self._is_stopping:
+                    return []
+                self._changed.wait()
+            batch = [self._queue.popleft()]
+            if self._queue and batch[0].slot.network.is_batchable:
+                self._join(batch)
+            return batch
+
+    def _join(self, batch: list[Work]) -> None:
+        first, rows = batch[0], batch[0].question.rows
+        for work in list(self._queue):
+            fits = work.slot is first.slot and work.form == first.form and work.is_probe == first.is_probe
+            if fits and rows + work.question.rows <= self.max_rows:
+                rows += work.question.rows
+                batch.append(work)
+                self._queue.remove(work)
+
+    def _execute(self, batch: Sequence[Work]) -> _Executed:
+        try:
+            return self._compute(batch)
+        except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the thread
+            if len(batch) == 1:
+                return _Executed([error])
+        alone = [self._execute([work]) for work in batch]
+        return _Executed(
+            [outcome for one in alone for outcome in one.outcomes], [rows for one in alone for rows in one.passes]
+        )
+
+    def _compute(self, batch: Sequence[Work]) -> _Executed:
+        began = time.perf_counter()
+        arrays = batch[0].question.arrays
+        if len(batch) > 1:
+            columns = zip(*(work.question.arrays for work in batch), strict=True)
+            arrays = tuple(np.concatenate(column) for column in columns)
+        joined = time.perf_counter()
+        outputs, passes = self._run(batch[0].slot, arrays, sum(work.question.rows for work in batch))
+        computed = time.perf_counter()
+        parts = _split(outputs, [work.question.rows for work in batch])
+        split = time.perf_counter()
+        return _Executed(
+            [
+                Answer(part, Timing(began - work.queued_at, joined - began, computed - joined, split - computed))
+                for work, part in zip(batch, parts, strict=True)
+            ],
+            passes,
+        )
+
+    def _run(self, slot: Slot, arrays: Sequence[Array], rows: int) -> tuple[list[Array], list[int]]:
+        """Return the outputs for ``rows`` rows; more than ``max_rows`` of a batchable model are computed in pieces."""
+        if not slot.network.is_batchable:
+            return slot.network.run(arrays), [rows]
+        pieces = [[array[at : at + self.max_rows] for array in arrays] for at in range(0, rows, self.max_rows)]
+        answers = [_run_checked(slot, piece) for piece in pieces]
+        outputs = [np.concatenate(column) for column in zip(*answers, strict=True)] if len(pieces) > 1 else answers[0]
+        return outputs, [len(piece[0]) for piece in pieces]
+
+
+def _run_checked(slot: Slot, arrays: Sequence[Array]) -> list[Array]:
+    # A row too few would give every later request of the batch the answer of another one.
+    outputs = slot.network.run(arrays)
+    for output, spec in zip(outputs, slot.network.outputs, strict=True):
+        if len(output) != len(arrays[0]):
+            raise RuntimeError(f"output {spec.name!r} has {len(output)} rows to {len(arrays[0])} rows of input")
+    return outputs
+
+
+def _split(outputs: list[Array], rows: Sequence[int]) -> list[list[Array]]:
+    if len(rows) == 1:
+        return [outputs]
+    cuts = list(np.cumsum(rows)[:-1])
+    return [list(part) for part in zip(*(np.split(output, cuts) for output in outputs), strict=True)]

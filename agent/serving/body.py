@@ -1,0 +1,150 @@
+"""Bodies of HTTP requests and replies: reading within limits, compression both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from agent.serving.errors import BadRequestError, BodyTimeoutError, TooLargeError, UnsupportedEncodingError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+BODY_TIMEOUT_S = 60.0
+DISCARD_S = 5.0
+# Smaller replies do not gain from compression, and the fastest level loses little on tensors.
+MIN_COMPRESSED_BYTES = 1024
+COMPRESSION_LEVEL = 1
+# zlib.h, inflateInit2: 15 is the window of the zlib format, 16 more mean gzip. "deflate" is the zlib format
+# (RFC 9110, 8.4.1.2).
+WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+# (De)compressing more than this is not done on the event loop.
+INLINE_BYTES = 64 * 1024
+
+
+class DisconnectedError(Exception):
+    """The client went away before its request was complete; nobody is left to answer."""
+
+
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
+    """Return the decompressed body.
+
+    Raises:
+        TooLargeError: as announced, as received or as decompressed it is over ``limit`` bytes.
+        BodyTimeoutError: it is not complete after ``BODY_TIMEOUT_S``.
+        DisconnectedError: the client left.
+    """
+    announced = headers.get(b"content-length", b"0")
+    if not announced.isdigit():
+        raise BadRequestError(f"Content-Length {announced!r} is not a number")
+    if int(announced) > limit:
+        raise TooLargeError(f"the body has {int(announced)} bytes, at most {limit} are read", is_unread=True)
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+    if encoding not in ("identity", "") and encoding not in WINDOW_BITS:
+        raise UnsupportedEncodingError(f"Content-Encoding {encoding!r} is not gzip, deflate or identity")
+    body = await _receive_all(receive, limit)
+    if encoding not in WINDOW_BITS:
+        return body
+    return await asyncio.to_thread(decompress, body, encoding, limit)
+
+
+async def discard_body(receive: Receive) -> None:
+    """Read and forget what a refused client still sends, for a while: it may look for the answer only afterwards.
+
+    Closing a connection with unread bytes resets it, and the reset may overtake the reply.
+    """
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + DISCARD_S
+    with contextlib.suppress(BodyTimeoutError, DisconnectedError):
+        while (await _receive_part(receive, ends_at - loop.time())).get("more_body"):
+            pass
+
+
+async def _receive_all(receive: Receive, limit: int) -> bytes:
+    message = await _receive_part(receive, BODY_TIMEOUT_S)
+    if not message.get("more_body"):
+        return _checked(message.get("body", b""), 0, limit)
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + BODY_TIMEOUT_S
+    parts, size = [_checked(message["body"], 0, limit)], len(message["body"])
+    while message.get("more_body"):
+        message = await _receive_part(receive, ends_at - loop.time())
+        part = _checked(message.get("body", b""), size, limit)
+        size += len(part)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _checked(part: bytes, before: int, limit: int) -> bytes:
+    if before + len(part) > limit:
+        raise TooLargeError(f"the body has more than the {limit} bytes that are read", is_unread=True)
+    return part
+
+
+async def _receive_part(receive: Receive, timeout_s: float) -> dict[str, Any]:
+    task = asyncio.current_task()
+    # A timer costs a microsecond; asyncio.wait_for would start a task for every part of every request.
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        if task is not None:
+            task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(max(timeout_s, 0.0), expire)
+    try:
+        message = await receive()
+    except asyncio.CancelledError:
+        if expired:
+            raise BodyTimeoutError(f"the body was not complete after {BODY_TIMEOUT_S:.0f} s") from None
+        raise
+    finally:
+        timer.cancel()
+    if message["type"] == "http.disconnect":
+        raise DisconnectedError
+    return message
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """Return at most ``limit`` bytes of what ``body`` holds; a longer, a cut or a damaged one is an error."""
+    stream = zlib.decompressobj(WINDOW_BITS[encoding])
+    try:
+        plain = stream.decompress(body, limit)
+        if stream.unconsumed_tail and stream.decompress(stream.unconsumed_tail, 1):
+            raise TooLargeError(f"the decompressed body has more than the {limit} bytes that are read")
+    except zlib.error as error:
+        raise BadRequestError(f"the body is not {encoding}: {error}") from None
+    if not stream.eof or stream.unused_data:
+        raise BadRequestError(f"the {encoding} body is cut short or followed by other bytes")
+    return plain
+
+
+def accepted_encoding(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return ``gzip`` or ``deflate`` when the client asks for it, gzip if it takes both; ``q=0`` is a refusal."""
+    offers = headers.get(b"accept-encoding", b"").decode("latin-1").lower().split(",")
+    accepted = {name for name, quality in map(_offer, offers) if quality > 0}
+    return next((encoding for encoding in ("gzip", "deflate") if encoding in accepted), None)
+
+
+def _offer(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition(";")
+    try:
+        return name.strip(), float(weight.partition("=")[2]) if weight.strip() else 1.0
+    except ValueError:
+        return name.strip(), 0.0
+
+
+async def compress(body: bytes, encoding: str) -> bytes:
+    """Return ``body`` compressed, away from the event loop when it is large."""
+    return await asyncio.to_thread(_compress, body, encoding) if len(body) > INLINE_BYTES else _compress(body, encoding)
+
+
+def _compress(body: bytes, encoding: str) -> bytes:
+    stream = zlib.compressobj(COMPRESSION_LEVEL, wbits=WINDOW_BITS[encoding])
+    return stream.compress(body) + stream.flush()

@@ -1,0 +1,183 @@
+"""What clients can ask, whatever the protocol that carries the question. HTTP is one such protocol.
+
+Answers requests with the release that is active, and describes models in the protocol's own objects. It parses nothing
+and knows no status codes beyond those that its errors carry.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from agent import __version__
+from agent.serving.batcher import MAX_ROWS
+from agent.serving.errors import BadRequestError, ModelFailedError, ServingError, UnavailableError
+from agent.serving.memory import is_out_of_memory
+from agent.serving.oip import InferResponse
+from agent.serving.tensors import Tensor, is_finite
+from agent.serving.validation import check_inputs, check_outputs, timeout_s
+
+if TYPE_CHECKING:
+    from agent.serving.batcher import Answer
+    from agent.serving.oip import InferRequest
+    from agent.serving.slots import Models, Slot
+    from agent.serving.stats import Timing
+    from agent.serving.tensors import TensorSpec
+
+JsonObject = dict[str, Any]
+
+log = structlog.get_logger("dataplane")
+
+NAME = "nibbled"
+PLATFORM = "pytorch"
+EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A reply, how many rows it answers, and where the time went."""
+
+    wire: InferResponse
+    rows: int
+    timing: Timing
+
+
+class DataPlane:
+    """The models, and whether the server is on its way out.
+
+    Attributes:
+        is_draining: set once, when the process was asked to end.
+    """
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.is_draining = False
+        self.started_at = time.monotonic()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self.models.is_ready and not self.is_draining
+
+    async def infer(self, slot: Slot, request: InferRequest) -> Inference:
+        """Answer a request with ``slot``.
+
+        The caller looks the slot up and calls this without giving up the event loop in between, and counts the
+        outcome once it knows whether the answer could be sent.
+
+        Raises:
+            BadRequestError: it does not fit the model.
+            UnavailableError: the queue is full, or the request's timeout passed in it.
+            ModelFailedError: the model raised.
+        """
+        question = check_inputs(request.inputs, slot.network.inputs)
+        wanted = check_outputs(request, slot.network.outputs)
+        batcher = self.models.get(slot.model).batcher
+        try:
+            answer = await batcher.submit(slot, question, timeout_s(request))
+        except ServingError:
+            raise
+        except Exception as error:
+            raise _explain(error, slot) from error
+        tensors = _tensors(answer, slot)
+        if not all(map(is_finite, tensors)):
+            slot.stats.non_finite += 1
+        wire = InferResponse(
+            model_name=slot.model,
+            model_version=slot.version,
+            id=request.id,
+            parameters={"method": slot.network.method, "release": slot.release},
+            outputs=tuple((tensors[index], is_binary) for index, is_binary in wanted),
+        )
+        return Inference(wire, question.rows, answer.timing)
+
+
+def _tensors(answer: Answer, slot: Slot) -> list[Tensor]:
+    return [
+        Tensor(spec.name, spec.datatype, data) for spec, data in zip(slot.network.outputs, answer.outputs, strict=True)
+    ]
+
+
+def _explain(error: Exception, slot: Slot) -> ServingError:
+    # An index that an embedding does not have is the client's: nothing else in a module raises this type.
+    if isinstance(error, IndexError):
+        return BadRequestError(f"the model has no such index: {error}")
+    if is_out_of_memory(error):
+        return UnavailableError("the device has not enough free memory for this request: send fewer rows")
+    log.error("model_failed", model=slot.model, release=slot.release, error=f"{type(error).__name__}: {error}"[:2000])
+    return ModelFailedError(f"the model failed: {type(error).__name__}")
+
+
+def server_metadata(extra: tuple[str, ...] = ()) -> JsonObject:
+    """Return the server metadata object."""
+    return {"name": NAME, "version": __version__, "extensions": [*EXTENSIONS, *extra]}
+
+
+def model_metadata(slot: Slot) -> JsonObject:
+    """Return the model metadata object of the release that answers."""
+    return {
+        "name": slot.model,
+        "versions": [slot.version],
+        "platform": PLATFORM,
+        "inputs": [spec.to_json() for spec in slot.network.inputs],
+        "outputs": [spec.to_json() for spec in slot.network.outputs],
+        "properties": {
+            "model_type": slot.network.model_type,
+            "method": slot.network.method,
+            "release": slot.release,
+            "resident_bytes": str(slot.network.resident_bytes),
+        },
+    }
+
+
+def model_config(slot: Slot) -> JsonObject:
+    """Return the model configuration in the form that Triton's tools read.
+
+    ``max_batch_size`` above 0 means that ``dims`` leave the batch dimension out.
+    """
+    is_batchable = slot.network.is_batchable
+
+    def entry(spec: TensorSpec) -> JsonObject:
+        dims = spec.shape[1:] if is_batchable else spec.shape
+        return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(dims)}
+
+    return {
+        "name": slot.model,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "max_batch_size": MAX_ROWS if is_batchable else 0,
+        "input": [entry(spec) for spec in slot.network.inputs],
+        "output": [entry(spec) for spec in slot.network.outputs],
+    }
+
+
+def model_statistics(slot: Slot) -> JsonObject:
+    """Return one entry of ``model_stats``; durations in nanoseconds, as in Triton's statistics extension."""
+    stats = slot.stats
+    count = stats.outcomes["ok"]
+    failed = sum(stats.outcomes.values()) - count
+
+    def duration(count: int, seconds: float) -> JsonObject:
+        return {"count": count, "ns": round(seconds * 1e9)}
+
+    return {
+        "name": slot.model,
+        "version": slot.version,
+        "last_inference": stats.last_inference_ms,
+        "inference_count": stats.inferences,
+        "execution_count": stats.executions,
+        "inference_stats": {
+            "success": duration(count, stats.request.total),
+            "fail": duration(failed, stats.failed_s),
+            "queue": duration(count, stats.queue.total),
+            "compute_input": duration(count, stats.input_s),
+            "compute_infer": duration(count, stats.infer_s),
+            "compute_output": duration(count, stats.output_s),
+            "cache_hit": duration(0, 0.0),
+            "cache_miss": duration(0, 0.0),
+        },
+        "batch_stats": [],
+    }

@@ -1,0 +1,209 @@
+"""The Open Inference Protocol over HTTP, as a raw ASGI application.
+
+Rules: routes are matched on the undecoded path, so that an encoded slash stays inside its segment; no header but
+lengths and encodings is ever looked at (strict clients send no Content-Type); every reply that is not 200 is
+``{"error": …}`` as ``application/json``; a client's mistake is never a 500. The socket of the supervisor gets the same
+application with a ``ControlPlane``; without one its routes do not exist.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+import structlog
+
+from agent.serving.body import MAX_BODY_BYTES, DisconnectedError, discard_body, read_body
+from agent.serving.dataplane import model_config, model_metadata, model_statistics, server_metadata
+from agent.serving.errors import (
+    BadRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServingError,
+)
+from agent.serving.exposition import CONTENT_TYPE
+from agent.serving.metrics import render
+from agent.serving.oip import format_response, parse_request
+from agent.serving.replies import Reply, error_reply, infer_reply, json_reply, send_reply
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from agent.serving.body import Receive
+    from agent.serving.control import ControlPlane
+    from agent.serving.dataplane import DataPlane
+    from agent.serving.replies import Send
+
+log = structlog.get_logger("http")
+HEADER_LENGTH = b"inference-header-content-length"
+MAX_PATH_BYTES = 4096
+
+
+class HttpApp:
+    """Answers one listening socket.
+
+    Args:
+        plane: what is shared with the other sockets.
+        responses: replies by status, counted for all sockets together.
+        control: the supervisor's routes, None where they must not exist.
+        max_body_bytes: larger bodies are refused, before and after decompression.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        responses: Counter[int],
+        control: ControlPlane | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        self._plane = plane
+        self._responses = responses
+        self._control = control
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise NotImplementedError(f"ASGI scope {scope['type']!r}")
+        request = _Request.of(scope, receive)
+        # A client whose body was not read to its end cannot use the connection for another request.
+        is_unread = False
+        try:
+            reply = await self._answer(request)
+        except DisconnectedError:
+            return
+        except ServingError as error:
+            is_unread = error.is_unread
+            reply = error_reply(error)
+        except Exception:
+            log.exception("request_failed", path=request.path)
+            reply = error_reply(ServingError("internal error"))
+        self._responses[reply.status] += 1
+        closes = is_unread or self._plane.is_draining
+        await send_reply(send, reply, request.headers, closes=closes, ends=not is_unread)
+        if is_unread:
+            await discard_body(receive)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _answer(self, request: _Request) -> Reply:
+        if len(request.path) > MAX_PATH_BYTES:
+            raise NotFoundError(f"the path has {len(request.path)} characters, at most {MAX_PATH_BYTES} are matched")
+        match request.route:
+            case ["metrics"]:
+                request.expect("GET")
+                return Reply(200, render(self._plane, self._responses), CONTENT_TYPE)
+            case ["v2", "models", name, *rest] if rest:
+                return await self._model(request, name, rest)
+            case ["v2", "repository" | "control" as group, *rest] if self._control is not None:
+                body = await self._body(request) if request.method == "POST" else b""
+                return json_reply(await self._control.answer(group, rest, request.method, body))
+            case ["v2", *rest]:
+                return self._describe(request, rest)
+        raise request.unknown()
+
+    def _describe(self, request: _Request, rest: list[str]) -> Reply:
+        models = self._plane.models
+        active = [model.active for model in models if model.active]
+        body: Any
+        match rest:
+            case [] | [""]:
+                body = server_metadata(("model_repository",) if self._control else ())
+            case ["health", "live"]:
+                body = {"live": True}
+            case ["health", "ready"]:
+                request.expect("GET")
+                return self._health()
+            case ["models"]:
+                body = {"models": [slot.model for slot in active]}
+            case ["models", "stats"]:
+                body = {"model_stats": [model_statistics(slot) for slot in active]}
+            case ["models", name]:
+                body = model_metadata(models.active(name))
+            case _:
+                raise request.unknown()
+        request.expect("GET")
+        return json_reply(body)
+
+    def _health(self) -> Reply:
+        if self._plane.is_ready:
+            return json_reply({"live": True, "ready": True})
+        reason = "the server is shutting down" if self._plane.is_draining else "no model is active"
+        return json_reply({"live": True, "ready": False, "error": reason}, 503)
+
+    async def _model(self, request: _Request, name: str, rest: list[str]) -> Reply:
+        version = None
+        if rest[0] == "versions" and len(rest) > 1:
+            version, rest = rest[1], rest[2:]
+        if rest == ["infer"]:
+            request.expect("POST")
+            return await self._infer(request, name, version)
+        if rest not in ([], ["ready"], ["config"], ["stats"]):
+            raise request.unknown()
+        request.expect("GET")
+        slot = self._plane.models.active(name, version)
+        match rest:
+            case ["ready"]:
+                return json_reply({"name": name, "ready": True})
+            case ["config"]:
+                return json_reply(model_config(slot))
+            case ["stats"]:
+                return json_reply({"model_stats": [model_statistics(slot)]})
+        return json_reply(model_metadata(slot))
+
+    async def _infer(self, request: _Request, name: str, version: str | None) -> Reply:
+        began = time.perf_counter()
+        self._plane.models.active(name, version)
+        body = await self._body(request)
+        # Looked up again: another release may have been activated while the body came in.
+        slot = self._plane.models.active(name, version)
+        try:
+            question = parse_request(body, _header_length(request.headers), slot.network.inputs)
+            response = await self._plane.infer(slot, question)
+            reply = infer_reply(*format_response(response.wire))
+        except ServingError as error:
+            slot.stats.refused(error.outcome, time.perf_counter() - began)
+            raise
+        slot.stats.answered(response.rows, time.perf_counter() - began, response.timing, time.time_ns() // 1_000_000)
+        return reply
+
+    async def _body(self, request: _Request) -> bytes:
+        return await read_body(request.headers, request.receive, self._max_body_bytes)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What arrived: ``route`` holds the decoded segments of ``path``, which is kept as sent."""
+
+    method: str
+    path: str
+    route: list[str]
+    headers: dict[bytes, bytes]
+    receive: Receive
+
+    @classmethod
+    def of(cls, scope: Any, receive: Receive) -> _Request:
+        """Read an ASGI scope."""
+        path = (scope.get("raw_path") or quote(scope["path"]).encode()).partition(b"?")[0].decode("latin-1")
+        return cls(
+            scope["method"], path, [unquote(part) for part in path.split("/")[1:]], dict(scope["headers"]), receive
+        )
+
+    def expect(self, method: str) -> None:
+        """Raise ``MethodNotAllowedError`` for another verb; HEAD is GET without the body, which uvicorn leaves out."""
+        if self.method != method and not (self.method == "HEAD" and method == "GET"):
+            raise MethodNotAllowedError(self.method, self.path[:128], method)
+
+    def unknown(self) -> NotFoundError:
+        """Return the error for a path that matches nothing."""
+        return NotFoundError(f"there is no route {self.path[:128]}")
+
+
+def _header_length(headers: dict[bytes, bytes]) -> int | None:
+    value = headers.get(HEADER_LENGTH)
+    if value is None:
+        return None
+    if not value.isdigit():
+        raise BadRequestError(f"Inference-Header-Content-Length {value[:32].decode('latin-1')!r} is not a number")
+    return int(value)

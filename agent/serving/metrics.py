@@ -1,0 +1,67 @@
+"""Which counters are exposed, and under which names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.serving.exposition import Family, Labels, expose
+from agent.serving.memory import rss_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from agent.serving.dataplane import DataPlane
+    from agent.serving.slots import Slot
+    from agent.serving.stats import Histogram
+
+PREFIX = "nibbled_inference"
+
+
+def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
+    """Return the metrics of the whole process; ``responses`` counts HTTP replies by status."""
+    slots = {_labels(slot): slot for _model, slot in plane.models.slots()}
+
+    def each(
+        name: str, kind: str, text: str, read: Callable[[Slot], float | Histogram], prefix: str = PREFIX
+    ) -> Family:
+        return Family(f"{prefix}_{name}", kind, text, {labels: read(slot) for labels, slot in slots.items()})
+
+    outcomes = {
+        (*labels, ("outcome", outcome)): count
+        for labels, slot in slots.items()
+        for outcome, count in slot.stats.outcomes.items()
+    }
+    return expose(
+        [
+            Family(f"{PREFIX}_requests_total", "counter", "Requests by how they ended.", outcomes),
+            each("rows_total", "counter", "Rows answered.", lambda slot: slot.stats.inferences),
+            each("executions_total", "counter", "Forward passes.", lambda slot: slot.stats.executions),
+            each("non_finite_total", "counter", "Answers with NaN or infinity.", lambda slot: slot.stats.non_finite),
+            each("request_duration_seconds", "histogram", "From arrival to answer.", lambda slot: slot.stats.request),
+            each("queue_duration_seconds", "histogram", "Waiting for the model.", lambda slot: slot.stats.queue),
+            each("compute_duration_seconds", "histogram", "Computing the batch.", lambda slot: slot.stats.compute),
+            each("batch_rows", "histogram", "Rows of each forward pass.", lambda slot: slot.stats.batch_rows),
+            each("in_flight", "gauge", "Requests that hold the release.", lambda slot: slot.in_flight),
+            each("resident_bytes", "gauge", "Weights.", lambda slot: slot.network.resident_bytes, "nibbled_model"),
+            Family("nibbled_model_active", "gauge", "Whether the release answers.", _active(plane)),
+            Family("nibbled_inference_queue_length", "gauge", "Requests that wait.", _queues(plane)),
+            Family("nibbled_http_responses_total", "counter", "HTTP replies by status.", _statuses(responses)),
+            Family("nibbled_server_resident_memory_bytes", "gauge", "Resident set of the server.", {(): rss_bytes()}),
+        ]
+    )
+
+
+def _labels(slot: Slot) -> Labels:
+    return (("model", slot.model), ("version", slot.version), ("release", slot.release))
+
+
+def _active(plane: DataPlane) -> dict[Labels, float]:
+    return {_labels(slot): int(slot is model.active) for model, slot in plane.models.slots()}
+
+
+def _queues(plane: DataPlane) -> dict[Labels, float]:
+    return {(("model", model.name),): len(model.batcher) for model in plane.models}
+
+
+def _statuses(responses: Mapping[int, int]) -> dict[Labels, float]:
+    return {(("code", str(status)),): count for status, count in sorted(responses.items())}

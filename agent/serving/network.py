@@ -1,0 +1,117 @@
+"""Networks that compute with torch. The only file of the server that imports it; see ``loader``."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from agent import architectures
+from agent.quantization import artifact as artifacts
+from agent.quantization import modules
+from agent.serving.memory import trim_heap
+from agent.serving.tensors import DATATYPES, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from agent.serving.tensors import Array
+
+
+def configure(threads: int) -> None:
+    """Fix the number of threads of one operation and import the kernels; must come before the first operation."""
+    torch.set_num_threads(threads)
+    with _without_compiler(), contextlib.suppress(ImportError, OSError, RuntimeError):
+        # One that cannot be imported is not needed: artifacts then use the kernels that torch alone offers.
+        importlib.import_module("bitsandbytes")
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Let ``torch.compile`` return functions as they are.
+
+    bitsandbytes (0.49 and 0.50, ``backends/default/ops.py``) wraps operators with it while it is imported. That alone
+    imports Dynamo and Inductor, which takes seconds and over 100 MiB, and a call would start a C++ compiler.
+    """
+    with mock.patch.object(torch, "compile", lambda function, **_options: function):
+        yield
+
+
+def load(artifact: Path, device: str) -> TorchNetwork:
+    """Load an artifact; whatever its reader raises is left to the caller."""
+    sidecar = artifacts.load_sidecar(artifact)
+    module = artifacts.load(artifact, device=device)
+    examples = architectures.synthetic_inputs(sidecar["model_type"], sidecar["options"], rows=2, seed=0)
+    arrays = [examples[spec["name"]].numpy() for spec in sidecar["inputs"]]
+    return TorchNetwork(module, sidecar, modules.resident_bytes(module), arrays)
+
+
+def release_memory() -> None:
+    """Collect cycles, empty torch's cache and return the C heap's free pages to the system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim_heap()
+
+
+class TorchNetwork:
+    """A module in eval mode behind the ``Network`` protocol.
+
+    Args:
+        module: takes its inputs in the sidecar's order; returns a tensor, several in the outputs' order, or a mapping.
+        sidecar: of the artifact.
+        resident_bytes: what the module's weights occupy.
+        examples: inputs of two rows to warm up with.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, sidecar: dict[str, Any], resident_bytes: int, examples: Sequence[Array]
+    ) -> None:
+        self.model_type = str(sidecar["model_type"])
+        self.method = str(sidecar["method"])
+        self.inputs = tuple(map(TensorSpec.from_json, sidecar["inputs"]))
+        self.outputs = tuple(map(TensorSpec.from_json, sidecar["outputs"]))
+        counts_rows = all(spec.shape and spec.shape[0] == -1 for spec in self.inputs + self.outputs)
+        self.is_batchable = counts_rows and bool(sidecar["batchable"])
+        self.resident_bytes = resident_bytes
+        self._module = module.eval()
+        self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+        self._examples = examples
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Compute the outputs."""
+        with torch.inference_mode():
+            given = [self._to_tensor(array, spec) for array, spec in zip(arrays, self.inputs, strict=True)]
+            answer = self._in_order(self._module(*given))
+            return [_to_array(tensor, spec) for tensor, spec in zip(answer, self.outputs, strict=True)]
+
+    def warm_up(self) -> None:
+        """Compute one row, and two where rows are joined, of plausible made-up inputs."""
+        for rows in (1, 2) if self.is_batchable else (1,):
+            self.run([array[:rows] for array in self._examples])
+
+    def _to_tensor(self, array: Array, spec: TensorSpec) -> torch.Tensor:
+        # torch wants memory that it may write to; a batch that was just joined already is.
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        if spec.datatype == "BF16":
+            tensor = tensor.view(torch.bfloat16)
+        return tensor if self._device is None else tensor.to(self._device)
+
+    def _in_order(self, answer: Any) -> Sequence[torch.Tensor]:
+        if isinstance(answer, dict):
+            return [answer[spec.name] for spec in self.outputs]
+        return answer if isinstance(answer, (tuple, list)) else [answer]
+
+
+def _to_array(tensor: torch.Tensor, spec: TensorSpec) -> Array:
+    if spec.datatype == "BF16":
+        return np.asarray(tensor.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy())
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return np.ascontiguousarray(tensor.cpu().numpy(), dtype=DATATYPES[spec.datatype])

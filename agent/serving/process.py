@@ -1,0 +1,136 @@
+"""The process around the servers: its tie to the supervisor, its sockets, its log, and how it ends.
+
+Two uvicorn servers share one event loop. At SIGTERM readiness turns to 503 and every reply closes its connection; for
+``LINGER_S`` new connections are still taken, so that clients between two requests learn of it by a reply instead of
+a reset; then the sockets are left to the supervisor, in whose backlog new connections wait for the next server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import structlog
+import uvicorn
+
+from agent.serving.connection import KEEP_ALIVE_S, Connection
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Generator
+
+    from agent.serving.dataplane import DataPlane
+    from agent.serving.http import HttpApp
+
+log = structlog.get_logger("server")
+LINGER_S = 0.5
+# What uvicorn needs besides its own deadline: it looks every 0.1 s whether it should end, and sleeps while ending.
+UVICORN_MARGIN_S = 0.5
+BACKLOG = 2048
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+class OrphanError(Exception):
+    """The supervisor was gone before this process could be tied to it."""
+
+
+def tie_to_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends; raises ``OrphanError`` if it has."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        raise OrphanError(f"the parent {parent} ended while this process started")
+
+
+def configure_log() -> None:
+    """Write JSON lines to stderr, those of libraries included; stdout stays empty whatever a library prints."""
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server whose signals and listening socket belong to the process around it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def _server(app: HttpApp, drain_s: float) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            loop="none",
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(drain_s - LINGER_S - UVICORN_MARGIN_S)),
+        )
+    )
+
+
+async def serve(plane: DataPlane, apps: list[tuple[HttpApp, socket.socket]], drain_s: float) -> None:
+    """Answer on inherited listening sockets until SIGTERM or SIGINT, then drain; a second signal ends at once."""
+    servers = [_server(app, drain_s) for app, _ in apps]
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if asked.is_set():
+            log.warning("forced")
+            for server in servers:
+                server.force_exit = True
+        plane.is_draining = True
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    running = [
+        asyncio.create_task(server.serve(sockets=[listener]))
+        for server, (_, listener) in zip(servers, apps, strict=True)
+    ]
+    log.info("listening", pid=os.getpid())
+    await asyncio.wait([asyncio.create_task(asked.wait()), *running], return_when=asyncio.FIRST_COMPLETED)
+    log.info("draining", in_flight=_in_flight(plane))
+    await asyncio.sleep(LINGER_S)
+    for server in servers:
+        server.should_exit = True
+    await asyncio.gather(*running)
+    log.info("stopped", in_flight=_in_flight(plane))
+
+
+def _in_flight(plane: DataPlane) -> int:
+    return sum(slot.in_flight for _, slot in plane.models.slots())

@@ -1,0 +1,84 @@
+"""Tensors as the protocol names them, held in numpy arrays. Pure.
+
+BF16 has no numpy type: its arrays are ``uint16`` holding the bits, and only the runtime gives them a meaning.
+BYTES is not among the datatypes: no model that this server loads takes or gives text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+# Names and sizes: Open Inference Protocol, "Tensor Data Types"; BF16 as Triton added it. Wire order is little-endian.
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+BINARY_ONLY = frozenset({"FP16", "BF16"})
+FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+# Exponent bits of a BF16: all set means infinity or NaN.
+BF16_EXPONENT = 0x7F80
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a model declares about one input or output.
+
+    Attributes:
+        name: as clients must call it.
+        datatype: a key of ``DATATYPES``.
+        shape: -1 stands for any size; the first dimension counts rows when it is -1.
+        minimum, maximum: the values that the model can take, None without a bound.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    minimum: int | None = None
+    maximum: int | None = None
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> TensorSpec:
+        """Read a sidecar's object; raises ``KeyError`` or ``ValueError`` for anything else."""
+        if body["datatype"] not in DATATYPES:
+            raise ValueError(f"datatype {body['datatype']!r} of {body['name']!r} is none of {', '.join(DATATYPES)}")
+        shape = tuple(int(size) for size in body["shape"])
+        return cls(str(body["name"]), str(body["datatype"]), shape, body.get("minimum"), body.get("maximum"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metadata object of the protocol, which knows no bounds."""
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named array. ``data`` has the tensor's shape and the numpy type of ``datatype``."""
+
+    name: str
+    datatype: str
+    data: Array
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no element is NaN or infinite."""
+    if tensor.datatype == "BF16":
+        return bool(((tensor.data & BF16_EXPONENT) != BF16_EXPONENT).all())
+    return tensor.datatype not in FLOATS or bool(np.isfinite(tensor.data).all())

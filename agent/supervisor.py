@@ -1,0 +1,353 @@
+"""The supervisor process: builds the parts, connects them, starts and stops them in order. No logic of its own.
+
+Order of shutdown: no new commands, the running step is stopped (the journal lets it go on at the next start), the
+server drains, the broker hears ``offline``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+import agent
+from agent.adapters import systemd
+from agent.adapters.artifacts import ArtifactStore
+from agent.adapters.clock import SystemClock
+from agent.adapters.download import Downloader, Policy
+from agent.adapters.journal import SqliteJournal
+from agent.adapters.mqtt import Broker, MqttTransport
+from agent.adapters.processes import BuilderProcess, ServerProcess, use_one_arena
+from agent.adapters.signatures import KeyDirectory
+from agent.contract.manifest import Identity
+from agent.contract.topics import Topics
+from agent.deployment.engine import Engine
+from agent.deployment.inbox import CapabilitiesKnown, ServerLost, Stop
+from agent.deployment.intake import Intake
+from agent.deployment.ports import Ports, StepError
+from agent.deployment.reporting import Reporting, describe_operation, describe_served
+from agent.deployment.runner import Runner, WorkWatch
+from agent.deployment.steps import Steps
+from agent.devices import system, tegra
+from agent.devices.probe import DeviceProbe, SelfTest
+from agent.health.reporter import HealthReporter
+from agent.health.web import StatusSite
+from agent.planning.methods import METHODS
+from agent.planning.model_types import MODEL_TYPES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.settings import Settings
+
+log = structlog.get_logger("supervisor")
+BACKLOG = 512
+"""Connections that the kernel keeps waiting while the server is replaced (capped by net.core.somaxconn)."""
+
+
+class StartError(Exception):
+    """The agent cannot start as configured; the text says what to change."""
+
+
+@dataclass(frozen=True)
+class _Sockets:
+    http: socket.socket
+    control: socket.socket
+    control_path: Path
+
+
+class Supervisor:
+    """The agent, assembled from a configuration.
+
+    Raises:
+        StartError: when a port is taken or the state directory cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        use_one_arena()
+        self._settings = settings
+        state_dir = _prepare(settings.state_dir)
+        self._sockets = _listen(settings, state_dir)
+        self._clock = SystemClock()
+        self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
+        self._journal = SqliteJournal(state_dir / "journal.db")
+        self._relaxations = () if settings.trust.require_signature else ("trust.require_signature is off",)
+        self._builder = BuilderProcess(settings.deployment.build_threads)
+        self._device = _device(settings, self._self_test)
+        self._boot_id = system.boot_id()
+        self._server = self._make_server()
+        self._transport = self._make_transport()
+        self._runner = Runner()
+        self._engine = self._make_engine(state_dir)
+        self._health = self._make_health(state_dir)
+        self._site = self._make_site()
+        self._testing = threading.Thread(target=self._learn_capabilities, name="self-test", daemon=True)
+
+    @property
+    def page_url(self) -> str | None:
+        """Where the status page is, None when it is off."""
+        return self._site.url if self._site else None
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._engine.post(Stop()))
+        log.info("starting", device=self._settings.device_id, agent=agent.__version__, inference=self._inference_url())
+        self._runner.start()
+        self._engine.recover()
+        self._transport.start()
+        self._health.start()
+        self._testing.start()
+        if self._site is not None:
+            self._site.start()
+            log.info("page", url=self._site.url)
+        systemd.notify("READY=1", "STATUS=supervising")
+        try:
+            self._engine.run()
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        log.info("stopping")
+        systemd.notify("STOPPING=1")
+        self._engine.interrupt_steps()
+        self._health.stop()
+        drain_s = self._settings.serving.drain_s
+        self._server.stop(drain_s)
+        if not self._runner.stop(timeout_s=10.0):
+            log.warning("step_abandoned")
+        self._transport.stop("shutdown")
+        if self._site is not None:
+            self._site.stop()
+        self._journal.close()
+        self._sockets.http.close()
+        self._sockets.control.close()
+        self._sockets.control_path.unlink(missing_ok=True)
+        log.info("stopped")
+
+    def _make_server(self) -> ServerProcess:
+        serving = self._settings.serving
+        options = ("--device", serving.device, "--threads", str(serving.threads), "--drain-s", str(serving.drain_s))
+        return ServerProcess(
+            self._sockets.http,
+            self._sockets.control,
+            self._sockets.control_path,
+            options=options,
+            on_exit=lambda detail: self._engine.post(ServerLost(detail)),
+        )
+
+    def _make_transport(self) -> MqttTransport:
+        return MqttTransport(
+            _broker(self._settings),
+            self._topics,
+            self._journal,
+            self._clock,
+            boot_id=self._boot_id,
+            agent=agent.__version__,
+            post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
+        )
+
+    def _make_engine(self, state_dir: Path) -> Engine:
+        settings = self._settings
+        store = ArtifactStore(state_dir)
+        ports = Ports(self._clock, _downloader(settings), store, self._builder, self._device, self._server)
+        identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), _hardware())
+        return Engine(
+            journal=self._journal,
+            transport=self._transport,
+            intake=Intake(
+                self._journal,
+                KeyDirectory(settings.trust.keys_dir),
+                self._clock,
+                identity,
+                require_signature=settings.trust.require_signature,
+                model_types=_known_types(),
+            ),
+            steps=Steps(ports, soak_s=settings.deployment.soak_s),
+            runner=self._runner,
+            reporting=Reporting(
+                self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
+            ),
+            server=self._server,
+            store=store,
+            clock=self._clock,
+            on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
+        )
+
+    def _make_health(self, state_dir: Path) -> HealthReporter:
+        return HealthReporter(
+            self._topics,
+            self._transport,
+            self._clock,
+            interval_s=self._settings.health.interval_s,
+            state_dir=state_dir,
+            device=self._device.facts,
+            server=self._server.status,
+            engine=self._engine_facts,
+            relaxations=self._relaxations,
+        )
+
+    def _make_site(self) -> StatusSite | None:
+        page = self._settings.page
+        if not page.enabled:
+            return None
+        try:
+            return StatusSite(page.host, page.port, self._status)
+        except OSError as error:
+            raise StartError(
+                f"page.port {page.port} on {page.host}: {error.strerror}; choose another page.port"
+            ) from None
+
+    def _self_test(self) -> SelfTest:
+        watch = WorkWatch(lambda _done, _total, _unit: None)
+        try:
+            found = self._builder.build({"job": "probe", "methods": list(METHODS)}, watch)
+        except StepError as error:
+            log.error("self_test_failed", detail=error.detail, hint=error.hint)  # noqa: TRY400 - one line says it all
+            methods = {name: {"ok": False, "detail": error.detail} for name in METHODS}
+            return SelfTest(methods, None, {})
+        versions = {name: found.get(name) for name in ("torch", "bitsandbytes")}
+        return SelfTest(found["methods"], found["cuda"], versions)
+
+    def _learn_capabilities(self) -> None:
+        self._device.self_test()
+        self._engine.post(CapabilitiesKnown())
+
+    def _facts(self) -> dict[str, Any]:
+        tested = self._device.tested
+        return {
+            "memory": self._device.budget().to_json(),
+            "trust": {"require_signature": self._settings.trust.require_signature},
+            "capabilities": {
+                "methods": dict(tested.methods) if tested else {},
+                "model_types": list(MODEL_TYPES),
+                "versions": {**(tested.versions if tested else {}), "cuda": tested.cuda if tested else None},
+            },
+        }
+
+    def _engine_facts(self) -> dict[str, Any]:
+        operations = self._engine.open_operations
+        return {
+            "mode": str(self._engine.mode),
+            "served": list(self._journal.served()),
+            "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],
+            "server_starts": self._server.starts,
+            "broker_connected": self._transport.is_connected,
+        }
+
+    def _status(self) -> dict[str, Any]:
+        served = self._journal.served()
+        recent = self._journal.recent_operations(20)
+        return {
+            "device_id": self._settings.device_id,
+            "agent": agent.__version__,
+            "broker": f"{self._settings.mqtt.host}:{self._settings.mqtt.port}",
+            "inference": self._inference_url(),
+            "health": self._health.body,
+            "models": {name: describe_served(item) for name, item in served.items()},
+            "operations": [describe_operation(each) for each in recent],
+        }
+
+    def _inference_url(self) -> str:
+        host, port = self._sockets.http.getsockname()[:2]
+        return f"http://{host}:{port}/v2"
+
+
+def _prepare(state_dir: Path) -> Path:
+    try:
+        (state_dir / "run").mkdir(parents=True, exist_ok=True, mode=0o750)
+    except OSError as error:
+        raise StartError(f"state_dir {state_dir}: {error.strerror}; create it or choose another state_dir") from None
+    return state_dir
+
+
+def _listen(settings: Settings, state_dir: Path) -> _Sockets:
+    serving = settings.serving
+    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    http = socket.socket(family, socket.SOCK_STREAM)
+    http.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        http.bind((serving.host, serving.http_port))
+    except OSError as error:
+        http.close()
+        raise StartError(
+            f"serving.http_port {serving.http_port} on {serving.host}: {error.strerror}; choose another one"
+        ) from None
+    http.listen(BACKLOG)
+    path = state_dir / "run" / "control.sock"
+    path.unlink(missing_ok=True)
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _umask(0o177):
+        control.bind(str(path))
+    control.listen(16)
+    return _Sockets(http, control, path)
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Any:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _device(settings: Settings, self_test: Any) -> DeviceProbe:
+    budget = settings.memory.budget
+    return DeviceProbe(
+        reserve_bytes=settings.memory.reserve,
+        limit_bytes=None if budget == "auto" else budget,
+        self_test=self_test,
+    )
+
+
+def _downloader(settings: Settings) -> Downloader:
+    downloads = settings.downloads
+    return Downloader(
+        Policy(
+            schemes=frozenset(downloads.allowed_schemes),
+            hosts=frozenset(downloads.allowed_hosts),
+            stall_s=downloads.stall_s,
+            ca_file=str(downloads.ca_file) if downloads.ca_file else None,
+        )
+    )
+
+
+def _broker(settings: Settings) -> Broker:
+    mqtt = settings.mqtt
+    password = mqtt.password.get_secret_value() if mqtt.password else None
+    if mqtt.password_file is not None:
+        try:
+            password = mqtt.password_file.read_text(encoding="utf-8").rstrip("\n")
+        except OSError as error:
+            raise StartError(f"mqtt.password_file {mqtt.password_file}: {error.strerror}") from None
+    files = {
+        name: str(value) if (value := getattr(mqtt, name)) else None for name in ("ca_file", "cert_file", "key_file")
+    }
+    return Broker(
+        mqtt.host,
+        mqtt.port,
+        version=mqtt.protocol,
+        transport=mqtt.transport,
+        username=mqtt.username,
+        password=password,
+        use_tls=mqtt.uses_tls,
+        **{name: str(path) if path else None for name, path in files.items()},
+    )
+
+
+def _known_types() -> frozenset[str]:
+    """Every name that a deploy may give as its model type: built in, an alias, or a plug-in's."""
+    names = {alias for info in MODEL_TYPES.values() for alias in (info.name, *info.aliases)}
+    return frozenset(names | {entry.name for entry in entry_points(group="nibbled.architectures")} | {"auto"})
+
+
+def _hardware() -> str | None:
+    return tegra.read().model

@@ -1,0 +1,214 @@
+"""The journal on a real file: what it promises to keep, and what it refuses to touch."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.adapters.journal import KEEP_FINISHED, SCHEMA_VERSION, JournalVersionError, SqliteJournal
+from agent.contract.errors import ErrorCode, ErrorInfo
+from agent.contract.reports import Report
+from agent.deployment.machine import Operation
+from agent.deployment.models import Release, Served
+from agent.deployment.phases import Phase, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OPEN = Operation("op-1", "deploy", "kanji", "f" * 64, {"gate": {"soak_s": 1.5}}, State.RUNNING, Phase.BUILDING, 2, 7)
+RELEASE = Release("v1-abc-nf4", "v1", "a" * 64, "cnn", "nf4", "/a", "/g", 10, 12, 0.98, 0.99, None, None, "now", 3)
+SERVED = Served("kanji", RELEASE, replace(RELEASE, id="v0"), "d" * 64)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[SqliteJournal]:
+    journal = SqliteJournal(path)
+    yield journal
+    journal.close()
+
+
+def event(number: int) -> Report:
+    return Report("edge/v1/box/event", str(number).encode())
+
+
+def state(number: int, topic: str = "edge/v1/box/op/op-1") -> Report:
+    return Report(topic, str(number).encode(), retain=True, expiry_s=60)
+
+
+def payloads(journal: SqliteJournal) -> list[bytes]:
+    return [report.payload for _, report in journal.outbox()]
+
+
+def test_every_commit_waits_for_the_disk(journal: SqliteJournal) -> None:
+    full, wal = 2, "wal"
+    assert journal._db.execute("PRAGMA synchronous").fetchone() == (full,)
+    assert journal._db.execute("PRAGMA journal_mode").fetchone() == (wal,)
+
+
+def test_what_was_saved_is_there_after_a_reopening(path: Path) -> None:
+    error = ErrorInfo(code=ErrorCode.GATE_FAILED, detail="0.9", hint="try int8", kept="kanji v0", phase="building")
+    finished = replace(OPEN, id="op-2", state=State.FAILED, error=error, facts={"a": [1]}, decision={"method": "nf4"})
+    first = SqliteJournal(path)
+    first.save(OPEN, [event(1)], sequence=4)
+    first.save(finished, [state(2)], served=SERVED)
+    first.close()
+
+    again = SqliteJournal(path)
+    assert again.operation("op-1") == OPEN
+    assert again.operation("op-2") == finished
+    assert again.open_operations() == [OPEN]
+    assert again.served() == {"kanji": SERVED}
+    assert again.highest_sequence("kanji") == 4
+    assert [report for _, report in again.outbox()] == [event(1), state(2)]
+    again.close()
+
+
+def test_another_process_sees_a_commit_as_soon_as_save_returned(path: Path, journal: SqliteJournal) -> None:
+    journal.save(OPEN, [event(1)])
+    with sqlite3.connect(path) as other:
+        assert other.execute("SELECT id FROM operation").fetchall() == [("op-1",)]
+        assert other.execute("SELECT payload FROM outbox").fetchall() == [(b"1",)]
+    other.close()
+
+
+def test_an_unknown_id_is_not_known(journal: SqliteJournal) -> None:
+    assert journal.operation("nobody") is None
+    assert journal.highest_sequence("nobody") is None
+    assert journal.served() == {}
+
+
+def test_open_operations_come_in_the_order_of_their_acceptance(journal: SqliteJournal) -> None:
+    for name in ("z", "a", "m"):
+        journal.save(replace(OPEN, id=name, state=State.ACCEPTED), [])
+    journal.save(replace(OPEN, id="z", state=State.RUNNING), [])
+    assert [operation.id for operation in journal.open_operations()] == ["z", "a", "m"]
+    journal.save(replace(OPEN, id="a", state=State.CANCELED), [])
+    assert [operation.id for operation in journal.open_operations()] == ["z", "m"]
+
+
+def test_the_newest_operations_come_first_in_the_recent_ones(journal: SqliteJournal) -> None:
+    for name in ("one", "two", "three"):
+        journal.save(replace(OPEN, id=name), [])
+    assert [operation.id for operation in journal.recent_operations(2)] == ["three", "two"]
+
+
+def test_a_newer_retained_report_replaces_the_one_that_was_not_sent(journal: SqliteJournal) -> None:
+    journal.queue([state(1), event(2), state(3, "edge/v1/box/reported")])
+    journal.queue([state(4)])
+    assert payloads(journal) == [b"2", b"3", b"4"]
+
+
+def test_events_are_all_kept_in_their_order(journal: SqliteJournal) -> None:
+    journal.queue([event(1), event(2)])
+    journal.queue([event(3)])
+    assert payloads(journal) == [b"1", b"2", b"3"]
+
+
+def test_a_report_comes_back_as_it_went_in(journal: SqliteJournal) -> None:
+    report = Report("answers/me", b"{}", correlation=b"\xff\x00")
+    journal.queue([report])
+    assert [item for _, item in journal.outbox()] == [report]
+
+
+def test_an_acknowledged_report_leaves_and_its_number_is_never_used_again(journal: SqliteJournal) -> None:
+    journal.queue([event(1), event(2)])
+    numbers = [number for number, _ in journal.outbox()]
+    journal.acknowledged(numbers[-1])
+    journal.queue([event(3)])
+    later = [number for number, _ in journal.outbox()]
+    assert payloads(journal) == [b"1", b"3"]
+    assert later[-1] > numbers[-1]
+
+
+def test_the_highest_sequence_never_goes_down(journal: SqliteJournal) -> None:
+    for sequence, expected in ((5, 5), (3, 5), (9, 9)):
+        journal.save(OPEN, [], sequence=sequence)
+        assert journal.highest_sequence("kanji") == expected
+
+
+def test_a_model_s_name_can_be_removed(journal: SqliteJournal) -> None:
+    journal.save(OPEN, [], served=SERVED)
+    journal.save(OPEN, [], remove=True)
+    assert journal.served() == {}
+
+
+def test_a_counter_grows_by_one_across_reopenings(path: Path) -> None:
+    seen = []
+    for _ in range(3):
+        journal = SqliteJournal(path)
+        seen.append(journal.count("epoch"))
+        journal.close()
+    assert seen == [1, 2, 3]
+
+
+def test_finished_operations_are_bounded_and_open_ones_are_never_forgotten(journal: SqliteJournal) -> None:
+    journal._db.execute("PRAGMA synchronous=OFF")  # a thousand commits need not wait for the disk here
+    journal.save(OPEN, [])
+    for number in range(KEEP_FINISHED + 10):
+        for stage in (State.ACCEPTED, State.RUNNING, State.SUCCEEDED):
+            journal.save(replace(OPEN, id=f"d-{number}", state=stage), [])
+
+    assert journal.operation("op-1") == OPEN
+    assert journal.operation("d-9") is None
+    assert journal.operation("d-10") is not None
+    assert len(journal.recent_operations(10_000)) == KEEP_FINISHED + 1
+
+
+def test_a_save_that_fails_leaves_nothing_of_itself(journal: SqliteJournal) -> None:
+    bad = Report("edge/v1/box/event", b"x")
+    object.__setattr__(bad, "payload", object())  # what SQLite cannot bind
+    with pytest.raises(sqlite3.Error):
+        journal.save(OPEN, [event(1), bad], served=SERVED, sequence=1)
+
+    assert journal.operation("op-1") is None
+    assert journal.outbox() == []
+    assert journal.served() == {}
+    journal.save(OPEN, [event(2)])
+    assert payloads(journal) == [b"2"]
+
+
+def test_a_full_disk_fails_a_save_and_the_next_one_works(journal: SqliteJournal) -> None:
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count={pages + 2}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        journal.save(OPEN, [Report("t", b"x" * 60_000)])
+
+    journal._db.execute("PRAGMA max_page_count=100000")
+    assert journal.operation("op-1") is None
+    journal.save(OPEN, [Report("t", b"x" * 60_000)])
+    assert journal.operation("op-1") == OPEN
+
+
+def test_a_commit_that_is_refused_does_not_block_the_next_one(journal: SqliteJournal) -> None:
+    journal._db.execute("PRAGMA foreign_keys=ON")
+    journal._db.execute("CREATE TABLE p (id INTEGER PRIMARY KEY)")
+    journal._db.execute("CREATE TABLE c (p INTEGER REFERENCES p (id) DEFERRABLE INITIALLY DEFERRED)")
+    journal._db.execute("CREATE TRIGGER t AFTER INSERT ON outbox BEGIN INSERT INTO c VALUES (7); END")
+    with pytest.raises(sqlite3.IntegrityError):  # raised by COMMIT itself
+        journal.save(OPEN, [event(1)])
+
+    journal._db.execute("DROP TRIGGER t")
+    journal.save(OPEN, [event(2)])
+    assert payloads(journal) == [b"2"]
+
+
+def test_a_journal_of_a_newer_agent_is_refused_and_left_as_it_is(path: Path) -> None:
+    SqliteJournal(path).close()
+    with sqlite3.connect(path) as newer:
+        newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    newer.close()
+    before = path.read_bytes()
+
+    with pytest.raises(JournalVersionError, match=f"schema {SCHEMA_VERSION + 1}.*up to {SCHEMA_VERSION}"):
+        SqliteJournal(path)
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == [path.name]

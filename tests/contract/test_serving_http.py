@@ -1,0 +1,419 @@
+"""The data plane over HTTP: every route, every refusal, both forms, compression. In-process."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from agent.serving import body as bodies
+from tests.fakes.serving import POISON, WEIGHTS, FakeNetwork, Harness, harness, json_request, run, until
+
+if TYPE_CHECKING:
+    import httpx
+
+ROW = [1.0, 2.0, 3.0, 4.0]
+INFER = "/v2/models/m/infer"
+
+
+def is_protocol_error(reply: httpx.Response) -> bool:
+    """Return whether a refusal has the protocol's form, in the exact type that strict clients compare."""
+    body = reply.json()
+    return (
+        reply.headers["content-type"] == "application/json" and isinstance(body["error"], str) and body["error"] != ""
+    )
+
+
+def binary_request(rows: Any, **extra: Any) -> dict[str, Any]:
+    """Return the arguments of a post with one binary input, asking for binary outputs."""
+    data = np.asarray(rows, "<f4")
+    entry = {"name": "input", "shape": data.shape, "datatype": "FP32", "parameters": {"binary_data_size": data.nbytes}}
+    header = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}, **extra}).encode()
+    return {"content": header + data.tobytes(), "headers": {"Inference-Header-Content-Length": str(len(header))}}
+
+
+def binary_answer(reply: httpx.Response) -> tuple[dict[str, Any], bytes]:
+    length = int(reply.headers["inference-header-content-length"])
+    return json.loads(reply.content[:length]), reply.content[length:]
+
+
+def test_before_a_model_is_active_the_server_is_live_and_not_ready() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            assert (await it.data.get("/v2/health/live")).json() == {"live": True}
+            reply = await it.data.get("/v2/health/ready")
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+            assert reply.json()["ready"] is False
+            assert is_protocol_error(reply)
+            await it.serve("m", FakeNetwork())
+            assert (await it.data.get("/v2/health/ready")).json() == {"live": True, "ready": True}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("prefix", ["/v2/models/m", "/v2/models/m/versions/1"])
+def test_a_model_describes_itself_with_and_without_its_version(prefix: str) -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            metadata = (await it.data.get(prefix)).json()
+            assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 4]}]
+            assert (metadata["name"], metadata["versions"], metadata["platform"]) == ("m", ["1"], "pytorch")
+            assert all(isinstance(value, str) for value in metadata["properties"].values())
+            assert (await it.data.get(f"{prefix}/ready")).json() == {"name": "m", "ready": True}
+            config = (await it.data.get(f"{prefix}/config")).json()
+            assert config["max_batch_size"] == 32
+            assert config["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [4]}]
+            reply = await it.data.post(f"{prefix}/infer", json=json_request([ROW]))
+            assert reply.json()["model_version"] == "1"
+            stats = (await it.data.get(f"{prefix}/stats")).json()["model_stats"]
+            assert (stats[0]["inference_count"], stats[0]["inference_stats"]["success"]["count"]) == (1, 1)
+
+    run(scenario)
+
+
+def test_the_server_describes_itself_and_lists_its_models() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("a", FakeNetwork())
+            await it.serve("b", FakeNetwork(), release="r2")
+            for path in ("/v2", "/v2/"):
+                metadata = (await it.data.get(path)).json()
+                assert metadata["name"] == "nibbled"
+                assert {"binary_tensor_data", "statistics"} <= set(metadata["extensions"])
+            assert (await it.data.get("/v2/models")).json() == {"models": ["a", "b"]}
+            stats = (await it.data.get("/v2/models/stats")).json()["model_stats"]
+            assert [entry["name"] for entry in stats] == ["a", "b"]
+            assert (await it.data.head("/v2/health/live")).status_code == 200
+
+    run(scenario)
+
+
+def test_a_model_that_cannot_be_batched_declares_its_whole_shape() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork(is_batchable=False))
+            config = (await it.data.get("/v2/models/m/config")).json()
+            assert (config["max_batch_size"], config["input"][0]["dims"]) == (0, [-1, 4])
+
+    run(scenario)
+
+
+def test_json_and_binary_give_the_same_answer_bit_for_bit() -> None:
+    async def scenario() -> None:
+        rows = np.arange(12, dtype="<f4").reshape(3, 4)
+        async with harness() as it:
+            await it.serve("m", FakeNetwork(bias=0.1))
+            plain = (await it.data.post(INFER, json=json_request(rows, id="a:1"))).json()
+            reply = await it.data.post(INFER, **binary_request(rows, id="a:1"))
+            header, raw = binary_answer(reply)
+            whole = await it.data.post(
+                INFER, content=rows[:1].tobytes(), headers={"Inference-Header-Content-Length": "0"}
+            )
+        assert reply.headers["content-type"] == "application/octet-stream"
+        assert plain["id"] == header["id"] == "a:1"
+        assert plain["parameters"] == {"method": "nf4", "release": "r1"}
+        expected = np.frombuffer(raw, "<f4").reshape(3, 3)
+        np.testing.assert_array_equal(np.array(plain["outputs"][0]["data"], "<f4").reshape(3, 3), expected)
+        np.testing.assert_array_equal(np.frombuffer(binary_answer(whole)[1], "<f4"), expected[0])
+
+    run(scenario)
+
+
+def test_a_json_reply_carries_no_binary_header_and_no_id_that_was_not_given() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            reply = await it.data.post(INFER, json=json_request([ROW]))
+        assert reply.headers["content-type"] == "application/json"
+        assert "inference-header-content-length" not in reply.headers
+        assert "id" not in reply.json()
+        assert reply.json()["outputs"][0]["data"] == (np.array(ROW, "<f4") @ WEIGHTS).tolist()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("content_type", [None, "application/x-www-form-urlencoded", "text/plain; charset=utf-16"])
+def test_a_content_type_never_matters(content_type: str | None) -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            headers = {} if content_type is None else {"Content-Type": content_type}
+            body = json.dumps(json_request([ROW])).encode()
+            assert (await it.data.post(INFER, content=body, headers=headers)).status_code == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_requests_and_replies_may_be_compressed(name: str, pack: Any) -> None:
+    async def scenario() -> None:
+        rows = np.ones((200, 4), "<f4")
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            request = binary_request(rows)
+            headers = {**request["headers"], "Content-Encoding": name, "Accept-Encoding": name}
+            reply = await it.data.post(INFER, content=pack(request["content"]), headers=headers)
+            plain = await it.data.post(INFER, **binary_request(rows[:1]))
+        assert reply.headers["content-encoding"] == name
+        # The client library has decompressed it: the header's length is that of the decompressed body.
+        assert np.frombuffer(binary_answer(reply)[1], "<f4").shape == (600,)
+        assert int(reply.headers["content-length"]) < 1000
+        assert "content-encoding" not in plain.headers
+
+    run(scenario)
+
+
+REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    "unknown route": ("GET", "/nope", {}, 404),
+    "root": ("GET", "/", {}, 404),
+    "unknown route below v2": ("GET", "/v2/nope", {}, 404),
+    "unknown verb of a model": ("GET", "/v2/models/m/explain", {}, 404),
+    "unknown model": ("GET", "/v2/models/x", {}, 404),
+    "unknown model's readiness": ("GET", "/v2/models/x/ready", {}, 404),
+    "unknown model's inference": ("POST", "/v2/models/x/infer", {"json": {}}, 404),
+    "unknown version": ("POST", "/v2/models/m/versions/2/infer", {"json": {}}, 404),
+    "path traversal": ("POST", "/v2/models/..%2fm/infer", {"json": {}}, 404),
+    "encoded slash": ("GET", "/v2%2fmodels", {}, 404),
+    "name of 4 KB": ("GET", "/v2/models/" + "a" * 4096, {}, 404),
+    "control on the data plane": ("POST", "/v2/repository/index", {}, 404),
+    "load on the data plane": ("POST", "/v2/repository/models/m/load", {"json": {}}, 404),
+    "status on the data plane": ("GET", "/v2/control/status", {}, 404),
+    "inference by GET": ("GET", INFER, {}, 405),
+    "metadata by POST": ("POST", "/v2/models/m", {}, 405),
+    "health by DELETE": ("DELETE", "/v2/health/ready", {}, 405),
+    "metrics by POST": ("POST", "/metrics", {}, 405),
+    "empty body": ("POST", INFER, {}, 400),
+    "cut JSON": ("POST", INFER, {"content": b"{bad"}, 400),
+    "nested to death": ("POST", INFER, {"content": b"[" * 200_000}, 400),
+    "wrong shape": ("POST", INFER, {"json": json_request([[1.0]])}, 400),
+    "unknown output": ("POST", INFER, {"json": json_request([ROW], outputs=[{"name": "x"}])}, 400),
+    "bad timeout": ("POST", INFER, {"json": json_request([ROW], parameters={"timeout": -1})}, 400),
+    "header length as text": ("POST", INFER, {"headers": {"Inference-Header-Content-Length": "abc"}}, 400),
+    "negative header length": ("POST", INFER, {"headers": {"Inference-Header-Content-Length": "-1"}}, 400),
+    "header length beyond": ("POST", INFER, {"headers": {"Inference-Header-Content-Length": "99"}}, 400),
+    "brotli": ("POST", INFER, {"content": b"x", "headers": {"Content-Encoding": "br"}}, 415),
+    "no gzip": ("POST", INFER, {"content": b"x", "headers": {"Content-Encoding": "gzip"}}, 400),
+    "cut gzip": (
+        "POST",
+        INFER,
+        {"content": gzip.compress(b"x" * 99)[:-3], "headers": {"Content-Encoding": "gzip"}},
+        400,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_has_its_status_and_says_why_in_the_protocols_form(case: str) -> None:
+    async def scenario() -> None:
+        method, path, arguments, status = REFUSALS[case]
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            reply = await it.data.request(method, path, **arguments)
+            assert reply.status_code == status, reply.text
+            assert is_protocol_error(reply)
+            assert ("allow" in reply.headers) == (status == 405)
+            again = await it.data.post(INFER, json=json_request([ROW]))
+            assert again.status_code == 200
+
+    run(scenario)
+
+
+class TestBodyLimit:
+    def test_an_announced_body_over_the_limit_is_refused_before_it_is_read(self) -> None:
+        async def scenario() -> None:
+            asked = 0
+
+            async def receive() -> dict[str, Any]:
+                nonlocal asked
+                asked += 1
+                return {"type": "http.disconnect"}
+
+            sent: list[dict[str, Any]] = []
+
+            async def send(message: dict[str, Any]) -> None:
+                sent.append({**message, "asked": asked})
+
+            async with harness(max_body_bytes=1000) as it:
+                await it.serve("m", FakeNetwork())
+                scope = {"type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode()}
+                await it.app({**scope, "headers": [(b"content-length", b"1001")]}, receive, send)
+            assert (sent[0]["status"], sent[0]["asked"]) == (413, 0)
+            assert (b"connection", b"close") in sent[0]["headers"]
+
+        run(scenario)
+
+    @pytest.mark.parametrize("size", [999, 1001])
+    def test_a_body_in_pieces_without_length_is_cut_off_at_the_limit(self, size: int) -> None:
+        async def scenario() -> None:
+            async def pieces() -> Any:
+                for _ in range(size // 100):
+                    yield b" " * 100
+                yield b" " * (size % 100)
+
+            async with harness(max_body_bytes=1000) as it:
+                await it.serve("m", FakeNetwork())
+                reply = await it.data.post(INFER, content=pieces())
+            assert reply.status_code == (413 if size > 1000 else 400)
+            assert is_protocol_error(reply)
+
+        run(scenario)
+
+    def test_a_decompression_bomb_is_cut_off_at_the_limit(self) -> None:
+        async def scenario() -> None:
+            async with harness(max_body_bytes=100_000) as it:
+                await it.serve("m", FakeNetwork())
+                bomb = gzip.compress(bytes(10_000_000), 1)
+                reply = await it.data.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"})
+            assert (reply.status_code, len(bomb) < 100_000) == (413, True)
+            assert "100000 bytes" in reply.json()["error"]
+
+        run(scenario)
+
+    def test_a_body_that_drips_is_ended_at_its_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def scenario() -> None:
+            monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.01)
+            never = asyncio.Event()
+
+            async def pieces() -> Any:
+                yield b"{"
+                await never.wait()
+
+            async with harness() as it:
+                await it.serve("m", FakeNetwork())
+                monkeypatch.setattr(bodies, "DISCARD_S", 0.0)
+                reply = await it.data.post(INFER, content=pieces())
+            assert reply.status_code == 408
+            assert reply.headers["connection"] == "close"
+
+        run(scenario)
+
+
+def test_a_full_queue_is_a_503_with_retry_after_while_health_and_metrics_still_answer() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        async with harness() as it:
+            await it.serve("m", network)
+            it.plane.models.get("m").batcher.max_queue = 1
+            waiting = await hold(it, network, 2)
+            reply = await it.data.post(INFER, json=json_request([ROW]))
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+            assert is_protocol_error(reply)
+            assert (await it.data.get("/v2/health/ready")).status_code == 200
+            assert 'nibbled_inference_queue_length{model="m"} 1' in (await it.data.get("/metrics")).text
+            network.gate.set()
+            assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
+            assert 'outcome="rejected"} 1' in (await it.data.get("/metrics")).text
+
+    run(scenario)
+
+
+def test_a_timeout_in_the_queue_is_a_503_and_costs_no_computation() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        async with harness() as it:
+            await it.serve("m", network)
+            waiting = await hold(it, network, 1)
+            reply = await it.data.post(INFER, json=json_request([ROW], parameters={"timeout": 500}))
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+            network.gate.set()
+            await asyncio.gather(*waiting)
+            assert network.calls == [1]
+            assert 'outcome="expired"} 1' in (await it.data.get("/metrics")).text
+
+    run(scenario)
+
+
+async def hold(it: Harness, network: FakeNetwork, count: int) -> list[asyncio.Task[httpx.Response]]:
+    """Send requests of which the first is being computed and the others wait until ``network.gate`` is set."""
+    network.gate.clear()
+    tasks = [asyncio.create_task(it.data.post(INFER, json=json_request([ROW])))]
+    await until(network.entered.is_set)
+    tasks += [asyncio.create_task(it.data.post(INFER, json=json_request([ROW]))) for _ in range(count - 1)]
+    await until(lambda: len(it.plane.models.get("m").batcher) == count - 1)
+    return tasks
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("secret detail"), 500),
+        (IndexError("index out of range in self"), 400),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 503),
+    ],
+)
+def test_a_model_that_raises_answers_by_whose_fault_it_was(error: Exception, status: int) -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork(error=error))
+            reply = await it.data.post(INFER, json=json_request([[POISON] * 4]))
+            assert reply.status_code == status
+            assert is_protocol_error(reply)
+            assert "secret" not in reply.text
+
+    run(scenario)
+
+
+def test_an_answer_that_is_not_finite_is_counted_and_sent_only_as_bits() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork(bias=float("nan")))
+            plain = await it.data.post(INFER, json=json_request([ROW]))
+            assert plain.status_code == 500
+            assert "NaN" in plain.json()["error"]
+            binary = await it.data.post(INFER, **binary_request([ROW]))
+            assert np.isnan(np.frombuffer(binary_answer(binary)[1], "<f4")).all()
+            status = (await it.control.get("/v2/control/status")).json()["models"]["m"]
+            assert (status["requests"], status["failures"], status["non_finite"]) == (2, 1, 2)
+
+    run(scenario)
+
+
+def test_nan_bits_in_a_binary_request_pass_through() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            reply = await it.data.post(INFER, **binary_request([[float("nan"), 0, 0, 0]]))
+            assert reply.status_code == 200
+
+    run(scenario)
+
+
+def test_while_it_drains_readiness_is_gone_and_every_reply_closes_its_connection() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            it.plane.is_draining = True
+            ready = await it.data.get("/v2/health/ready")
+            assert (ready.status_code, ready.headers["connection"]) == (503, "close")
+            answer = await it.data.post(INFER, json=json_request([ROW]))
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+    run(scenario)
+
+
+def test_what_clients_send_never_becomes_a_label() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            before = await labels(it)
+            for name in ("evil-1", "evil-2"):
+                await it.data.post(f"/v2/models/{name}/infer", json=json_request([ROW]))
+                await it.data.post(INFER, json=json_request([ROW], id=name))
+                await it.data.get(f"/v2/models/m/versions/{name}")
+            after = await labels(it)
+        assert after - before == {'nibbled_http_responses_total{code="404"}'}
+        assert not any("evil" in label for label in after)
+
+    run(scenario)
+
+
+async def labels(it: Harness) -> set[str]:
+    lines = (await it.data.get("/metrics")).text.splitlines()
+    await it.data.get("/metrics")
+    return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
