@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -59,6 +59,48 @@ def demo(*, keep: bool, as_json: bool, method: str, state_dir: Path | None) -> N
     except DemoError as error:
         _fail(str(error))
     sys.exit(0 if summary["ok"] else 1)
+
+
+@main.command()
+@click.option("--model-path", required=True, type=click.Path(exists=True, path_type=Path), help="Checkpoint.")
+@click.option("--model-type", default="auto", show_default=True)
+@click.option("--method", default="auto", show_default=True, help="auto, nf4, fp4, int8, fp16, fp32; nf4-dq, fp4-dq.")
+@click.option("--double-quant", is_flag=True, help="Quantize the scales too.")
+@click.option("--blocksize", default=64, show_default=True)
+@click.option("--eval", "dataset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Gate data.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print the builder's result as JSON.")
+def quantize(*, double_quant: bool, method: str, output: Path, as_json: bool, **fields: Any) -> None:
+    """Quantize a checkpoint into an artifact: {type}_4bit_{NF4,FP4}[_dq].safetensors and .json."""
+    from agent.workbench import shell
+
+    sys.exit(shell.quantize(method, output, double_quant=double_quant, as_json=as_json, **fields))
+
+
+@main.command()
+@click.option("--model-path", required=True, type=click.Path(exists=True, path_type=Path), help="Checkpoint.")
+@click.option("--model-type", default="auto", show_default=True)
+@click.option("--eval", "dataset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Gate data.")
+@click.option("--methods", help="Comma-separated; default: all.")
+@click.option("--blocksize", default=64, show_default=True)
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def compare(*, methods: str | None, output: Path, as_json: bool, **fields: Any) -> None:
+    """Measure every method on a checkpoint; write compare.json and compare.html."""
+    from agent.workbench import shell
+
+    sys.exit(shell.compare(methods, output, as_json=as_json, **fields))
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--to", "target", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: beside the artifact.")
+def export(artifact: Path, target: str, output: Path | None) -> None:
+    """Export an artifact with its weights unpacked, checked against the other runtime."""
+    from agent.workbench import shell
+
+    sys.exit(shell.export(artifact, output or artifact.with_suffix(f".{target}")))
 
 
 def _fail(text: str) -> NoReturn:

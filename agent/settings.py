@@ -83,8 +83,8 @@ class Serving(_Section):
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0
 
 
-class Page(_Section):
-    """The status page of the agent itself."""
+class Status(_Section):
+    """The agent's own port: status page, /metrics, /healthz."""
 
     enabled: bool = True
     host: str = "127.0.0.1"
@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     state_dir: Path = Path("/var/lib/nibbled")
     mqtt: Mqtt = Mqtt()
     serving: Serving = Serving()
-    page: Page = Page()
+    status: Status = Status()
     downloads: Downloads = Downloads()
     trust: Trust = Trust()
     memory: Memory = Memory()

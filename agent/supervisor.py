@@ -195,14 +195,14 @@ class Supervisor:
         )
 
     def _make_site(self) -> StatusSite | None:
-        page = self._settings.page
-        if not page.enabled:
+        status = self._settings.status
+        if not status.enabled:
             return None
         try:
-            return StatusSite(page.host, page.port, self._status)
+            return StatusSite(status.host, status.port, self._status)
         except OSError as error:
             raise StartError(
-                f"page.port {page.port} on {page.host}: {error.strerror}; choose another page.port"
+                f"status.port {status.port} on {status.host}: {error.strerror}; choose another status.port"
             ) from None
 
     def _self_test(self) -> SelfTest:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 KEEP_FINISHED = 500
 """Finished operations whose ids are remembered: a repeated command is answered from here."""
+KEEP_EVENTS = 1000
+"""Events that wait for a broker that is away: older ones are dropped first, states never."""
 
 _SCHEMA = """
 CREATE TABLE operation (
@@ -164,10 +166,17 @@ class SqliteJournal:
                 "INSERT INTO outbox (topic, payload, retain, expiry_s, correlation) VALUES (?, ?, ?, ?, ?)",
                 (report.topic, report.payload, report.retain, report.expiry_s, report.correlation),
             )
+        self._db.execute(
+            "DELETE FROM outbox WHERE NOT retain AND number <="
+            " (SELECT number FROM outbox WHERE NOT retain ORDER BY number DESC LIMIT 1 OFFSET ?)",
+            (KEEP_EVENTS,),
+        )
 
     def _forget_oldest(self) -> None:
         self._db.execute(
-            "DELETE FROM operation WHERE NOT is_open AND number <= (SELECT max(number) FROM operation) - ?",
+            # Counted, not subtracted: every update of a record uses up a number of AUTOINCREMENT, too.
+            "DELETE FROM operation WHERE NOT is_open AND number <="
+            " (SELECT number FROM operation WHERE NOT is_open ORDER BY number DESC LIMIT 1 OFFSET ?)",
             (KEEP_FINISHED,),
         )
 

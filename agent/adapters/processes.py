@@ -129,19 +129,40 @@ class ServerProcess:
         return child.pid if child is not None and child.poll() is None else None
 
     def restore(self, served: Mapping[str, Served]) -> None:
-        """Make the server hold and answer with exactly what ``served`` says."""
+        """Make the server hold and answer with exactly what ``served`` says.
+
+        One model that cannot be loaded does not keep the others from being served.
+
+        Raises:
+            StepError: of the last model that could not be restored, after all were tried.
+        """
         self._ensure_running()
+        try:
+            self._restore_models(served)
+        finally:
+            self._open()
+
+    def _restore_models(self, served: Mapping[str, Served]) -> None:
         held = self._held()
-        for name, item in served.items():
-            if item.current.id not in held.get(name, {}):
-                self.load(name, item.current)
-            if not held.get(name, {}).get(item.current.id, False):
-                self.activate(name, item.current)
-        for name, releases in held.items():
-            wanted = served[name].current.id if name in served else None
-            for release in releases:
-                if release != wanted:
-                    self._repository(name, "unload", {"release": release})
+        failure: StepError | None = None
+        for name in {*served, *held}:
+            try:
+                self._restore_model(name, served[name].current if name in served else None, held.get(name, {}))
+            except StepError as error:  # noqa: PERF203 - one try per model is the point
+                log.error("model_not_restored", model=name, detail=error.detail)  # noqa: TRY400 - a sentence is enough
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _restore_model(self, name: str, wanted: Release | None, held: Mapping[str, bool]) -> None:
+        if wanted is not None:
+            if wanted.id not in held:
+                self.load(name, wanted)
+            if not held.get(wanted.id, False):
+                self._repository(name, "activate", {"release": wanted.id})
+        for release in held:
+            if wanted is None or release != wanted.id:
+                self._repository(name, "unload", {"release": release})
 
     def load(self, model: str, release: Release) -> dict[str, Any]:
         """Load a release beside what is active."""
@@ -163,6 +184,7 @@ class ServerProcess:
     def activate(self, model: str, release: Release) -> None:
         """Let a loaded release answer from now on."""
         self._repository(model, "activate", {"release": release.id})
+        self._open()
 
     def undeploy(self, model: str) -> None:
         """Stop answering for ``model`` and free its memory."""
@@ -195,7 +217,16 @@ class ServerProcess:
         if self.pid is not None or self._is_stopping:
             return
         fds = (self._http.fileno(), self._control.fileno())
-        command = [sys.executable, "-m", "agent.serving", "--http-fd", str(fds[0]), "--control-fd", str(fds[1])]
+        command = [
+            sys.executable,
+            "-m",
+            "agent.serving",
+            "--http-fd",
+            str(fds[0]),
+            "--control-fd",
+            str(fds[1]),
+            "--closed",
+        ]
         child = subprocess.Popen([*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL)
         self._child = child
         self.starts += 1
@@ -230,6 +261,11 @@ class ServerProcess:
         status = child.wait()
         if not self._is_stopping and child is self._child:
             self._on_exit(_ending(status))
+
+    def _open(self) -> None:
+        """Let the server answer on its TCP socket, where connections have waited until its models were back."""
+        with contextlib.suppress(ControlError):
+            call(self._path, "POST", "/v2/control/open", {})
 
     def _held(self) -> dict[str, dict[str, bool]]:
         """Return, for every model, the releases in the server and whether each is the active one."""

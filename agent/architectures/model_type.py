@@ -49,11 +49,13 @@ class Reading:
         options: build options with every size spelt out.
         unused: keys that the forward pass never reads.
         notes: sentences on what was assumed or is lost.
+        num_classes: length of an answer, where no single tensor of the type tells it; None for ``classifier_key``.
     """
 
     options: dict[str, Any]
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    num_classes: int | None = None
 
 
 class Shapes(Mapping[str, Shape]):
@@ -109,7 +111,7 @@ class ModelType:
         name: the name on the wire.
         build: ``build(num_classes, **options)`` returns a module with freshly initialised weights; it must also work
             under ``torch.device("meta")``.
-        classifier_key: the state-dict key whose first axis is the number of classes.
+        classifier_key: the state-dict key whose first axis is the number of classes; empty if ``read`` tells it.
         matches: whether a checkpoint's keys are those of this type; looks at presence only.
         read: sizes and options from the shapes and the sidecar of a checkpoint that ``matches``.
         inputs: the input tensors for given options.

@@ -1,7 +1,7 @@
 """All model types by name: build one, recognise one, ask what goes in and out.
 
 Rules:
-- Types are listed in one table; a plug-in is looked up only where the table has no answer.
+- Types are listed in one table; hf, timm:NAME and plug-ins are looked up only where the table has no answer.
 - Recognition reads keys and shapes, then proves itself: the module it would build must have exactly the checkpoint's
   tensors, unused ones aside. A wrong guess is an error here, never a partly filled model later.
 - No weights are loaded here.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agent.architectures import plugins
+from agent.architectures import plugins, timm_models
 from agent.architectures.cnn import CNN
 from agent.architectures.errors import (
     BrokenPlugInError,
@@ -28,6 +28,7 @@ from agent.architectures.errors import (
 )
 from agent.architectures.hiercode import HIERCODE
 from agent.architectures.hiercode_higita import HIERCODE_HIGITA
+from agent.architectures.huggingface import HF
 from agent.architectures.model_type import ModelType, Options, Reading, Shape, Shapes, TensorSpec
 from agent.architectures.qat import QAT
 from agent.architectures.radical_rnn import RADICAL_RNN, RNN_LINGUISTIC
@@ -98,10 +99,20 @@ def find(model_type: str) -> ModelType:
     """
     if model_type in BUILT_IN:
         return BUILT_IN[model_type]
+    if model_type == HF.name:
+        return HF
+    if model_type.startswith(timm_models.PREFIX):
+        return timm_models.model_type(model_type)
     entry = plugins.announced().get(model_type)
     if entry is None:
-        raise UnknownModelTypeError(model_type, names())
+        raise UnknownModelTypeError(model_type, (*names(), HF.name, f"{timm_models.PREFIX}NAME"))
     return plugins.load(entry)
+
+
+def is_known(model_type: str) -> bool:
+    """Return whether a name is one of a type, or an alias; nothing is imported to find out."""
+    is_named = bool(model_types.named(model_type)) or model_type in names()
+    return is_named or model_type == HF.name or model_type.startswith(timm_models.PREFIX)
 
 
 def build(model_type: str, num_classes: int, *, inference_only: bool = False, **options: Any) -> nn.Module:
@@ -141,7 +152,7 @@ def recognise(
     read = Shapes(shapes)
     kind = _matching_type(read, hint)
     reading = kind.read(read, sidecar)
-    num_classes = read.size(kind.classifier_key)
+    num_classes = read.size(kind.classifier_key) if reading.num_classes is None else reading.num_classes
     _prove(kind, num_classes, reading, read)
     told = sidecar.get("num_classes")
     disagreement = f"the sidecar says {told} classes, the last layer has {num_classes}: the layer is right"

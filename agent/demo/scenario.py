@@ -246,7 +246,7 @@ def _write_config(directory: Path, broker_port: int, page_port: int) -> Path:
         f'state_dir = "{directory / "state"}"\n'
         f'[mqtt]\nport = {broker_port}\ntopic_prefix = "{PREFIX}"\n'
         "[serving]\nhttp_port = 0\n"
-        f"[page]\nport = {page_port}\n"
+        f"[status]\nport = {page_port}\n"
         '[downloads]\nallowed_schemes = ["http"]\nallowed_hosts = ["127.0.0.1"]\n'
         f'[trust]\nkeys_dir = "{directory / "trust.d"}"\n'
         "[health]\ninterval_s = 1\n"

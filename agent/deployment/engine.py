@@ -173,7 +173,8 @@ class Engine:
             self._journal.save(operation, reporting.accepted(operation), sequence=verdict.sequence)
             self._open[operation.id] = operation
         elif isinstance(verdict, Answered):
-            self._journal.save(verdict.operation, reporting.answered(verdict.operation))
+            answered = self._with_kept(verdict.operation)
+            self._journal.save(answered, reporting.answered(answered))
         elif isinstance(verdict, Repeated):
             self._journal.queue(reporting.operation(verdict.operation))
         else:

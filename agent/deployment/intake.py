@@ -12,9 +12,9 @@ from agent.contract import commands
 from agent.contract.commands import AnyCommand, Cancel, Deploy, Status
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import is_id
+from agent.deployment.facts import source_of
 from agent.deployment.machine import Operation
 from agent.deployment.phases import RULES, State
-from agent.deployment.steps import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.deployment.steps import source_of
+from agent.deployment.facts import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -6,17 +6,25 @@ another operation. Steps run one at a time, on one thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.contract.commands import Gate
 from agent.contract.errors import ErrorCode
-from agent.contract.manifest import Envelope
+from agent.deployment.facts import (
+    amended,
+    checkpoint_facts,
+    gate_of,
+    is_current,
+    measurements,
+    previous_release,
+    release_of,
+    source_of,
+    thresholds_of,
+)
 from agent.deployment.machine import Done
-from agent.deployment.models import Release, release_id
+from agent.deployment.models import Release
 from agent.deployment.phases import Phase
 from agent.deployment.ports import StepError
-from agent.planning.gate import Thresholds, judge
+from agent.planning.gate import judge
 from agent.planning.plan import plan
 
 if TYPE_CHECKING:
@@ -28,31 +36,6 @@ if TYPE_CHECKING:
 
 JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a deploy is to fetch, from its manifest or its plain fields."""
-
-    version: str
-    url: str
-    sha256: str
-    size: int
-    model_type: str
-    sequence: int | None
-
-
-def source_of(request: JsonObject) -> Source:
-    """Return what the ``deploy`` in ``request`` fetches; a manifest wins over plain fields."""
-    if request.get("manifest"):
-        manifest = Envelope.model_validate(request["manifest"]).manifest()
-        file = manifest.files[0]
-        return Source(manifest.version, file.url, file.sha256, file.size, manifest.model_type, manifest.sequence)
-    artifact = request["artifact"]
-    version = request.get("version") or artifact["sha256"][:12]
-    return Source(
-        version, artifact["url"], artifact["sha256"], artifact["size"], request.get("model_type", "auto"), None
-    )
 
 
 class Steps:
@@ -96,7 +79,7 @@ class Steps:
     def _download(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
         source = source_of(operation.request)
         self._fetch(source.url, source.sha256, source.size, watch)
-        dataset = _gate(operation).dataset
+        dataset = gate_of(operation).dataset
         if dataset is not None:
             self._fetch(dataset.url, dataset.sha256, dataset.size, watch)
         return Done(Phase.DOWNLOADING)
@@ -121,7 +104,7 @@ class Steps:
             "model_type": source.model_type,
             "sequence": source.sequence,
         }
-        dataset = _gate(operation).dataset
+        dataset = gate_of(operation).dataset
         if dataset is not None:
             store.admit(dataset.sha256, dataset.size, watch)
             facts["dataset"] = dataset.sha256
@@ -129,7 +112,7 @@ class Steps:
 
     def _plan(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
         watch.check()
-        facts = _checkpoint_facts(operation, served)
+        facts = checkpoint_facts(operation, served)
         requested = "auto" if operation.command == "replan" else operation.request.get("method", "auto")
         device = self._ports.device
         usable = [name for name, result in device.usable_methods().items() if result["ok"]]
@@ -151,7 +134,7 @@ class Steps:
                 facts=chosen.to_json(),
             )
         facts["method"] = chosen.chosen.method
-        facts["already_applied"] = _is_current(facts, served.get(str(operation.model)), operation)
+        facts["already_applied"] = is_current(facts, served.get(str(operation.model)), operation)
         decision = chosen.to_json()
         if facts["already_applied"]:
             decision["reason"] += "; it is already being served"
@@ -164,8 +147,8 @@ class Steps:
         is_cached = result is not None
         if result is None:
             result = self._ports.store.publish(sha256, method, self._run_builder(operation, watch))
-        decision = {**(operation.decision or {}), "measured": _measured(result), "cached": is_cached}
-        complaints = judge(result["gate"], _thresholds(operation))
+        decision = {**(operation.decision or {}), "measured": measurements(result), "cached": is_cached}
+        complaints = judge(result["gate"], thresholds_of(operation))
         if complaints:
             raise StepError(
                 ErrorCode.GATE_FAILED,
@@ -173,7 +156,7 @@ class Steps:
                 "choose a method with more bits, or give the gate other thresholds",
                 facts=decision,
             )
-        release = _release(facts, result)
+        release = release_of(facts, result)
         return Done(Phase.BUILDING, {"release": release.to_json()}, decision)
 
     def _run_builder(self, operation: Operation, watch: Watch) -> JsonObject:
@@ -198,10 +181,10 @@ class Steps:
         watch.check()
         facts = dict(operation.facts)
         if operation.command == "rollback":
-            facts["release"] = _previous(operation, served).to_json()
+            facts["release"] = previous_release(operation, served).to_json()
         release = Release.from_json(facts["release"])
         loaded = self._ports.server.load(str(operation.model), release)
-        decision = _amend(operation, resident_bytes=loaded["resident_bytes"], load_ms=loaded["load_ms"])
+        decision = amended(operation, resident_bytes=loaded["resident_bytes"], load_ms=loaded["load_ms"])
         if operation.command == "rollback":
             decision |= {"method": release.method, "reason": f"{release.id} was served before and is whole"}
         return Done(Phase.LOADING, facts, decision)
@@ -211,8 +194,8 @@ class Steps:
         release = Release.from_json(operation.facts["release"])
         measured = self._ports.server.canary(str(operation.model), release)
         measured = {**measured, "accuracy_source": release.accuracy_source}
-        complaints = judge(measured, _thresholds(operation))
-        decision = _amend(operation, canary=measured)
+        complaints = judge(measured, thresholds_of(operation))
+        decision = amended(operation, canary=measured)
         if complaints:
             raise StepError(ErrorCode.CANARY_FAILED, "; ".join(complaints), facts=decision)
         return Done(Phase.CANARY, {}, decision)
@@ -226,7 +209,7 @@ class Steps:
 
     def _trial(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
         release = Release.from_json(operation.facts["release"])
-        gate = _gate(operation)
+        gate = gate_of(operation)
         soak_s = self._soak_s if gate.soak_s is None else gate.soak_s
         clock = self._ports.clock
         began = clock.monotonic()
@@ -238,7 +221,7 @@ class Steps:
         after = self._counters(operation, release)
         self._compare(before, after)
         trial = {"seconds": round(clock.monotonic() - began, 1), "requests": after["requests"] - before["requests"]}
-        return Done(Phase.TRIAL, {}, _amend(operation, trial=trial))
+        return Done(Phase.TRIAL, {}, amended(operation, trial=trial))
 
     def _counters(self, operation: Operation, release: Release) -> JsonObject:
         status = self._ports.server.status()
@@ -262,99 +245,3 @@ class Steps:
     def _roll_back(self, _operation: Operation, served: Mapping[str, Served], _watch: Watch) -> Done:
         self._ports.server.restore(served)
         return Done(Phase.ROLLING_BACK)
-
-
-def _gate(operation: Operation) -> Gate:
-    return Gate.model_validate(operation.request.get("gate") or {})
-
-
-def _thresholds(operation: Operation) -> Thresholds:
-    if operation.command == "rollback":  # it proved itself when it was committed; now it only has to answer
-        return Thresholds(min_agreement=0.0, max_accuracy_drop=1.0)
-    gate = _gate(operation)
-    return Thresholds(gate.min_agreement, gate.max_accuracy_drop, gate.min_accuracy, gate.max_latency_ms)
-
-
-def _checkpoint_facts(operation: Operation, served: Mapping[str, Served]) -> JsonObject:
-    """What is to be built from: what this deploy verified, or what the model is served from now."""
-    item = served.get(str(operation.model))
-    if operation.command == "deploy":
-        facts = dict(operation.facts)
-        if "dataset" not in facts and item is not None:
-            facts["dataset"] = item.dataset  # the evaluation data last given for this model
-        return facts
-    if item is None:
-        raise StepError(ErrorCode.UNKNOWN_MODEL, f"no model {operation.model} is served", "deploy it first")
-    current = item.current
-    return {
-        "sha256": current.sha256,
-        "version": current.version,
-        "model_type": current.model_type,
-        "sequence": current.sequence,
-        "dataset": item.dataset,
-    }
-
-
-def _is_current(facts: JsonObject, item: Served | None, operation: Operation) -> bool:
-    """Whether the very release is served, judged by the same data: then there is nothing to do."""
-    if item is None or (_gate(operation).dataset is not None and facts.get("dataset") != item.dataset):
-        return False
-    return item.current.id == release_id(facts["version"], facts["sha256"], facts["method"])
-
-
-def _previous(operation: Operation, served: Mapping[str, Served]) -> Release:
-    item = served.get(str(operation.model))
-    if item is None:
-        raise StepError(ErrorCode.UNKNOWN_MODEL, f"no model {operation.model} is served", "deploy it first")
-    if item.previous is None:
-        raise StepError(
-            ErrorCode.NOTHING_TO_ROLL_BACK,
-            f"{item.name} has no release before {item.current.id}",
-            "deploy or set_method",
-        )
-    return item.previous
-
-
-def _release(facts: JsonObject, result: JsonObject) -> Release:
-    gate = result["gate"]
-    return Release(
-        id=release_id(facts["version"], facts["sha256"], facts["method"]),
-        version=facts["version"],
-        sha256=facts["sha256"],
-        model_type=result["model_type"],
-        method=facts["method"],
-        artifact=result["artifact"],
-        gate_file=result["gate_file"],
-        artifact_bytes=result["artifact_bytes"],
-        resident_bytes=result["resident_bytes"],
-        coverage=result["coverage"],
-        agreement=gate["agreement"],
-        accuracy=gate.get("accuracy"),
-        accuracy_source=gate.get("accuracy_source"),
-        sequence=facts.get("sequence"),
-    )
-
-
-_MEASURED = (
-    "source_bytes",
-    "source_tensor_bytes",
-    "artifact_bytes",
-    "resident_bytes",
-    "coverage",
-    "skipped",
-    "skipped_count",
-    "notes",
-    "gate",
-    "peak_rss_bytes",
-    "seconds",
-)
-
-
-def _measured(result: JsonObject) -> JsonObject:
-    return {name: result.get(name) for name in _MEASURED}
-
-
-def _amend(operation: Operation, **measured: Any) -> JsonObject:
-    """Return the decision record with more measurements in it."""
-    decision = operation.decision or {}
-    return {**decision, "measured": {**decision.get("measured", {}), **measured}}

@@ -135,8 +135,8 @@ def flat_numbers(body: JsonObject) -> dict[str, float]:
         "memory_total_bytes": memory.get("total_bytes"),
         "disk_free_bytes": (body.get("disk") or {}).get("free_bytes"),
         "models_served": len(models),
-        "requests_total": sum(model["requests"] for model in models.values()),
-        "failures_total": sum(model["failures"] for model in models.values()),
+        "requests": sum(model["requests"] for model in models.values()),
+        "failures": sum(model["failures"] for model in models.values()),
         "open_operations": len(body.get("operations", ())),
     }
     return {name: value for name, value in numbers.items() if value is not None}

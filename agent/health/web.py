@@ -1,4 +1,4 @@
-"""The status page: one self-contained, read-only site on the agent's own port, with the same facts as JSON.
+"""The agent's own port: one self-contained, read-only page, the same facts as JSON, ``/metrics`` and ``/healthz``.
 
 Served by the standard library on threads of its own: a page that people look at now and then is not worth a web
 framework's memory in a process that has to stay small. Loopback by default; no request changes anything.
@@ -12,6 +12,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+
+from agent.health.reporter import flat_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +63,16 @@ class StatusSite:
         self._server.server_close()
 
 
+def exposition(health: dict[str, Any]) -> str:
+    """Return the numbers of a health report in Prometheus' text format.
+
+    Gauges only: the counters of inference are the server's own, on its port.
+    """
+    numbers = {**flat_numbers(health), "ok": int(health["status"] == "ok")}
+    lines = [f"# TYPE nibbled_{name} gauge\nnibbled_{name} {value}\n" for name, value in numbers.items()]
+    return "".join(lines)
+
+
 class _Handler(BaseHTTPRequestHandler):
     status: Callable[[], dict[str, Any]]
     timeout = _IDLE_S
@@ -72,6 +84,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/status.json":
             self._send(HTTPStatus.OK, json.dumps(self.status()).encode(), "application/json")
+        elif path == "/metrics":
+            self._send(HTTPStatus.OK, exposition(self.status()["health"]).encode(), "text/plain; version=0.0.4")
+        elif path == "/healthz":
+            state = self.status()["health"]["status"]
+            failing = state in ("failing", "starting")
+            code = HTTPStatus.SERVICE_UNAVAILABLE if failing else HTTPStatus.OK
+            self._send(code, json.dumps({"status": state}).encode(), "application/json")
         elif path in _PAGES:
             name, kind = _PAGES[path]
             self._send(HTTPStatus.OK, (files("agent.health") / "page" / name).read_bytes(), kind)

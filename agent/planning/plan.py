@@ -171,10 +171,11 @@ def _conditions(numels: Sequence[int], budget: Budget) -> Conditions:
 
 
 def _preference(prior: str) -> tuple[str, ...]:
-    """The prior first; then what is smaller, best answers first."""
+    """The prior first; then what is smaller; last what is better, for a device on which nothing else runs."""
     if prior not in LADDER:
         return (prior, *LADDER)
-    return LADDER[LADDER.index(prior) :]
+    position = LADDER.index(prior)
+    return LADDER[position:] + LADDER[:position][::-1]
 
 
 def _weigh(name: str, numels: Sequence[int], budget: Budget, usable: Collection[str]) -> Candidate:

@@ -13,7 +13,7 @@ What the weights mean is decided elsewhere (``agent.architectures``).
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -60,12 +60,14 @@ class Checkpoint:
         file_bytes: size of the file.
         hint: the model type that the file names, or None.
         notes: sentences on what was undone.
+        told: what lies beside the weights and no tensor shape tells; empty for a single file.
     """
 
     entries: Mapping[str, Entry]
     file_bytes: int
     hint: str | None = None
     notes: tuple[str, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -89,7 +91,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise BadCheckpointError(f"the checkpoint cannot be read: {error.strerror or error}") from error
 
 
-def _open_safetensors(path: Path, size: int) -> Checkpoint:
+def safetensors_entries(path: Path) -> dict[str, Entry]:
+    """Return the tensors of a safetensors file under the names that it has for them.
+
+    Raises:
+        UnsafeCheckpointError: it deceives.
+        BadCheckpointError: it is damaged or empty.
+    """
     from safetensors import safe_open  # noqa: PLC0415 - not needed for pickles
 
     header = read_header(path)
@@ -100,13 +108,16 @@ def _open_safetensors(path: Path, size: int) -> Checkpoint:
     def reader(name: str) -> Callable[[], Tensor]:
         return lambda: cast("Tensor", file.get_tensor(name))
 
-    entries = {
+    return {
         name: Entry(info.shape, info.dtype, info.end - info.start, reader(name))
         for name, info in header.tensors.items()
     }
-    restored, count = undo_exports(layouts.strip_prefixes(entries))
+
+
+def _open_safetensors(path: Path, size: int) -> Checkpoint:
+    restored, count = undo_exports(layouts.strip_prefixes(safetensors_entries(path)))
     notes = (f"{count} weights were 8- or 4-bit exports with one scale each: their rounding remains",) if count else ()
-    return Checkpoint(restored, size, header.metadata.get("model_type"), notes)
+    return Checkpoint(restored, size, read_header(path).metadata.get("model_type"), notes)
 
 
 def _open_pickle(path: Path, size: int) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""The builder's three jobs, from a JSON object to the content of its result event.
+"""The builder's jobs, from a JSON object to the content of its result event.
 
 A job is validated here and nowhere else. Files are written into the directory that the job names; moving them into
 place is the caller's.
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from agent import architectures
-from agent.planning import model_types
+from agent.architectures.optional import MissingPackageError
 from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, Method
-from agent.quantization import artifact, gate, modules, process, quantizer, sidecar
+from agent.quantization import artifact, gate, huggingface_directory, modules, onnx, process, quantizer, sidecar
 from agent.quantization.checkpoint import Checkpoint, open_checkpoint
 from agent.quantization.errors import UnsupportedMethodError
 from agent.quantization.probe import probe
+from agent.quantization.unsupported import UnsupportedError
 
 JsonObject = dict[str, Any]
 Emit = Callable[[JsonObject], None]
@@ -39,6 +40,7 @@ class BuildJob:
     """A ``build`` job after validation.
 
     Attributes:
+        checkpoint: a file, or a Hugging Face directory.
         told: the JSON file that came with the checkpoint, for what no tensor shape tells.
         device: where source and result are compared: ``cpu``, ``cuda``, or ``auto`` for what the server will use.
     """
@@ -63,28 +65,37 @@ def run(job: Mapping[str, Any], emit: Emit) -> JsonObject:
         BadJobError: the job is not one.
         BuildError: what the checkpoint or the machine does not allow.
     """
-    kind = job.get("job")
     torch.set_num_threads(int(job.get("threads", 1)))
+    try:
+        return _run(job, emit)
+    except MissingPackageError as error:
+        raise UnsupportedError(str(error), error.hint) from error
+
+
+def _run(job: Mapping[str, Any], emit: Emit) -> JsonObject:
+    kind = job.get("job")
     if kind == "build":
         return build(_parse_build(job), emit)
     if kind == "inspect":
         return inspect(Path(_text(job, "checkpoint")), job.get("sidecar") or {})
+    if kind == "export":
+        return _export(job)
     if kind == "probe":
         return probe(job.get("methods", list(METHODS)))
-    raise BadJobError(f"unknown job {kind!r}; known: build, inspect, probe")
+    raise BadJobError(f"unknown job {kind!r}; known: build, export, inspect, probe")
 
 
 def build(job: BuildJob, emit: Emit) -> JsonObject:
     """Quantize a checkpoint, measure the result against the source, and write artifact, sidecar and gate file."""
     begin = time.monotonic()
-    checkpoint = open_checkpoint(job.checkpoint)
+    checkpoint = _open(job.checkpoint)
     found = _recognise(checkpoint, job.told, job.model_type)
     data = gate.evaluation(found, job.dataset, job.rows, job.seed)
     job.output_dir.mkdir(parents=True, exist_ok=True)
     path = job.output_dir / artifact.file_name(found.model_type, job.method.file_tag)
     outcome = quantizer.quantize(checkpoint, found, path, job.method, blocksize=job.blocksize, progress=_progress(emit))
     facts = sidecar.describe(found, job.method, job.blocksize) | {
-        "source_sha256": job.source_sha256 or sidecar.sha256(job.checkpoint),
+        "source_sha256": job.source_sha256 or _digest(job.checkpoint),
         "source_bytes": checkpoint.file_bytes,
         "source_tensor_bytes": outcome.source_tensor_bytes,
         "artifact_bytes": path.stat().st_size,
@@ -126,7 +137,7 @@ def _measure(
 
 def inspect(path: Path, told: Mapping[str, Any]) -> JsonObject:
     """Say what a checkpoint is, from its directory: no weight is read."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = _open(path)
     found = _recognise(checkpoint, told, None)
     tensors = [
         {"name": name, "shape": list(entry.shape), "dtype": str(entry.dtype).removeprefix("torch.")}
@@ -140,6 +151,15 @@ def inspect(path: Path, told: Mapping[str, Any]) -> JsonObject:
         "tensors": tensors,
         "bytes": checkpoint.file_bytes,
     }
+
+
+def _export(job: Mapping[str, Any]) -> JsonObject:
+    opset, check = job.get("opset", onnx.DEFAULT_OPSET), job.get("check", True)
+    if type(opset) is not int or type(check) is not bool:
+        raise BadJobError(
+            f"the job's 'opset' is {opset!r} and 'check' {check!r}, a number and true or false are needed"
+        )
+    return onnx.export(Path(_text(job, "artifact")), Path(_text(job, "output")), opset, is_checked=check)
 
 
 def _parse_build(job: Mapping[str, Any]) -> BuildJob:
@@ -179,11 +199,19 @@ def _blocksize(value: Any) -> int:
     return int(value)
 
 
+def _open(path: Path) -> Checkpoint:
+    return huggingface_directory.open_directory(path) if path.is_dir() else open_checkpoint(path)
+
+
+def _digest(path: Path) -> str:
+    return huggingface_directory.digest(path) if path.is_dir() else sidecar.sha256(path)
+
+
 def _recognise(checkpoint: Checkpoint, told: Mapping[str, Any], model_type: str | None) -> architectures.Recognised:
     """Find the model type; what the caller says must fit, and what the file says too if it is a known name."""
     hint = checkpoint.hint
-    is_known = hint is not None and (bool(model_types.named(hint)) or hint in architectures.names())
-    hint = hint if is_known else None
+    hint = hint if hint is not None and architectures.is_known(hint) else None
+    told = {**told, **checkpoint.told}
     if model_type is not None and hint is not None:
         architectures.recognise(checkpoint.shapes, told, hint)
     return architectures.recognise(checkpoint.shapes, told, model_type or hint)

@@ -11,9 +11,12 @@ Rules:
 
 from __future__ import annotations
 
+import importlib
 import threading
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -170,15 +173,13 @@ def _zero_code(quant_type: QuantType) -> int:
 
 
 def _pack_bitsandbytes(weights: Tensor, quant_type: QuantType, blocksize: int) -> tuple[Tensor, Tensor]:
-    from bitsandbytes import functional  # noqa: PLC0415 - three seconds and 120 MiB that only a packer pays
-
+    functional = bitsandbytes().functional
     codes, state = functional.quantize_4bit(weights.contiguous(), blocksize=blocksize, quant_type=quant_type)
     return codes.view(-1), state.absmax
 
 
 def _unpack_bitsandbytes(codes: Tensor, scales: Tensor, quant_type: QuantType, blocksize: int, numel: int) -> Tensor:
-    from bitsandbytes import functional  # noqa: PLC0415 - as above
-
+    functional = bitsandbytes().functional
     row = quant_state(scales, (1, 2 * codes.numel()), quant_type, blocksize)
     weights: Tensor = functional.dequantize_4bit(codes.view(-1, 1), row)
     return weights.view(-1)[:numel]
@@ -200,8 +201,7 @@ def quant_state(
         blocksize: weights that share a scale.
         nested: scales of the scales and their offset.
     """
-    from bitsandbytes.functional import QuantState  # noqa: PLC0415 - as above
-
+    quant_state_type = bitsandbytes().functional.QuantState
     state = {
         "absmax": scales,
         "shape": torch.Size(shape),
@@ -213,8 +213,24 @@ def quant_state(
     if nested is not None:
         book = codebooks.dynamic_8bit(scales.device)
         state["offset"] = nested[1].view(())
-        state["state2"] = QuantState(absmax=nested[0], code=book, blocksize=NESTED_BLOCKSIZE, dtype=torch.float32)
-    return QuantState(**state)
+        state["state2"] = quant_state_type(absmax=nested[0], code=book, blocksize=NESTED_BLOCKSIZE, dtype=torch.float32)
+    return quant_state_type(**state)
+
+
+@cache
+def bitsandbytes() -> Any:
+    """Import bitsandbytes, which only a packer and its kernels need, and return it.
+
+    bitsandbytes (0.49 and 0.50, ``backends/default/ops.py``) wraps operators with ``torch.compile`` while it is
+    imported. That alone imports Dynamo and Inductor, which takes seconds and over 100 MiB, and a call would start a
+    C++ compiler: here they stay the plain functions that they are.
+    """
+    with mock.patch.object(torch, "compile", _uncompiled):
+        return importlib.import_module("bitsandbytes")
+
+
+def _uncompiled(function: Any = None, **_options: Any) -> Any:
+    return function if function is not None else lambda wrapped: wrapped
 
 
 def _try_bitsandbytes(device: torch.device, quant_type: QuantType) -> Kernel:

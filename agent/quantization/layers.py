@@ -93,12 +93,10 @@ class PackedLinear(nn.Module):
 
     def _fused_product(self, x: Tensor) -> Tensor:
         """Multiply by bitsandbytes' own 4-bit product, which never holds the whole weight for small batches."""
-        import bitsandbytes  # noqa: PLC0415 - only where its kernels run
-
         codes = self.weight.get_buffer("codes")
         if self._fused is None or self._fused[0] is not codes:
             self._fused = (codes, self.weight.quant_state())
-        product: Tensor = bitsandbytes.matmul_4bit(
+        product: Tensor = kernels.bitsandbytes().matmul_4bit(
             x, codes.view(1, -1), bias=cast(self.bias, x.dtype), quant_state=self._fused[1]
         )
         return product

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from agent import architectures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 def build_empty(model_type: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
@@ -38,21 +39,45 @@ def assign(model: nn.Module, names: Iterable[str], tensor: Tensor) -> None:
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
         if leaf in owner._parameters:  # noqa: SLF001 - torch offers no public way to tell parameters from buffers by name
-            parameter = parameter or nn.Parameter(tensor, requires_grad=False)
+            parameter = nn.Parameter(tensor, requires_grad=False) if parameter is None else parameter
             owner.register_parameter(leaf, parameter)
         else:
             owner.register_buffer(leaf, tensor)
 
 
 def compute_missing(model: nn.Module, model_type: str, num_classes: int, options: Mapping[str, Any]) -> None:
-    """Fill buffers that no state dict holds (``persistent=False``) by building the model once more with memory."""
+    """Fill buffers that no state dict holds (``persistent=False``) by building the model once more.
+
+    Buffers are computed, weights are allocated first and filled then; so what is only allocated is left on the meta
+    device, and the second model takes no memory to speak of. Should a buffer be made that way too, it is built in full.
+    """
     missing = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if not missing:
         return
-    built = architectures.build(model_type, num_classes, **{"inference_only": True, **options})
+    with _AllocatingNothing():
+        built = _built(model_type, num_classes, options)
+    if any(built.get_buffer(name).is_meta for name in missing):
+        built = _built(model_type, num_classes, options)
     for name in missing:
         path, _, leaf = name.rpartition(".")
         model.get_submodule(path).register_buffer(leaf, built.get_buffer(name), persistent=False)
+
+
+def _built(model_type: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
+    return architectures.build(model_type, num_classes, **{"inference_only": True, **options})
+
+
+class _AllocatingNothing(TorchFunctionMode):
+    """Lets ``torch.empty`` give tensors without memory, in this thread alone."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call ``func``, on the meta device if it is ``torch.empty``."""
+        given = dict(kwargs or {})
+        if func is torch.empty:
+            given["device"] = "meta"
+        return func(*args, **given)
 
 
 def resident_bytes(model: nn.Module) -> int:

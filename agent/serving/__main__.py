@@ -45,11 +45,11 @@ async def _run(options: argparse.Namespace, loader: Loader) -> None:
     preparing = control.prepare()
     preparing.add_done_callback(_report)
     limit = options.max_body_mib * 1024 * 1024
-    apps = [
-        (HttpApp(plane, responses, None, limit), socket.socket(fileno=options.http_fd)),
-        (HttpApp(plane, responses, control, limit), socket.socket(fileno=options.control_fd)),
-    ]
-    await serve(plane, apps, options.drain_s)
+    if not options.closed:
+        plane.is_open.set()
+    data = HttpApp(plane, responses, None, limit), socket.socket(fileno=options.http_fd)
+    supervisor = HttpApp(plane, responses, control, limit), socket.socket(fileno=options.control_fd)
+    await serve(plane, data, supervisor, options.drain_s)
 
 
 def _report(preparing: asyncio.Future[None]) -> None:
@@ -63,6 +63,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m agent.serving", description=__doc__)
     parser.add_argument("--http-fd", type=int, required=True, help="listening TCP socket of the data plane")
     parser.add_argument("--control-fd", type=int, required=True, help="listening Unix socket of the supervisor")
+    parser.add_argument("--closed", action="store_true", help="leave the TCP socket unanswered until told to open")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each model")
     parser.add_argument("--drain-s", type=float, default=10.0, help="seconds that a shutdown may take")

@@ -63,6 +63,8 @@ class ControlPlane:
         match (group, rest):
             case ("control", ["status"]):
                 wanted = "GET"
+            case ("control", ["open"]):
+                wanted = "POST"
             case ("repository", ["index"] | ["models", _, "load" | "canary" | "activate" | "unload"]):
                 wanted = "POST"
             case _:
@@ -71,6 +73,9 @@ class ControlPlane:
             raise MethodNotAllowedError(method, path, wanted)
         if rest == ["status"]:
             return self.status()
+        if rest == ["open"]:
+            self._plane.is_open.set()
+            return {"open": True}
         request = _parse(body)
         return self.index(request) if rest == ["index"] else await self._change(rest[1], rest[2], request)
 

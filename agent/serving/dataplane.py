@@ -6,6 +6,7 @@ and knows no status codes beyond those that its errors carry.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,11 +51,13 @@ class DataPlane:
 
     Attributes:
         is_draining: set once, when the process was asked to end.
+        is_open: set once the data plane's socket may be answered; until then connections wait in its backlog.
     """
 
     def __init__(self, models: Models) -> None:
         self.models = models
         self.is_draining = False
+        self.is_open = asyncio.Event()
         self.started_at = time.monotonic()
 
     @property
@@ -102,9 +105,9 @@ def _tensors(answer: Answer, slot: Slot) -> list[Tensor]:
 
 
 def _explain(error: Exception, slot: Slot) -> ServingError:
-    # An index that an embedding does not have is the client's: nothing else in a module raises this type.
-    if isinstance(error, IndexError):
-        return BadRequestError(f"the model has no such index: {error}")
+    # What modules raise about values, not shapes: an index that an embedding does not have, a length beyond the input.
+    if isinstance(error, (IndexError, ValueError)):
+        return BadRequestError(f"the model refuses these values: {error}")
     if is_out_of_memory(error):
         return UnavailableError("the device has not enough free memory for this request: send fewer rows")
     log.error("model_failed", model=slot.model, release=slot.release, error=f"{type(error).__name__}: {error}"[:2000])

@@ -8,6 +8,7 @@ application with a ``ControlPlane``; without one its routes do not exist.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import structlog
 
 from agent.serving.body import MAX_BODY_BYTES, DisconnectedError, discard_body, read_body
 from agent.serving.dataplane import model_config, model_metadata, model_statistics, server_metadata
+from agent.serving.disconnect import DisconnectWatch
 from agent.serving.errors import (
     BadRequestError,
     MethodNotAllowedError,
@@ -158,6 +160,7 @@ class HttpApp:
         body = await self._body(request)
         # Looked up again: another release may have been activated while the body came in.
         slot = self._plane.models.active(name, version)
+        watch = DisconnectWatch(request.receive)
         try:
             question = parse_request(body, _header_length(request.headers), slot.network.inputs)
             response = await self._plane.infer(slot, question)
@@ -165,6 +168,13 @@ class HttpApp:
         except ServingError as error:
             slot.stats.refused(error.outcome, time.perf_counter() - began)
             raise
+        except asyncio.CancelledError:
+            if not watch.has_left:
+                raise
+            slot.stats.refused("canceled", time.perf_counter() - began)
+            raise DisconnectedError from None
+        finally:
+            watch.close()
         slot.stats.answered(response.rows, time.perf_counter() - began, response.timing, time.time_ns() // 1_000_000)
         return reply
 

@@ -6,19 +6,18 @@ import contextlib
 import gc
 import importlib
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 import torch
 
 from agent import architectures
 from agent.quantization import artifact as artifacts
-from agent.quantization import modules
+from agent.quantization import kernels, modules
 from agent.serving.memory import trim_heap
 from agent.serving.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from agent.serving.tensors import Array
@@ -27,20 +26,15 @@ if TYPE_CHECKING:
 def configure(threads: int) -> None:
     """Fix the number of threads of one operation and import the kernels; must come before the first operation."""
     torch.set_num_threads(threads)
-    with _without_compiler(), contextlib.suppress(ImportError, OSError, RuntimeError):
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
         # One that cannot be imported is not needed: artifacts then use the kernels that torch alone offers.
-        importlib.import_module("bitsandbytes")
-
-
-@contextlib.contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Let ``torch.compile`` return functions as they are.
-
-    bitsandbytes (0.49 and 0.50, ``backends/default/ops.py``) wraps operators with it while it is imported. That alone
-    imports Dynamo and Inductor, which takes seconds and over 100 MiB, and a call would start a C++ compiler.
-    """
-    with mock.patch.object(torch, "compile", lambda function, **_options: function):
-        yield
+        kernels.bitsandbytes()
+        # Its operators import this at their first call: now is better than during the first load.
+        importlib.import_module("torch._dynamo")
+    # What was imported stays: collections after an unload need not walk torch's hundreds of thousands of objects
+    # while they hold the interpreter's lock.
+    gc.collect()
+    gc.freeze()
 
 
 def load(artifact: Path, device: str) -> TorchNetwork:

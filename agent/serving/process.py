@@ -102,8 +102,15 @@ def _server(app: HttpApp, drain_s: float) -> _Server:
     )
 
 
-async def serve(plane: DataPlane, apps: list[tuple[HttpApp, socket.socket]], drain_s: float) -> None:
-    """Answer on inherited listening sockets until SIGTERM or SIGINT, then drain; a second signal ends at once."""
+async def serve(
+    plane: DataPlane, data: tuple[HttpApp, socket.socket], control: tuple[HttpApp, socket.socket], drain_s: float
+) -> None:
+    """Answer on inherited listening sockets until SIGTERM or SIGINT, then drain; a second signal ends at once.
+
+    The data plane's socket is answered once ``plane.is_open`` is set: a server that replaces another gets its models
+    back first, and clients wait in the backlog meanwhile instead of hearing that their model is unknown.
+    """
+    apps = (data, control)
     servers = [_server(app, drain_s) for app, _ in apps]
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -118,8 +125,15 @@ async def serve(plane: DataPlane, apps: list[tuple[HttpApp, socket.socket]], dra
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+
+    async def answer(server: _Server, listener: socket.socket, *, is_data: bool) -> None:
+        if is_data:
+            await _either(plane.is_open, asked)
+        if not asked.is_set():
+            await server.serve(sockets=[listener])
+
     running = [
-        asyncio.create_task(server.serve(sockets=[listener]))
+        asyncio.create_task(answer(server, listener, is_data=listener is data[1]))
         for server, (_, listener) in zip(servers, apps, strict=True)
     ]
     log.info("listening", pid=os.getpid())
@@ -130,6 +144,13 @@ async def serve(plane: DataPlane, apps: list[tuple[HttpApp, socket.socket]], dra
         server.should_exit = True
     await asyncio.gather(*running)
     log.info("stopped", in_flight=_in_flight(plane))
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
 
 
 def _in_flight(plane: DataPlane) -> int:

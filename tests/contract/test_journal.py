@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.adapters.journal import KEEP_FINISHED, SCHEMA_VERSION, JournalVersionError, SqliteJournal
+from agent.adapters.journal import KEEP_EVENTS, KEEP_FINISHED, SCHEMA_VERSION, JournalVersionError, SqliteJournal
 from agent.contract.errors import ErrorCode, ErrorInfo
 from agent.contract.reports import Report
 from agent.deployment.machine import Operation
@@ -102,15 +102,27 @@ def test_the_newest_operations_come_first_in_the_recent_ones(journal: SqliteJour
 
 
 def test_a_newer_retained_report_replaces_the_one_that_was_not_sent(journal: SqliteJournal) -> None:
-    journal.queue([state(1), event(2), state(3, "edge/v1/box/reported")])
+    passing = Report(state(1).topic, b"not retained")
+    journal.queue([state(1), passing, event(2), state(3, "edge/v1/box/reported")])
     journal.queue([state(4)])
-    assert payloads(journal) == [b"2", b"3", b"4"]
+    assert payloads(journal) == [b"not retained", b"2", b"3", b"4"]
 
 
 def test_events_are_all_kept_in_their_order(journal: SqliteJournal) -> None:
     journal.queue([event(1), event(2)])
     journal.queue([event(3)])
     assert payloads(journal) == [b"1", b"2", b"3"]
+
+
+def test_of_the_events_that_wait_the_newest_thousand_are_kept_and_every_state(journal: SqliteJournal) -> None:
+    journal.queue([Report("edge/v1/box/reported", b"{}", retain=True)])
+    journal.queue([Report("edge/v1/box/event", b"%d" % number) for number in range(KEEP_EVENTS + 20)])
+
+    reports = [report for _, report in journal.outbox()]
+
+    assert [report.topic for report in reports if report.retain] == ["edge/v1/box/reported"]
+    events = [report.payload for report in reports if not report.retain]
+    assert events == [b"%d" % number for number in range(20, KEEP_EVENTS + 20)]
 
 
 def test_a_report_comes_back_as_it_went_in(journal: SqliteJournal) -> None:

@@ -64,6 +64,10 @@ class Payload:
         return os.system, ("touch pwned",)
 
 
+class Disguised(Tensor):
+    """A tensor that could override what reading it does."""
+
+
 @pytest.mark.parametrize("key", ["model_state_dict", "model_state", "state_dict", "model"])
 def test_a_wrapped_state_dict_is_found_under_every_usual_key(path: Path, key: str) -> None:
     found = open_checkpoint(saved(path, {"epoch": 3, key: WEIGHTS, "optimizer_state_dict": {"lr": 0.1}}))
@@ -246,6 +250,18 @@ def test_a_truncated_archive_is_refused_with_its_size(path: Path) -> None:
         open_checkpoint(path)
 
 
+def test_a_pickle_of_garbage_is_refused(path: Path) -> None:
+    rezipped(path, lambda name, data: (name, b"garbage" if name.endswith("data.pkl") else data))
+    with pytest.raises(BadCheckpointError, match="its pickle cannot be read"):
+        open_checkpoint(path)
+
+
+def test_an_archive_that_lacks_a_tensors_data_is_refused(path: Path) -> None:
+    rezipped(path, lambda name, data: (name.replace("data/0", "data/9"), data))
+    with pytest.raises(BadCheckpointError, match="torch cannot open it"):
+        open_checkpoint(path)
+
+
 def test_a_zip_without_weights_is_refused_listing_what_it_holds(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -269,6 +285,17 @@ def test_a_sparse_tensor_is_refused(path: Path) -> None:
 def test_an_unreadable_dtype_is_refused_with_the_readable_ones(path: Path, dtype: torch.dtype) -> None:
     with pytest.raises(BadCheckpointError, match="readable are F64, F32"):
         open_checkpoint(saved(path, {"w": torch.zeros(2).to(dtype)}))
+
+
+def test_too_many_tensors_in_a_pickle_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "MAX_TENSORS", 1)
+    with pytest.raises(UnsafeCheckpointError, match="2 tensors, at most 1"):
+        open_checkpoint(saved(path, WEIGHTS))
+
+
+def test_a_tensor_of_another_class_is_refused() -> None:
+    with pytest.raises(BadCheckpointError, match="'w' is a Disguised"):
+        checkpoint._entry("w", torch.ones(1).as_subclass(Disguised))
 
 
 def test_too_many_axes_are_refused(path: Path) -> None:
@@ -346,7 +373,7 @@ def test_a_giant_safetensors_header_is_refused_before_it_is_read(path: Path) -> 
 
 
 def test_a_truncated_safetensors_header_is_refused(path: Path) -> None:
-    with pytest.raises(BadCheckpointError, match="truncated"):
+    with pytest.raises(BadCheckpointError, match="header claims 1000 bytes, the file has 10"):
         open_checkpoint(raw_safetensors(path, b"{}", length=1000))
 
 
@@ -355,6 +382,17 @@ def test_too_many_safetensors_entries_are_refused(path: Path, monkeypatch: pytes
     save_file(WEIGHTS, path)
     with pytest.raises(UnsafeCheckpointError, match="at most 1"):
         open_checkpoint(path)
+
+
+def test_a_header_that_is_no_object_is_refused(path: Path) -> None:
+    with pytest.raises(BadCheckpointError, match="not a JSON object"):
+        safetensors_header.read_header(raw_safetensors(path, b"[]"))
+
+
+def test_a_file_shorter_than_a_header_is_refused_with_its_size(path: Path) -> None:
+    path.write_bytes(b"1234567")
+    with pytest.raises(BadCheckpointError, match="7 bytes"):
+        safetensors_header.read_header(path)
 
 
 def test_deeply_nested_json_in_a_header_is_refused(path: Path) -> None:

@@ -284,6 +284,24 @@ def test_the_state_of_a_layer_is_the_same_before_and_after_its_forward_pass() ->
     assert all(torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype for name in before)
 
 
+class Conv1D(nn.Module):
+    """A Linear with its weight the other way round, as Hugging Face's GPT-2 has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(128, 64))
+        self.bias = nn.Parameter(torch.randn(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+def test_the_transposed_linear_of_hugging_face_is_packed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conv1D, "__module__", "transformers.pytorch_utils")
+    twin = assert_same_function(Conv1D(), torch.randn(2, 3, 128))
+    assert isinstance(twin.layer, PackedLinear)
+
+
 class LoudLinear(nn.Linear):
     """A subclass with a mind of its own."""
 

@@ -329,6 +329,58 @@ def test_a_timeout_in_the_queue_is_a_503_and_costs_no_computation() -> None:
     run(scenario)
 
 
+def test_a_body_that_arrives_across_a_swap_is_answered_by_the_release_that_is_active_then() -> None:
+    async def scenario() -> None:
+        body = json.dumps(json_request([ROW])).encode()
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+
+            async def pieces() -> Any:
+                yield body[:10]
+                await it.serve("m", FakeNetwork(bias=100.0), version="2", release="r2")
+                assert (await it.change("m", "unload", release="r1")).status_code == 200
+                yield body[10:]
+
+            answer = (await it.data.post(INFER, content=pieces())).json()
+        assert answer["model_version"] == "2"
+        assert answer["outputs"][0]["data"] == (np.array(ROW, "<f4") @ WEIGHTS + 100).tolist()
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_while_its_request_waits_costs_no_computation() -> None:
+    async def scenario() -> None:
+        network, left = FakeNetwork(), asyncio.Event()
+        messages = [{"type": "http.request", "body": json.dumps(json_request([ROW])).encode(), "more_body": False}]
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        async with harness() as it:
+            await it.serve("m", network)
+            waiting = await hold(it, network, 1)
+            scope = {"type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode(), "headers": []}
+            leaving = asyncio.ensure_future(it.app(scope, receive, send))
+            batcher = it.plane.models.get("m").batcher
+            await until(lambda: len(batcher) == 1)
+            left.set()
+            await leaving
+            assert (len(batcher), sent) == (0, [])
+            network.gate.set()
+            await asyncio.gather(*waiting)
+            assert network.calls == [1]
+            assert 'outcome="canceled"} 1' in (await it.data.get("/metrics")).text
+
+    run(scenario)
+
+
 async def hold(it: Harness, network: FakeNetwork, count: int) -> list[asyncio.Task[httpx.Response]]:
     """Send requests of which the first is being computed and the others wait until ``network.gate`` is set."""
     network.gate.clear()
@@ -344,6 +396,7 @@ async def hold(it: Harness, network: FakeNetwork, count: int) -> list[asyncio.Ta
     [
         (RuntimeError("secret detail"), 500),
         (IndexError("index out of range in self"), 400),
+        (ValueError("lengths are within 1..9, the input holds 1..4 steps"), 400),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 503),
     ],
 )

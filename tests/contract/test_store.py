@@ -132,7 +132,8 @@ def test_a_cut_while_publishing_leaves_the_artifact_that_is_being_served(
     admitted(store, watch)
     store.publish(DIGEST, "nf4", build(store, "old"))
     newer = build(store, "new", dataset="d" * 64)
-    real, done = Path.rename, []
+    real = Path.rename
+    done: list[Path] = []
 
     def rename(self: Path, target: Path) -> Path:
         if len(done) == renames:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -17,6 +17,9 @@ from agent.serving.errors import BadRequestError, ModelFailedError, TooLargeErro
 from agent.serving.oip import InferResponse, format_response, parse_request
 from agent.serving.tensors import BINARY_ONLY, DATATYPES, Tensor, TensorSpec
 
+# The first draw builds strategies for every datatype: on a busy machine that outlasts hypothesis's wall-clock checks,
+# and how long a machine takes is not what these tests are about.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)
 
 
@@ -48,6 +51,7 @@ def request_body(
     return header + b"".join(raw), len(header) if raw else None, raw
 
 
+@unhurried
 @given(st.lists(st.tuples(tensors(), st.booleans()), max_size=4, unique_by=lambda pair: pair[0].name), st.booleans())
 def test_a_request_reads_back_as_it_was_sent_whatever_mix_of_forms(
     sent: list[tuple[Tensor, bool]],
@@ -87,6 +91,7 @@ def test_a_reply_says_the_same_in_both_forms_and_echoes_the_id(
     assert (header_length is None) == (not any(is_binary for _, is_binary in outputs))
 
 
+@unhurried
 @given(st.binary(max_size=200), st.none() | st.integers(0, 250))
 def test_random_bytes_are_refused_or_read_but_never_crash(body: bytes, header_length: int | None) -> None:
     spec = TensorSpec("input", "FP32", (-1, -1))

@@ -1,0 +1,155 @@
+"""What phases find out about a checkpoint, a release and a gate: pure functions of a request and its facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agent.contract.commands import Gate
+from agent.contract.errors import ErrorCode
+from agent.contract.manifest import Envelope
+from agent.deployment.models import Release, release_id
+from agent.deployment.ports import StepError
+from agent.planning.gate import Thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.deployment.machine import Operation
+    from agent.deployment.models import Served
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a deploy is to fetch, from its manifest or its plain fields."""
+
+    version: str
+    url: str
+    sha256: str
+    size: int
+    model_type: str
+    sequence: int | None
+
+
+def source_of(request: JsonObject) -> Source:
+    """Return what the ``deploy`` in ``request`` fetches; a manifest wins over plain fields."""
+    if request.get("manifest"):
+        manifest = Envelope.model_validate(request["manifest"]).manifest()
+        file = manifest.files[0]
+        return Source(manifest.version, file.url, file.sha256, file.size, manifest.model_type, manifest.sequence)
+    artifact = request["artifact"]
+    version = request.get("version") or artifact["sha256"][:12]
+    return Source(
+        version, artifact["url"], artifact["sha256"], artifact["size"], request.get("model_type", "auto"), None
+    )
+
+
+def gate_of(operation: Operation) -> Gate:
+    """Return what the operation has to prove; the contract's defaults where nothing was said."""
+    return Gate.model_validate(operation.request.get("gate") or {})
+
+
+def thresholds_of(operation: Operation) -> Thresholds:
+    """Return the thresholds to judge measurements by."""
+    if operation.command == "rollback":  # it proved itself when it was committed; now it only has to answer
+        return Thresholds(min_agreement=0.0, max_accuracy_drop=1.0)
+    gate = gate_of(operation)
+    return Thresholds(gate.min_agreement, gate.max_accuracy_drop, gate.min_accuracy, gate.max_latency_ms)
+
+
+def checkpoint_facts(operation: Operation, served: Mapping[str, Served]) -> JsonObject:
+    """Return what is to be built from: what this deploy verified, or what the model is served from now.
+
+    Raises:
+        StepError: ``unknown_model`` when there is neither.
+    """
+    item = served.get(str(operation.model))
+    if operation.command == "deploy":
+        facts = dict(operation.facts)
+        if "dataset" not in facts and item is not None:
+            facts["dataset"] = item.dataset  # the evaluation data last given for this model
+        return facts
+    if item is None:
+        raise StepError(ErrorCode.UNKNOWN_MODEL, f"no model {operation.model} is served", "deploy it first")
+    current = item.current
+    return {
+        "sha256": current.sha256,
+        "version": current.version,
+        "model_type": current.model_type,
+        "sequence": current.sequence,
+        "dataset": item.dataset,
+    }
+
+
+def is_current(facts: JsonObject, item: Served | None, operation: Operation) -> bool:
+    """Return whether the very release is served, judged by the same data: then there is nothing to do."""
+    if item is None or (gate_of(operation).dataset is not None and facts.get("dataset") != item.dataset):
+        return False
+    return item.current.id == release_id(facts["version"], facts["sha256"], facts["method"])
+
+
+def previous_release(operation: Operation, served: Mapping[str, Served]) -> Release:
+    """Return where a rollback leads.
+
+    Raises:
+        StepError: ``unknown_model`` or ``nothing_to_roll_back``.
+    """
+    item = served.get(str(operation.model))
+    if item is None:
+        raise StepError(ErrorCode.UNKNOWN_MODEL, f"no model {operation.model} is served", "deploy it first")
+    if item.previous is None:
+        raise StepError(
+            ErrorCode.NOTHING_TO_ROLL_BACK,
+            f"{item.name} has no release before {item.current.id}",
+            "deploy or set_method",
+        )
+    return item.previous
+
+
+def release_of(facts: JsonObject, result: JsonObject) -> Release:
+    """Return the release that the builder's ``result`` makes of a verified checkpoint's ``facts``."""
+    gate = result["gate"]
+    return Release(
+        id=release_id(facts["version"], facts["sha256"], facts["method"]),
+        version=facts["version"],
+        sha256=facts["sha256"],
+        model_type=result["model_type"],
+        method=facts["method"],
+        artifact=result["artifact"],
+        gate_file=result["gate_file"],
+        artifact_bytes=result["artifact_bytes"],
+        resident_bytes=result["resident_bytes"],
+        coverage=result["coverage"],
+        agreement=gate["agreement"],
+        accuracy=gate.get("accuracy"),
+        accuracy_source=gate.get("accuracy_source"),
+        sequence=facts.get("sequence"),
+    )
+
+
+_MEASURED = (
+    "source_bytes",
+    "source_tensor_bytes",
+    "artifact_bytes",
+    "resident_bytes",
+    "coverage",
+    "skipped",
+    "skipped_count",
+    "notes",
+    "gate",
+    "peak_rss_bytes",
+    "seconds",
+)
+
+
+def measurements(result: JsonObject) -> JsonObject:
+    """Return the part of the builder's result that belongs into the decision record."""
+    return {name: result.get(name) for name in _MEASURED}
+
+
+def amended(operation: Operation, **measured: Any) -> JsonObject:
+    """Return the decision record with more measurements in it."""
+    decision = operation.decision or {}
+    return {**decision, "measured": {**decision.get("measured", {}), **measured}}

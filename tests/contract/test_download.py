@@ -1,0 +1,332 @@
+"""Downloads from a real server on loopback: what is resumed, what is refused, and how many bytes travel."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.adapters import download
+from agent.adapters.download import Downloader, Policy, redact
+from agent.contract.errors import ErrorCode
+from agent.deployment.ports import InterruptedStepError, StepError
+from agent.deployment.runner import WorkWatch
+from tests.fakes.device import FakeSources
+from tests.fakes.files import FileServer, Reply, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agent.deployment.ports import Sources
+
+CONTENT = bytes(range(256)) * 4096
+SIZE = len(CONTENT)
+LOOPBACK = Policy(schemes=frozenset({"http", "file"}), hosts=frozenset({"127.0.0.1"}), stall_s=5.0)
+
+
+class EagerWatch(WorkWatch):
+    """Waits no longer than asked to wait, which is not at all, and remembers the pauses."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _done, _total, _unit: None)
+        self.pauses: list[float] = []
+
+    def wait(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        super().wait(0.0)
+
+
+@pytest.fixture
+def watch() -> EagerWatch:
+    return EagerWatch()
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with serve(CONTENT) as files:
+        yield files
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    return tmp_path / "kanji.part"
+
+
+def fetch(url: str, part: Path, watch: WorkWatch, *, size: int | None = SIZE, policy: Policy = LOOPBACK) -> None:
+    Downloader(policy).fetch(url, part, size, watch)
+
+
+def refuse(url: str, part: Path, watch: WorkWatch, *, size: int | None = SIZE, policy: Policy = LOOPBACK) -> StepError:
+    with pytest.raises(StepError) as caught:
+        fetch(url, part, watch, size=size, policy=policy)
+    return caught.value
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_a_file_arrives_whole(server: FileServer, part: Path, watch: EagerWatch, size: int | None) -> None:
+    fetch(server.url, part, watch, size=size)
+
+    assert part.read_bytes() == CONTENT
+    assert server.requests[0]["Accept-Encoding"] == "identity"
+    assert "Range" not in server.requests[0]
+
+
+def test_a_cut_connection_is_resumed_where_it_stopped(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.replies = [Reply(cut_after=300_000), Reply(cut_after=200_001)]
+    fetch(server.url, part, watch)
+
+    assert part.read_bytes() == CONTENT
+    assert [request.get("Range") for request in server.requests] == [None, "bytes=300000-", "bytes=500001-"]
+    assert [request.get("If-Range") for request in server.requests] == [None, '"one"', '"one"']
+    assert server.sent_bytes == SIZE
+    assert len(watch.pauses) == 2
+
+
+def test_a_download_goes_on_in_the_next_process(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.replies = [Reply(cut_after=700_000), *[Reply(status=503)] * download.MAX_TRIES]
+    error = refuse(server.url, part, watch)
+    assert "700000 bytes so far" in error.detail
+    server.replies = []
+    fetch(server.url, part, watch)
+
+    assert part.read_bytes() == CONTENT
+    assert server.sent_bytes == SIZE
+
+
+def test_a_file_that_changed_is_fetched_from_the_start(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    newer = CONTENT[::-1]
+
+    def change(number: int) -> None:
+        if number == 2:
+            server.content, server.etag = newer, '"two"'
+
+    server.before = change
+    server.replies = [Reply(cut_after=300_000)]
+    fetch(server.url, part, watch)
+    assert part.read_bytes() == newer
+
+
+def test_a_server_without_ranges_sends_everything_again(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.has_ranges = False
+    server.replies = [Reply(cut_after=300_000)]
+    fetch(server.url, part, watch)
+
+    assert part.read_bytes() == CONTENT
+    assert server.sent_bytes == SIZE + 300_000
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_without_a_strong_tag_nothing_is_resumed(
+    server: FileServer, part: Path, watch: EagerWatch, etag: str | None
+) -> None:
+    server.etag = etag
+    server.replies = [Reply(cut_after=300_000)]
+    fetch(server.url, part, watch)
+
+    assert part.read_bytes() == CONTENT
+    assert all("Range" not in request for request in server.requests)
+
+
+def test_a_whole_file_of_unknown_size_is_not_stuck_behind_its_own_end(
+    server: FileServer, part: Path, watch: EagerWatch
+) -> None:
+    fetch(server.url, part, watch, size=None)
+    fetch(server.url, part, watch, size=None)
+    assert part.read_bytes() == CONTENT
+
+
+def test_a_file_that_is_there_already_is_not_asked_for_again(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    fetch(server.url, part, watch)
+    fetch(server.url, part, watch)
+    assert len(server.requests) == 1
+
+
+def test_a_part_of_something_else_is_not_gone_on_with(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    part.write_bytes(b"other")
+    part.with_name(part.name + ".meta").write_text(json.dumps({"url": "http://127.0.0.1/other", "etag": '"one"'}))
+    fetch(server.url, part, watch)
+    assert part.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_a_client_error_is_final(server: FileServer, part: Path, watch: EagerWatch, status: int) -> None:
+    server.replies = [Reply(status=status)]
+    error = refuse(server.url, part, watch)
+
+    assert (error.code, error.retryable) == (ErrorCode.DOWNLOAD_FAILED, False)
+    assert f"HTTP {status}" in error.detail
+    assert len(server.requests) == 1
+
+
+def test_a_busy_server_is_asked_again_when_it_says_so(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.replies = [Reply(status=503, headers={"Retry-After": "7"}), Reply(status=429, headers={"Retry-After": "x"})]
+    fetch(server.url, part, watch)
+
+    assert part.read_bytes() == CONTENT
+    assert watch.pauses[0] == 7.0
+    assert 0.0 < watch.pauses[1] < 7.0
+
+
+def test_a_server_that_stays_broken_is_given_up_with_the_number_of_tries(
+    server: FileServer, part: Path, watch: EagerWatch
+) -> None:
+    server.replies = [Reply(status=500)] * download.MAX_TRIES
+    error = refuse(server.url, part, watch)
+
+    assert (error.code, error.retryable) == (ErrorCode.DOWNLOAD_FAILED, True)
+    assert f"{download.MAX_TRIES} tries" in error.detail
+    assert len(server.requests) == download.MAX_TRIES
+
+
+def test_a_host_where_nobody_listens_is_a_failed_download(part: Path, watch: EagerWatch) -> None:
+    with serve(b"") as gone:
+        url = gone.url
+    assert refuse(url, part, watch).code is ErrorCode.DOWNLOAD_FAILED
+
+
+def test_a_body_without_an_end_is_cut_at_the_announced_size(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.replies = [Reply(endless=True)]
+    error = refuse(server.url, part, watch, size=SIZE + 100)
+
+    assert f"{SIZE + 100} were announced" in error.detail
+    assert part.stat().st_size <= SIZE + 100
+
+
+def test_a_file_of_another_size_than_announced_is_refused_before_it_is_read(
+    server: FileServer, part: Path, watch: EagerWatch
+) -> None:
+    error = refuse(server.url, part, watch, size=SIZE - 1)
+    assert f"has {SIZE} bytes or more, {SIZE - 1} were announced" in error.detail
+    assert not part.exists()
+
+
+def test_a_server_that_stalls_is_left_and_asked_again(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.replies = [Reply(stalls=True)]
+    fetch(server.url, part, watch, policy=Policy(LOOPBACK.schemes, LOOPBACK.hosts, stall_s=0.2))
+
+    assert part.read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_a_download_stops_when_asked_and_keeps_what_it_has(server: FileServer, part: Path) -> None:
+    impatient: WorkWatch = WorkWatch(lambda _done, _total, _unit: impatient.interrupt())
+    with pytest.raises(InterruptedStepError):
+        fetch(server.url, part, impatient)
+    assert 0 < part.stat().st_size < SIZE
+
+    have = part.stat().st_size
+    fetch(server.url, part, EagerWatch())
+    assert part.read_bytes() == CONTENT
+    assert server.requests[-1]["Range"] == f"bytes={have}-"
+
+
+def test_an_allowed_redirect_is_followed(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.replies = [Reply(status=302, headers={"Location": "/elsewhere?token=1"})]
+    fetch(server.url, part, watch)
+
+    assert part.read_bytes() == CONTENT
+    assert server.requests[1][":path"] == "/elsewhere?token=1"
+
+
+@pytest.mark.parametrize(
+    "location", ["http://10.0.0.7/x", "http://localhost/x", "https://127.0.0.1/x", "file:///etc/passwd"]
+)
+def test_a_redirect_to_what_is_not_allowed_is_refused(
+    server: FileServer, part: Path, watch: EagerWatch, location: str
+) -> None:
+    server.replies = [Reply(status=302, headers={"Location": location})]
+    policy = Policy(frozenset({"http"}), LOOPBACK.hosts)
+    assert refuse(server.url, part, watch, policy=policy).code is ErrorCode.FORBIDDEN_SOURCE
+    assert not part.exists()
+
+
+def test_redirects_in_a_circle_end(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.replies = [Reply(status=302, headers={"Location": "/again"})] * 20
+    assert f"more than {download.MAX_REDIRECTS} redirects" in refuse(server.url, part, watch).detail
+
+
+@pytest.mark.parametrize(
+    ("url", "policy", "words"),
+    [
+        ("http://example.com/x", Policy(), "scheme 'http'"),
+        ("file:///etc/passwd", Policy(), "scheme 'file'"),
+        ("ftp://example.com/x", Policy(), "scheme 'ftp'"),
+        ("https://evil.example/x", Policy(hosts=frozenset({"good.example"})), "good.example"),
+        ("https:///x", Policy(), "host None"),
+        ("https://[::1/x", Policy(), "not a usable URL"),
+        ("https://example.com:99999/x", Policy(), "not a usable URL"),
+        (f"https://{'a' * 70}.example/x", Policy(), "not a usable URL"),
+        ("https://b\u00fccher.example/x", Policy(), "not a usable URL"),
+        ("https://127.0.0.1/x", Policy(), "private address 127.0.0.1"),
+        ("https://localhost/x", Policy(), "private address"),
+        ("https://169.254.169.254/latest/meta-data", Policy(), "private address"),
+        ("https://[::ffff:10.0.0.1]/x", Policy(), "private address"),
+    ],
+)
+def test_a_source_that_is_not_allowed_is_refused_before_a_connection(
+    part: Path, watch: EagerWatch, url: str, policy: Policy, words: str
+) -> None:
+    error = refuse(url, part, watch, policy=policy)
+    assert error.code is ErrorCode.FORBIDDEN_SOURCE
+    assert words in error.detail
+    assert watch.pauses == []
+
+
+def test_the_secret_part_of_a_url_is_in_no_error(server: FileServer, part: Path, watch: EagerWatch) -> None:
+    server.replies = [Reply(status=404)]
+    url = server.url.replace("http://", "http://user:hunter2@") + "?X-Amz-Signature=canary#frag"
+    error = refuse(url, part, watch)
+
+    assert server.requests[0][":path"].endswith("?X-Amz-Signature=canary")
+    assert "hunter2" not in server.requests[0]["Host"]
+    for secret in ("hunter2", "canary", "frag", "user"):
+        assert secret not in error.detail
+    assert redact(url) == server.url
+
+
+def test_a_file_url_is_copied(tmp_path: Path, part: Path, watch: EagerWatch) -> None:
+    source = tmp_path / "a file.pt"
+    source.write_bytes(CONTENT)
+    fetch(source.as_uri(), part, watch)
+    assert part.read_bytes() == CONTENT
+    assert "1048576 bytes or more, 5 were announced" in refuse(source.as_uri(), part, watch, size=5).detail
+    source.unlink()
+    assert refuse(source.as_uri(), part, watch).code is ErrorCode.DOWNLOAD_FAILED
+
+
+@pytest.fixture(params=["fake", "real"])
+def sources(request: pytest.FixtureRequest, server: FileServer) -> Sources:
+    if request.param == "real":
+        return Downloader(LOOPBACK)
+    fake = FakeSources()
+    fake.files[server.url] = server.content
+    return fake
+
+
+def test_every_source_writes_what_it_fetches(sources: Sources, server: FileServer, part: Path) -> None:
+    seen: list[int] = []
+    sources.fetch(server.url, part, SIZE, WorkWatch(lambda done, _total, _unit: seen.append(done)))
+    assert part.read_bytes() == CONTENT
+    assert seen[-1] == SIZE
+
+
+def test_every_source_refuses_another_size(sources: Sources, server: FileServer, part: Path, watch: EagerWatch) -> None:
+    with pytest.raises(StepError) as caught:
+        sources.fetch(server.url, part, 7, watch)
+    assert caught.value.code is ErrorCode.DOWNLOAD_FAILED
+
+
+def test_every_source_stops_when_asked(sources: Sources, server: FileServer, part: Path, watch: EagerWatch) -> None:
+    watch.interrupt()
+    with pytest.raises(InterruptedStepError):
+        sources.fetch(server.url, part, SIZE, watch)
+
+
+def test_every_source_says_that_it_cannot_reach_a_host(sources: Sources, part: Path, watch: EagerWatch) -> None:
+    with serve(b"") as gone:
+        url = gone.url
+    with pytest.raises(StepError) as caught:
+        sources.fetch(url, part, SIZE, watch)
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.DOWNLOAD_FAILED, True)

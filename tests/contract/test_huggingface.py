@@ -1,0 +1,320 @@
+"""Hugging Face directories through the builder: small random models of each task, without any download."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agent import architectures
+from agent.architectures import huggingface_config
+from agent.architectures.errors import UnrecognisedCheckpointError
+from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS
+from agent.quantization import artifact, gate, huggingface_directory, jobs
+from agent.quantization.errors import BadCheckpointError, BuildError, UnsafeCheckpointError
+from agent.quantization.packed import PackedTensor
+from agent.quantization.safetensors_header import read_header
+from agent.quantization.unsupported import UnsupportedError
+
+transformers = pytest.importorskip("transformers", minversion="5.0", reason="the extra 'transformers' is not installed")
+
+VOCABULARY = 200
+TEXT = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, **TEXT}
+GPT2 = {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64, **TEXT}
+LLAMA = {**BERT, "num_key_value_heads": 1, "tie_word_embeddings": True}
+VIT = {
+    "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128,
+    "image_size": 32, "patch_size": 8, "num_labels": 7,
+}  # fmt: skip
+RESNET = {
+    "embedding_size": 64, "hidden_sizes": [64, 64], "depths": [1, 1], "layer_type": "basic", "num_labels": 7,
+}  # fmt: skip
+
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # a test's name: the library's class, its configuration's class, the configuration
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA),
+    "bert": ("BertModel", "BertConfig", BERT),
+    "bert-classifier": ("BertForSequenceClassification", "BertConfig", {**BERT, "num_labels": 5}),
+    "vit": ("ViTForImageClassification", "ViTConfig", VIT),
+    "resnet": ("ResNetForImageClassification", "ResNetConfig", RESNET),
+}
+WIDTHS = {"gpt2": VOCABULARY, "llama": VOCABULARY, "bert": 64, "bert-classifier": 5, "vit": 7, "resnet": 7}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test the same weights, and time only one call: the times are not what is tested."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(gate, "WARM_UP_CALLS", 0)
+    monkeypatch.setattr(gate, "LATENCY_CALLS", 1)
+
+
+def silent(_event: dict[str, Any]) -> None:
+    """Drop progress."""
+
+
+def saved(folder: Path, name: str, **options: Any) -> Any:
+    """Save a random model into ``folder`` as the library does; returns it."""
+    kind, config, sizes = MODELS[name]
+    model = getattr(transformers, kind)(getattr(transformers, config)(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)  # the library's 0.02 would make all answers alike
+    model.save_pretrained(folder, **options)
+    return model
+
+
+def built(folder: Path, method: str = "fp32", **fields: Any) -> dict[str, Any]:
+    job = {"job": "build", "checkpoint": str(folder), "method": method, "output_dir": str(folder.parent / "out")}
+    return jobs.run({**job, "gate": {"rows": 4}, **fields}, silent)
+
+
+def pooled(steps: Tensor, mask: Tensor) -> Tensor:
+    return torch.stack([row[: int(valid.sum())].mean(dim=0) for row, valid in zip(steps, mask, strict=True)])
+
+
+def library_answer(name: str, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Return what the library's own model answers, put into a row a sample by hand."""
+    output = model(pixel_values=inputs["input"]) if name in {"vit", "resnet"} else model(**inputs)
+    if name == "bert":
+        return pooled(output.last_hidden_state, inputs["attention_mask"])
+    logits: Tensor = output.logits
+    if logits.dim() == 2:
+        return logits
+    mask = inputs["attention_mask"]
+    return torch.stack([row[int(valid.sum()) - 1] for row, valid in zip(logits, mask, strict=True)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_fp32_artifact_answers_as_the_library_without_the_directory(name: str, tmp_path: Path) -> None:
+    model = saved(tmp_path / "source", name)
+    result = built(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source")
+    assert (result["model_type"], result["num_classes"]) == ("hf", WIDTHS[name])
+    assert result["gate"]["agreement"] == 1.0
+    inputs = architectures.synthetic_inputs("hf", result["options"], 3, seed=5)
+    with torch.inference_mode():
+        got = artifact.load(result["artifact"], "cpu")(*inputs.values())
+        wanted = library_answer(name, model, inputs)
+    assert got.shape == (3, WIDTHS[name])
+    assert torch.allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_four_bits_take_every_heavy_layer_and_stay_close_to_the_source(name: str, tmp_path: Path) -> None:
+    saved(tmp_path / "source", name)
+    result = built(tmp_path / "source", "nf4")
+    assert result["gate"]["cosine"] > 0.8, "each of up to a dozen layers adds an error of a tenth"
+    assert result["gate"]["non_finite"] == 0
+    large = [item for item in result["skipped"] if item["numel"] >= 4096 and "vector" not in item["reason"]]
+    assert large == []
+    weights = result["source_tensor_bytes"] / 4
+    assert result["resident_bytes"] < METHODS["nf4"].bits_per_weight(DEFAULT_BLOCKSIZE) / 8 * weights * 1.5
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_tied_weights_are_one_tensor_in_the_artifact_and_in_memory(name: str, tmp_path: Path) -> None:
+    saved(tmp_path / "source", name)
+    result = built(tmp_path / "source", "nf4")
+    held = read_header(Path(result["artifact"])).tensors
+    assert [key for key in held if key.startswith("network.lm_head.")] == []
+    model: Any = artifact.load(result["artifact"], "cpu")
+    embedding, head = model.network.get_input_embeddings().weight, model.network.lm_head.weight
+    assert isinstance(embedding, PackedTensor)
+    assert embedding is head
+
+
+def test_buffers_that_no_file_holds_are_computed_without_a_second_copy_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "source", "llama")
+    result = built(tmp_path / "source", "nf4")
+    made: list[bool] = []
+    register = torch.nn.Module.register_parameter
+
+    def watched(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        made.append(parameter is None or parameter.is_meta or parameter.numel() < 4096)
+        register(module, name, parameter)
+
+    monkeypatch.setattr(torch.nn.Module, "register_parameter", watched)
+    model: Any = artifact.load(result["artifact"], "cpu")
+    assert made
+    assert all(made)
+    assert not model.network.model.rotary_emb.inv_freq.is_meta
+
+
+def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
+    model = saved(tmp_path / "source", "bert")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    whole, parts = (huggingface_directory.open_directory(tmp_path / name) for name in ("source", "shards"))
+    assert parts.shapes == whole.shapes
+    assert all(torch.equal(parts.entries[name].read(), entry.read()) for name, entry in whole.entries.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sources_make_float32_networks(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = saved(tmp_path / "whole", "bert").to(dtype)
+    model.save_pretrained(tmp_path / "source")
+    result = built(tmp_path / "source")
+    loaded = artifact.load(result["artifact"], "cpu")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert result["artifact_bytes"] > 1.9 * result["source_tensor_bytes"]
+
+
+def test_a_checkpoint_with_a_classifier_keeps_its_pooler_and_a_bare_encoder_loses_it(tmp_path: Path) -> None:
+    saved(tmp_path / "bare", "bert")
+    saved(tmp_path / "head", "bert-classifier")
+    bare, head = (huggingface_directory.open_directory(tmp_path / name) for name in ("bare", "head"))
+    found = architectures.recognise(bare.shapes, bare.told, bare.hint)
+    assert found.unused == ("network.pooler.dense.bias", "network.pooler.dense.weight")
+    found = architectures.recognise(head.shapes, head.told, head.hint)
+    assert found.unused == ()
+
+
+def test_how_a_sentence_becomes_a_vector_is_read_from_the_directory(tmp_path: Path) -> None:
+    model, folder = saved(tmp_path / "source", "bert"), tmp_path / "source"
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"pooling_mode_cls_token": true, "word_embedding_dimension": 64}'
+    )
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Normalize")]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    result = built(folder)
+    assert (result["options"]["pooling"], result["options"]["is_normalised"]) == ("cls", True)
+    inputs = architectures.synthetic_inputs("hf", result["options"], 3, seed=5)
+    with torch.inference_mode():
+        first = model(**inputs).last_hidden_state[:, 0]
+        got = artifact.load(result["artifact"], "cpu")(*inputs.values())
+    assert torch.allclose(got, first / first.norm(dim=1, keepdim=True), atol=1e-5)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(UnrecognisedCheckpointError, match=r"pooling_mode_max_tokens.*known: mean, cls"):
+        built(folder)
+    (folder / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}]))
+    with pytest.raises(BadCheckpointError, match="Dense behind the encoder"):
+        built(folder)
+
+
+def edited(folder: Path, **changes: Any) -> None:
+    """Change keys of a directory's configuration; None takes one away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": None}, "its architectures are None"),
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM .* none of image-classification"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel of configuration type 'bert'"),
+        ({"architectures": ["os.system"]}, "os.system of configuration type 'bert'"),
+        ({"model_type": "my-own"}, "refuses the configuration: Unrecognized model identifier: my-own"),
+        ({"model_type": None}, "model_type is None"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
+        ({"hidden_size": 63}, "cannot build BertModel"),
+        ({"num_hidden_layers": 1}, "does not fit: unexpected 'network.encoder.layer.1"),
+        ({"intermediate_size": 96}, r"has shape \[128, 64\] for \[96, 64\]"),
+    ],
+)
+def test_a_configuration_that_is_not_the_weights_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    saved(tmp_path / "source", "bert")
+    edited(tmp_path / "source", **changes)
+    with pytest.raises(UnrecognisedCheckpointError, match=said):
+        built(tmp_path / "source")
+
+
+def test_code_in_a_directory_is_never_run(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    saved(folder, "bert")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass BertModel: ...\n")
+    edited(folder, auto_map={"AutoConfig": "evil.BertConfig", "AutoModel": "evil.BertModel"})
+    result = built(folder)
+    assert "auto_map" not in result["options"]["config"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_private_keys_and_dtypes_of_a_configuration_are_dropped_at_every_depth() -> None:
+    given = {**BERT, "model_type": "bert", "architectures": ["BertModel"], "torch_dtype": "float16",
+             "_attn_implementation": "someone/kernel", "_name_or_path": "/home/me"}  # fmt: skip
+    config = huggingface_config.resolve(given)
+    assert not [key for key in config if key.startswith("_") or "dtype" in key or "attn_implementation" in key]
+    assert config["layer_norm_eps"] == 1e-12, "defaults are spelt out"
+    assert huggingface_config.resolve(config) == config
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "said"),
+    [
+        ({"a": "../../etc/model.safetensors"}, UnsafeCheckpointError, "none of its directory"),
+        ({"a": "/etc/passwd"}, UnsafeCheckpointError, "none of its directory"),
+        ({"a": ".hidden.safetensors"}, UnsafeCheckpointError, "none of its directory"),
+        ({"a": "absent.safetensors"}, BadCheckpointError, "absent.safetensors, which is missing"),
+        ({"nothing": "part.safetensors"}, BadCheckpointError, "differ in 40 tensors"),
+        ({}, BadCheckpointError, "no weight_map"),
+    ],
+)
+def test_an_index_that_leads_astray_is_refused(
+    index: dict[str, str], error: type[BuildError], said: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "source"
+    saved(folder, "bert")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(error, match=said):
+        built(folder)
+
+
+def test_a_directory_without_safetensors_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    with pytest.raises(BadCheckpointError, match=r"config.json cannot be read: No such file"):
+        built(tmp_path / "source")
+    (tmp_path / "source" / "config.json").write_text("{}")
+    (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(BadCheckpointError, match=r"holds config.json, pytorch_model.bin"):
+        built(tmp_path / "source")
+    (tmp_path / "source" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(BadCheckpointError, match="is not JSON"):
+        built(tmp_path / "source")
+
+
+def test_the_digest_of_a_directory_follows_every_file_that_is_read_and_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    saved(folder, "bert")
+    before = huggingface_directory.digest(folder)
+    (folder / "README.md").write_text("other")
+    assert huggingface_directory.digest(folder) == before
+    edited(folder, layer_norm_eps=1e-6)
+    assert huggingface_directory.digest(folder) != before
+
+
+def test_without_the_library_a_directory_is_unsupported_with_the_line_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "source", "bert")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UnsupportedError) as caught:
+        built(tmp_path / "source")
+    assert (caught.value.code, caught.value.hint) == ("unsupported", "pip install 'nibbled[transformers]'")
+
+
+def test_a_library_of_before_version_5_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")
+    with pytest.raises(architectures.ArchitectureError, match=r"5 or later is needed, 4\.57\.1 is installed"):
+        huggingface_config.library()
+
+
+def test_inspecting_a_directory_reads_no_weight(tmp_path: Path) -> None:
+    saved(tmp_path / "source", "vit")
+    result = jobs.run({"job": "inspect", "checkpoint": str(tmp_path / "source")}, silent)
+    assert (result["model_type"], result["num_classes"]) == ("hf", 7)
+    assert "network.vit.layers.0.attention.q_proj.weight" in [tensor["name"] for tensor in result["tensors"]]

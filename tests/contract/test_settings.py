@@ -1,0 +1,153 @@
+"""The configuration from real files and a real environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent import settings
+from agent.settings import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("NIBBLED_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(settings, "DEFAULT_FILE", tmp_path / "no-such-default.toml")
+
+
+def load(tmp_path: Path, text: str) -> settings.Settings:
+    file = tmp_path / "nibbled.toml"
+    file.write_text(text)
+    return settings.load(file)
+
+
+def refuse(tmp_path: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    return str(caught.value)
+
+
+def test_every_example_loads() -> None:
+    examples = sorted(CONFIGS.glob("*.toml"))
+    assert examples, f"{CONFIGS} holds no example"
+    for example in examples:
+        assert settings.load(example).device_id
+
+
+def test_the_defaults_are_the_safe_ones() -> None:
+    found = settings.load()
+    assert found.trust.require_signature
+    assert found.downloads.allowed_schemes == ("https",)
+    assert found.downloads.allowed_hosts == ()
+    assert (found.mqtt.port, found.serving.http_port, found.status.port) == (1883, 8000, 8002)
+    assert found.memory.reserve == 512 * 2**20
+
+
+def test_the_fixed_keys_of_a_file_are_read(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """
+        device_id = "box-17"
+        state_dir = "/tmp/state"
+        [mqtt]
+        host = "broker"
+        port = 8883
+        groups = ["north"]
+        [memory]
+        reserve = "1.5GiB"
+        budget = "300MiB"
+        [deployment]
+        soak_s = 0
+        """,
+    )
+    assert (found.device_id, found.state_dir, found.mqtt.groups) == ("box-17", Path("/tmp/state"), ("north",))
+    assert found.mqtt.uses_tls
+    assert (found.memory.reserve, found.memory.budget) == (3 * 2**29, 300 * 2**20)
+    assert found.deployment.soak_s == 0
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIBBLED_DEVICE_ID", "from-env")
+    monkeypatch.setenv("NIBBLED_MQTT__HOST", "env-broker")
+    found = load(tmp_path, 'device_id = "from-file"\n[mqtt]\nhost = "file-broker"\nport = 1884\n')
+    assert (found.device_id, found.mqtt.host, found.mqtt.port) == ("from-env", "env-broker", 1884)
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    text = refuse(tmp_path, "[trust]\nrequire_signatures = false\n")
+    assert "trust.require_signatures: unknown key; did you mean require_signature?" in text
+    assert "nibbled.toml" in text
+
+
+def test_a_key_like_no_other_is_refused_with_all_that_exist(tmp_path: Path) -> None:
+    assert "known: interval_s" in refuse(tmp_path, "[health]\nqqq = 1\n")
+    assert "mqtt" in refuse(tmp_path, "[zzzz]\nx = 1\n")
+
+
+def test_a_misspelt_environment_variable_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIBBLED_MQTT__HOTS", "broker")
+    with pytest.raises(ConfigError, match=r"environment:\n.*did you mean host"):
+        settings.load()
+
+
+def test_every_wrong_value_is_named_at_once(tmp_path: Path) -> None:
+    text = refuse(tmp_path, 'device_id = "a/b"\n[mqtt]\nport = "x"\n[serving]\ndevice = "tpu"\n')
+    for words in ("device_id", "'a/b'", "mqtt.port", "'x'", "serving.device", "'tpu'"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[mqtt]\nport = 70000",
+        "[health]\ninterval_s = 0",
+        "[serving]\nthreads = 0",
+        '[memory]\nreserve = "-1"',
+        '[downloads]\nallowed_schemes = ["ftp"]',
+        "[deployment]\nsoak_s = -1",
+        '[mqtt]\ngroups = ["a b"]',
+    ],
+)
+def test_a_value_out_of_range_is_refused(tmp_path: Path, line: str) -> None:
+    section, _, key = line.partition(" =")[0].partition("\n")
+    assert f"{section[1:-1]}.{key}" in refuse(tmp_path, line)
+
+
+def test_a_password_is_in_no_complaint_and_no_printout(tmp_path: Path) -> None:
+    assert "hunter2" not in refuse(tmp_path, '[mqtt]\npassword = ["hunter2"]\n')
+    assert "hunter2" not in repr(load(tmp_path, '[mqtt]\npassword = "hunter2"\n'))
+
+
+def test_a_file_that_is_no_toml_is_named_with_the_place(tmp_path: Path) -> None:
+    text = refuse(tmp_path, "[mqtt\n")
+    assert "nibbled.toml" in text
+    assert "line 1" in text
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file; see configs/"):
+        settings.load(tmp_path / "missing.toml")
+
+
+def test_the_settings_cannot_be_changed(tmp_path: Path) -> None:
+    found = load(tmp_path, "")
+    with pytest.raises(ValueError, match="frozen"):
+        found.device_id = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MiB", 512 * 2**20), ("1 GiB", 2**30), ("0.5KiB", 512), ("2GB", 2 * 10**9), ("7B", 7), ("7", 7), (" 9 ", 9)],
+)
+def test_a_size_is_read_in_binary_and_decimal_units(text: str, size: int) -> None:
+    assert settings.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "5 MiBs", "1e3", "-1", "5TiB", "½GiB"])
+def test_what_is_no_size_is_refused_with_an_example(tmp_path: Path, text: str) -> None:
+    assert "KiB, MiB or GiB" in refuse(tmp_path, f'[memory]\nreserve = "{text}"\n')

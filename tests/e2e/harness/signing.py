@@ -1,0 +1,52 @@
+"""Keys and signatures by stock ``openssl``, as an operator without this project's tools makes them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from tests.e2e.harness.tools import require
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JsonObject = dict[str, Any]
+PAYLOAD_TYPE = "application/vnd.nibbled.manifest+json"
+
+
+class Signer:
+    """An Ed25519 key pair; ``directory`` holds the public half as ``<name>.pub`` for a device to trust."""
+
+    def __init__(self, directory: Path, private_directory: Path, name: str) -> None:
+        self.name = name
+        self._directory = private_directory
+        self._key = private_directory / f"{name}.pem"
+        self._openssl("genpkey", "-algorithm", "ed25519", "-out", str(self._key))
+        self._openssl("pkey", "-in", str(self._key), "-pubout", "-out", str(directory / f"{name}.pub"))
+
+    def seal(self, manifest: JsonObject) -> JsonObject:
+        """Return ``manifest`` in a signed DSSE envelope."""
+        payload = json.dumps(manifest).encode()
+        return {
+            "payloadType": PAYLOAD_TYPE,
+            "payload": base64.b64encode(payload).decode(),
+            "signatures": [{"keyid": self.name, "sig": base64.b64encode(self._sign(_pae(payload))).decode()}],
+        }
+
+    def _sign(self, message: bytes) -> bytes:
+        text, signature = self._directory / "message", self._directory / "signature"
+        text.write_bytes(message)
+        files = ("-inkey", str(self._key), "-in", str(text), "-out", str(signature))
+        self._openssl("pkeyutl", "-sign", "-rawin", *files)
+        return signature.read_bytes()
+
+    def _openssl(self, *arguments: str) -> None:
+        subprocess.run([require("openssl"), *arguments], check=True, timeout=10, capture_output=True)
+
+
+def _pae(payload: bytes) -> bytes:
+    """Return DSSE's pre-authentication encoding (DSSE protocol.md, "Signature Definition")."""
+    kind = PAYLOAD_TYPE.encode()
+    return b" ".join((b"DSSEv1", str(len(kind)).encode(), kind, str(len(payload)).encode(), payload))

@@ -1,0 +1,158 @@
+"""A whole device: the real engine, journal and store among fakes, driven step by step by the test."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from agent.adapters.artifacts import ArtifactStore
+from agent.contract.manifest import Identity
+from agent.contract.topics import Topics
+from agent.deployment.engine import Engine
+from agent.deployment.inbox import Connected, ServerLost
+from agent.deployment.intake import CommandMessage, Intake
+from agent.deployment.ports import Ports
+from agent.deployment.reporting import Reporting
+from agent.deployment.steps import Steps
+from agent.planning.model_types import MODEL_TYPES
+from tests.fakes.broker import FakeBroker, RecordingTransport
+from tests.fakes.clock import FakeClock
+from tests.fakes.device import FakeBuilder, FakeDevice, FakeSources, FakeTrust, checkpoint, sha256
+from tests.fakes.journal import FaultyJournal
+from tests.fakes.runner import InlineRunner
+from tests.fakes.server import FakeServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.deployment.machine import Operation
+    from agent.deployment.phases import Phase
+    from agent.deployment.ports import Signatures
+
+TOPICS = Topics("edge/v1", "box-1")
+URL = "https://models.example/kanji.pt"
+CONTENT = checkpoint(40_000, 5000, 64)
+MAX_TURNS = 1000
+"""Turns of ``settle`` after which something goes round in circles."""
+
+
+class Box:
+    """One device. ``reboot`` ends its process and starts the next one on the same disk and broker.
+
+    Args:
+        root: its disk.
+        signatures: who may deploy; with one given, signatures are required.
+    """
+
+    def __init__(self, root: Path, signatures: Signatures | None = None) -> None:
+        self._root = root
+        self._signatures = signatures
+        self.broker = FakeBroker()
+        self.clock = FakeClock()
+        self.sources = FakeSources()
+        self.sources.files[URL] = CONTENT
+        self.builder = FakeBuilder()
+        self.device = FakeDevice()
+        self.statuses = 0
+        self._start()
+
+    def _start(self) -> None:
+        self.runner = InlineRunner()
+        self.server = FakeServer()
+        self.journal = FaultyJournal(self._root / "journal.db")
+        self.store = ArtifactStore(self._root)
+        self.transport = RecordingTransport(self.journal, self.broker)
+        ports = Ports(self.clock, self.sources, self.store, self.builder, self.device, self.server)
+        facts: dict[str, Any] = {
+            "memory": {},
+            "trust": {},
+            "capabilities": {"methods": {}, "model_types": [], "versions": {}},
+        }
+        self.engine = Engine(
+            journal=self.journal,
+            transport=self.transport,
+            intake=Intake(
+                self.journal,
+                self._signatures or FakeTrust(),
+                self.clock,
+                Identity("box-1"),
+                require_signature=self._signatures is not None,
+                model_types=frozenset({*MODEL_TYPES, "auto"}),
+            ),
+            steps=Steps(ports, soak_s=0.0),
+            runner=self.runner,
+            reporting=Reporting(TOPICS, self.clock, boot_id="boot", agent="0", facts=lambda: facts),
+            server=self.server,
+            store=self.store,
+            clock=self.clock,
+            on_status=self._count_status,
+        )
+        self.server.on_exit = lambda detail: self.engine.post(ServerLost(detail))
+
+    def reboot(self) -> None:
+        """End the process without a farewell; start the next one, whose server is empty and which connects anew."""
+        self.journal.close()
+        self.clock.advance(5.0)
+        self._start()
+        self.engine.recover()
+        self.engine.post(Connected())
+
+    def send(self, name: str, payload: dict[str, Any] | bytes, **properties: Any) -> list[str]:
+        """Let a command arrive; the returned list gets a word when the agent acknowledges it."""
+        acknowledged: list[str] = []
+        raw = payload if isinstance(payload, bytes) else json.dumps({"schema": 1, **payload}).encode()
+        message = CommandMessage(name, raw, acknowledge=lambda: acknowledged.append("ack"), **properties)
+        self.engine.post(message)
+        return acknowledged
+
+    def deploy(self, operation_id: str, content: bytes = CONTENT, url: str = URL, **fields: Any) -> list[str]:
+        """Send a deploy of ``content`` as model ``kanji``."""
+        artifact = {"url": url, "sha256": sha256(content), "size": len(content)}
+        return self.send("deploy", {"id": operation_id, "model": "kanji", "artifact": artifact, **fields})
+
+    def settle(self) -> None:
+        """Go on until nothing is left to do."""
+        for _ in range(MAX_TURNS):
+            self._drain()
+            if not self.runner.pump():
+                return
+        raise AssertionError("the engine does not come to rest")
+
+    def go_to(self, operation_id: str, phase: Phase) -> None:
+        """Go on until the operation has entered ``phase`` and its step is about to be taken."""
+        for _ in range(MAX_TURNS):
+            self._drain()
+            if self.record(operation_id).phase is phase:
+                return
+            assert self.runner.pump(), f"{operation_id} came to rest as {self.record(operation_id)}"
+        raise AssertionError(f"{operation_id} never reached {phase}")
+
+    def record(self, operation_id: str) -> Operation:
+        """Return the journal's record of an operation."""
+        operation = self.journal.operation(operation_id)
+        assert operation is not None, f"the journal knows no {operation_id}"
+        return operation
+
+    def report(self, operation_id: str) -> Any:
+        """Return what the broker retains of an operation."""
+        return self.broker.retained(TOPICS.operation(operation_id))
+
+    def states(self, operation_id: str) -> list[tuple[str, str | None]]:
+        """Return what was reported of an operation, in order."""
+        return self.broker.states(TOPICS.operation(operation_id))
+
+    def serving(self) -> str | None:
+        """Return the release of ``kanji`` in the journal, the same as the server answers with and as is reported."""
+        item = self.journal.served().get("kanji")
+        told = (self.broker.retained(TOPICS.reported) or {"models": {}})["models"].get("kanji")
+        current = item.current if item else None
+        assert self.server.answers().get("kanji") == (current.id if current else None)
+        assert (told and (told["version"], told["method"])) == (current and (current.version, current.method))
+        return current.id if current else None
+
+    def _drain(self) -> None:
+        while not self.engine._inbox.empty():
+            self.engine.turn(wait_s=0)
+
+    def _count_status(self) -> None:
+        self.statuses += 1

@@ -1,0 +1,136 @@
+"""The rest of a device's surroundings: files to fetch, a builder, memory, a fixed trust."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.contract.errors import ErrorCode, RefusalError
+from agent.deployment.ports import StepError
+from agent.planning.methods import METHODS
+from agent.planning.plan import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.contract.manifest import Envelope
+    from agent.deployment.ports import Watch
+
+MIB = 2**20
+GOOD_GATE = {
+    "rows": 16,
+    "non_finite": 0,
+    "agreement": 0.99,
+    "accuracy": None,
+    "accuracy_source": None,
+    "latency_ms": {"p50": 1.0},
+}
+
+
+def checkpoint(*numels: int, seed: int = 0) -> bytes:
+    """Return an archive laid out as torch.save lays it out, with one float32 storage per entry of ``numels``."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        for index, numel in enumerate(numels):
+            archive.writestr(f"archive/data/{index}", bytes([seed % 256]) * (4 * numel))
+    return buffer.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    """Return the digest as manifests spell it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class FakeSources:
+    """Implements ``Sources`` from memory.
+
+    Attributes:
+        files: content by URL; anything else is unreachable.
+        fetched: the URLs asked for, in order.
+        cut_after: how many bytes of the next fetch arrive before the line breaks, None for all.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.fetched: list[str] = []
+        self.cut_after: int | None = None
+
+    def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> None:
+        self.fetched.append(url)
+        watch.check()
+        if url not in self.files:
+            raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{url}: nobody answers", retryable=True)
+        content = self.files[url]
+        if size is not None and len(content) != size:
+            raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{url} has {len(content)} bytes, {size} were announced")
+        cut, self.cut_after = self.cut_after, None
+        destination.write_bytes(content[:cut])
+        if cut is not None:
+            raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{url}: cut after {cut} bytes", retryable=True)
+        watch.progress(len(content), len(content), "bytes")
+
+
+class FakeBuilder:
+    """Implements ``Builder``: writes small files where an artifact belongs.
+
+    Attributes:
+        gate: what it measures.
+        error: raised instead of building, once.
+        jobs: what it was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.gate: dict[str, Any] = dict(GOOD_GATE)
+        self.error: Exception | None = None
+        self.jobs: list[dict[str, Any]] = []
+
+    def build(self, job: dict[str, Any], watch: Watch) -> dict[str, Any]:
+        watch.check()
+        self.jobs.append(job)
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        directory = Path(job["output_dir"])
+        names = {"artifact": "model.safetensors", "sidecar": "model.json", "gate_file": "gate.safetensors"}
+        for name in names.values():
+            (directory / name).write_bytes(job["method"].encode())
+        watch.progress(3, 3, "tensors")
+        return {
+            **{key: str(directory / name) for key, name in names.items()},
+            "model_type": "cnn",
+            "artifact_bytes": 1000,
+            "resident_bytes": 1200,
+            "coverage": 0.98,
+            "gate": dict(self.gate),
+        }
+
+
+class FakeDevice:
+    """Implements ``Device``."""
+
+    def __init__(self) -> None:
+        self.available_bytes = 4096 * MIB
+        self.methods: dict[str, dict[str, Any]] = {name: {"ok": True} for name in METHODS}
+
+    def budget(self) -> Budget:
+        return Budget(self.available_bytes, 512 * MIB, "meminfo", 8192 * MIB)
+
+    def usable_methods(self) -> Mapping[str, dict[str, Any]]:
+        return self.methods
+
+
+class FakeTrust:
+    """Implements ``Signatures`` with one answer for everybody."""
+
+    def __init__(self, refusal: RefusalError | None = None) -> None:
+        self._refusal = refusal
+
+    def verify(self, envelope: Envelope, model: str, now: object) -> str:
+        del envelope, model, now
+        if self._refusal is not None:
+            raise self._refusal
+        return "fake"

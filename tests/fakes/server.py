@@ -1,0 +1,128 @@
+"""The inference server as a simulator: it holds releases, answers with the active one, and dies on request."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING, Any
+
+from agent.contract.errors import ErrorCode
+from agent.deployment.ports import StepError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from agent.deployment.models import Release, Served
+
+GOOD_CANARY = {"rows": 16, "non_finite": 0, "agreement": 1.0, "accuracy": None, "latency_ms": {"p50": 1.5}}
+_CODES = {
+    "restore": ErrorCode.LOAD_FAILED,
+    "load": ErrorCode.LOAD_FAILED,
+    "canary": ErrorCode.CANARY_FAILED,
+    "activate": ErrorCode.ACTIVATION_FAILED,
+    "undeploy": ErrorCode.LOAD_FAILED,
+    "status": ErrorCode.TRIAL_FAILED,
+}
+
+
+class FakeServer:
+    """Implements the ``Server`` port.
+
+    Attributes:
+        canary_answer: what a canary measures.
+        on_exit: called when the server dies, as the real one's watcher does.
+        starts: how often it was started.
+    """
+
+    def __init__(self) -> None:
+        self.canary_answer: dict[str, Any] = dict(GOOD_CANARY)
+        self.on_exit: Callable[[str], None] = lambda _detail: None
+        self.starts = 0
+        self.counters = {"requests": 0, "failures": 0, "non_finite": 0}
+        self._pid: int | None = None
+        self._held: dict[str, dict[str, bool]] = {}
+        self._faults: defaultdict[str, deque[Callable[[], None]]] = defaultdict(deque)
+
+    def answers(self) -> dict[str, str]:
+        """Return the release that answers for each model."""
+        return {
+            model: release for model, held in self._held.items() for release, is_active in held.items() if is_active
+        }
+
+    def held(self, model: str) -> set[str]:
+        """Return every release of ``model`` in memory."""
+        return set(self._held.get(model, {}))
+
+    def before(self, verb: str, action: Callable[[], None]) -> None:
+        """Do ``action`` at the next call of ``verb``, before its work; it may raise."""
+        self._faults[verb].append(action)
+
+    def fail(self, verb: str, *, times: int = 1, is_transient: bool = False) -> None:
+        """Let the next ``times`` calls of ``verb`` fail."""
+
+        def fault() -> None:
+            raise StepError(_CODES[verb], f"{verb} was told to fail", is_transient=is_transient)
+
+        for _ in range(times):
+            self.before(verb, fault)
+
+    def die_in(self, verb: str) -> None:
+        """Let the server die during the next call of ``verb``."""
+
+        def fault() -> None:
+            self.die()
+            raise StepError(_CODES[verb], "the server does not answer", retryable=True)
+
+        self.before(verb, fault)
+
+    def die(self) -> None:
+        """End as after a SIGKILL: everything in memory is gone."""
+        self._pid = None
+        self._held = {}
+        self.on_exit("was killed by SIGKILL")
+
+    def restore(self, served: Mapping[str, Served]) -> None:
+        self._enter("restore", starts=True)
+        for name, item in served.items():
+            self._held.setdefault(name, {}).setdefault(item.current.id, False)
+            self._point(name, item.current.id)
+        self._held = {name: {item.current.id: True} for name, item in served.items()}
+
+    def load(self, model: str, release: Release) -> dict[str, Any]:
+        self._enter("load", starts=True)
+        self._held.setdefault(model, {}).setdefault(release.id, False)
+        return {"resident_bytes": release.resident_bytes, "load_ms": 2.0}
+
+    def canary(self, model: str, release: Release) -> dict[str, Any]:
+        self._enter("canary")
+        self._demand(model, release, ErrorCode.CANARY_FAILED)
+        return dict(self.canary_answer)
+
+    def activate(self, model: str, release: Release) -> None:
+        self._enter("activate")
+        self._demand(model, release, ErrorCode.ACTIVATION_FAILED)
+        self._point(model, release.id)
+
+    def undeploy(self, model: str) -> None:
+        self._enter("undeploy", starts=True)
+        self._held.pop(model, None)
+
+    def status(self) -> dict[str, Any]:
+        self._enter("status")
+        models = {model: {**self.counters, "release": release} for model, release in self.answers().items()}
+        return {"models": models, "pid": self._pid}
+
+    def _enter(self, verb: str, *, starts: bool = False) -> None:
+        if self._faults[verb]:
+            self._faults[verb].popleft()()
+        if self._pid is None and starts:
+            self.starts += 1
+            self._pid = 100 + self.starts
+        if self._pid is None:
+            raise StepError(_CODES[verb], "the server does not answer", retryable=True)
+
+    def _demand(self, model: str, release: Release, code: ErrorCode) -> None:
+        if release.id not in self._held.get(model, {}):
+            raise StepError(code, f"{model} has no release {release.id}")
+
+    def _point(self, model: str, release: str) -> None:
+        self._held[model] = {name: name == release for name in self._held[model]}

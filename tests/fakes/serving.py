@@ -1,0 +1,170 @@
+"""A model, a loader and a client for the server's tests, all in this process: no torch, no socket, no sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+
+from agent.serving.control import ControlPlane
+from agent.serving.dataplane import DataPlane
+from agent.serving.errors import LoadFailedError
+from agent.serving.http import HttpApp
+from agent.serving.slots import Models
+from agent.serving.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from agent.serving.tensors import Array
+
+POISON = -1.0
+# Small integers: sums are exact, whatever order a BLAS takes for one row or for many.
+WEIGHTS = (np.arange(12, dtype=np.float32) - 5).reshape(4, 3)
+
+
+@dataclass
+class FakeNetwork:
+    """Rows of 4 numbers times a matrix, plus ``bias``; a row that holds ``POISON`` raises.
+
+    ``gate`` lets a test hold the thread inside a forward pass; ``entered`` says that it is there.
+    """
+
+    bias: float = 0.0
+    is_batchable: bool = True
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("input", "FP32", (-1, 4)),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("logits", "FP32", (-1, 3)),)
+    error: Exception = field(default_factory=lambda: RuntimeError("poisoned"))
+    model_type: str = "fake"
+    method: str = "nf4"
+    resident_bytes: int = 48
+    calls: list[int] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        self.calls.append(len(arrays[0]))
+        self.entered.set()
+        self.gate.wait()
+        if (arrays[0] == POISON).any():
+            raise self.error
+        return [np.asarray(arrays[0], dtype=np.float32) @ WEIGHTS + np.float32(self.bias)]
+
+    def warm_up(self) -> None:
+        self.run([np.zeros((1, 4), np.float32)])
+        self.calls.clear()
+        self.entered.clear()
+
+
+@dataclass
+class FakeLoader:
+    """Knows networks by the name of their artifact; loads of those in ``failures`` raise.
+
+    ``gate`` lets a test hold a load; ``entered`` says that it is there.
+    """
+
+    networks: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
+    loads: list[str] = field(default_factory=list)
+    released: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def prepare(self) -> None:
+        return None
+
+    def load(self, artifact: Path) -> Any:
+        self.loads.append(artifact.name)
+        self.entered.set()
+        self.gate.wait()
+        if artifact.name in self.failures:
+            raise self.failures[artifact.name]
+        if artifact.name not in self.networks:
+            raise LoadFailedError("bad_artifact", f"{artifact} does not exist")
+        return self.networks[artifact.name]
+
+    def release_memory(self) -> None:
+        self.released += 1
+
+
+@dataclass
+class Harness:
+    """A server without sockets: ``data`` and ``control`` are clients of the two applications."""
+
+    plane: DataPlane
+    loader: FakeLoader
+    data: httpx.AsyncClient
+    control: httpx.AsyncClient
+    app: HttpApp
+
+    async def serve(self, name: str, network: Any, version: str = "1", release: str = "r1") -> None:
+        """Load and activate ``network``."""
+        self.loader.networks[release] = network
+        parameters = {"artifact": f"/store/{release}", "version": version, "release": release, "activate": True}
+        reply = await self.control.post(f"/v2/repository/models/{name}/load", json={"parameters": parameters})
+        assert reply.status_code == 200, reply.text
+
+    async def change(self, name: str, action: str, **parameters: Any) -> httpx.Response:
+        """Post to one of the supervisor's routes."""
+        return await self.control.post(f"/v2/repository/models/{name}/{action}", json={"parameters": parameters})
+
+
+@asynccontextmanager
+async def harness(*, max_body_bytes: int = 64 * 1024 * 1024) -> AsyncIterator[Harness]:
+    """Yield a server with no model; its threads end with the block."""
+    plane, loader = DataPlane(Models()), FakeLoader()
+    responses: Counter[int] = Counter()
+    control = ControlPlane(plane, loader)
+    app = HttpApp(plane, responses, None, max_body_bytes)
+    async with (
+        _client(app) as data,
+        _client(HttpApp(plane, responses, control, max_body_bytes)) as supervisor,
+    ):
+        yield Harness(plane, loader, data, supervisor, app)
+    loader.gate.set()
+    for model in plane.models:
+        for slot in model.slots.values():
+            if isinstance(slot.network, FakeNetwork):
+                slot.network.gate.set()
+        model.batcher.stop()
+
+
+def _client(app: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server")
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's coroutine in a loop of its own."""
+
+    async def bounded() -> None:
+        await asyncio.wait_for(work(), 30)
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give way to others until ``condition`` holds."""
+    while not condition():  # noqa: ASYNC110 - conditions of other threads have no event
+        await asyncio.sleep(0)
+
+
+def json_request(rows: Any, **extra: Any) -> dict[str, Any]:
+    """Return an inference request of float rows as a JSON object."""
+    data = np.asarray(rows, np.float32)
+    return {
+        "inputs": [{"name": "input", "shape": list(data.shape), "datatype": "FP32", "data": data.ravel().tolist()}],
+        **extra,
+    }

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes.box import Box
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    box = Box(tmp_path)
+    yield box
+    box.journal.close()
+
+
+@pytest.fixture
+def serving_box(box: Box) -> Box:
+    """A device that serves ``kanji`` by nf4 and could roll back to fp4."""
+    box.deploy("first", method="fp4")
+    box.settle()
+    box.send("set_method", {"id": "second", "model": "kanji", "method": "nf4"})
+    box.settle()
+    assert (box.serving() or "").endswith("-nf4")
+    return box

@@ -1,0 +1,307 @@
+"""Operations that fail: each ends once, with its code and a sentence, and what served before goes on serving."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent.contract.errors import ErrorCode
+from agent.deployment.inbox import ServerLost
+from agent.deployment.phases import RULES, OnFailure, Phase
+from agent.deployment.ports import StepError
+from agent.deployment.recovery import Mode
+from tests.fakes.box import TOPICS, Box
+from tests.fakes.device import checkpoint, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OTHER = checkpoint(50_000, seed=1)
+OTHER_URL = "https://models.example/other.pt"
+
+
+def wrong_checksum(box: Box) -> dict[str, Any]:
+    box.sources.files[OTHER_URL] = OTHER[:-1] + b"!"
+    return {}
+
+
+def unreachable(_box: Box) -> dict[str, Any]:
+    return {"url": "https://nowhere.example/x"}
+
+
+def not_a_state_dict(box: Box) -> dict[str, Any]:
+    box.builder.error = StepError(ErrorCode.BAD_CHECKPOINT, "a pickle of a list, expected a state dict")
+    return {}
+
+
+def not_a_container(box: Box) -> dict[str, Any]:
+    return {"content": _offer(box, b"<html>404</html>")}
+
+
+def compressed_container(box: Box) -> dict[str, Any]:
+    return {"content": _offer(box, OTHER.replace(b"data.pkl", b"code.pkl"))}
+
+
+def builder_killed(box: Box) -> dict[str, Any]:
+    box.builder.error = StepError(ErrorCode.BUILD_KILLED, "the builder was killed by SIGKILL", retryable=True)
+    return {}
+
+
+def builder_raises(box: Box) -> dict[str, Any]:
+    box.builder.error = RuntimeError("a bug")
+    return {}
+
+
+def gate_not_met(box: Box) -> dict[str, Any]:
+    box.builder.gate["agreement"] = 0.5
+    return {}
+
+
+def gate_not_a_number(box: Box) -> dict[str, Any]:
+    box.builder.gate["agreement"] = float("nan")
+    return {}
+
+
+def no_memory(box: Box) -> dict[str, Any]:
+    box.device.available_bytes = 512 * 2**20 + 1000
+    return {}
+
+
+def no_method(box: Box) -> dict[str, Any]:
+    box.device.methods["nf4"] = {"ok": False, "detail": "wrong answer"}
+    return {"method": "nf4"}
+
+
+def _offer(box: Box, content: bytes) -> bytes:
+    box.sources.files[OTHER_URL] = content
+    return content
+
+
+BEFORE_LOADING: list[tuple[Callable[[Box], dict[str, Any]], str, str, bool, str]] = [
+    (wrong_checksum, "checksum_mismatch", "verifying", True, sha256(OTHER)),
+    (unreachable, "download_failed", "downloading", True, "nobody answers"),
+    (not_a_state_dict, "bad_checkpoint", "building", False, "a list"),
+    (not_a_container, "bad_checkpoint", "verifying", False, "neither a torch zip archive nor safetensors"),
+    (compressed_container, "bad_checkpoint", "verifying", False, "without data.pkl"),
+    (builder_killed, "build_killed", "building", True, "SIGKILL"),
+    (builder_raises, "internal", "building", True, "RuntimeError: a bug"),
+    (gate_not_met, "gate_failed", "building", False, "agreement 0.5000 with the source, 0.95 demanded"),
+    (gate_not_a_number, "gate_failed", "building", False, "agreement nan"),
+    (no_memory, "insufficient_memory", "planning", True, "budget 1000 B"),
+    (no_method, "unsupported_method", "planning", False, "failed the self-test"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "code", "phase", "retryable", "words"),
+    BEFORE_LOADING,
+    ids=[case[0].__name__ for case in BEFORE_LOADING],
+)
+def test_a_bad_deploy_fails_with_its_code_and_leaves_the_server_alone(
+    serving_box: Box, arrange: Callable[[Box], dict[str, Any]], code: str, phase: str, *, retryable: bool, words: str
+) -> None:
+    served = serving_box.serving()
+    serving_box.sources.files[OTHER_URL] = OTHER
+    starts = serving_box.server.starts
+    serving_box.deploy("bad", **{"content": OTHER, "url": OTHER_URL, **arrange(serving_box)})
+    serving_box.settle()
+
+    report = serving_box.report("bad")
+    error = report["error"]
+    assert (report["state"], error["code"], error["phase"], error["retryable"]) == ("failed", code, phase, retryable)
+    assert words in error["detail"]
+    assert error["kept"] == f"kanji {served}"
+    assert serving_box.serving() == served
+    assert serving_box.server.starts == starts
+
+
+def test_a_failed_first_deploy_names_nothing_that_is_kept(box: Box) -> None:
+    box.deploy("bad", url="https://nowhere.example/x")
+    box.settle()
+
+    assert box.report("bad")["error"]["kept"] is None
+    assert box.serving() is None
+
+
+def test_a_failed_deploy_leaves_no_files_behind(box: Box) -> None:
+    box.builder.gate["agreement"] = 0.5
+    box.deploy("bad")
+    box.settle()
+
+    assert box.store.used_bytes() == 0
+
+
+def test_a_failed_deploy_says_what_was_measured(box: Box) -> None:
+    box.builder.gate["agreement"] = 0.5
+    box.deploy("bad")
+    box.settle()
+
+    assert box.report("bad")["decision"]["measured"]["gate"]["agreement"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("verb", "code", "phase"),
+    [
+        ("load", "load_failed", "loading"),
+        ("canary", "canary_failed", "canary"),
+        ("activate", "activation_failed", "activating"),
+        ("status", "trial_failed", "trial"),
+    ],
+)
+@pytest.mark.parametrize("dies", [False, True], ids=["fails", "dies"])
+def test_what_goes_wrong_in_the_server_is_rolled_back(
+    serving_box: Box, verb: str, code: str, phase: str, *, dies: bool
+) -> None:
+    served = serving_box.serving()
+    (serving_box.server.die_in if dies else serving_box.server.fail)(verb)
+    serving_box.send("set_method", {"id": "bad", "model": "kanji", "method": "fp4-dq"})
+    serving_box.settle()
+
+    report = serving_box.report("bad")
+    assert serving_box.states("bad")[-2:] == [("running", "rolling_back"), ("rolled_back", None)]
+    assert (report["error"]["code"], report["error"]["phase"]) == (code, phase)
+    assert report["error"]["kept"] == f"kanji {served}"
+    assert serving_box.serving() == served
+    assert serving_box.server.held("kanji") == {served}
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        ({"agreement": 0.1}, "agreement 0.1000"),
+        ({"non_finite": 3}, "3 of 16 answers are not finite"),
+        ({"agreement": float("nan")}, "agreement nan"),
+    ],
+)
+def test_a_canary_that_answers_badly_never_becomes_active(
+    serving_box: Box, measured: dict[str, Any], words: str
+) -> None:
+    served = serving_box.serving()
+    serving_box.server.canary_answer |= measured
+    serving_box.send("set_method", {"id": "bad", "model": "kanji", "method": "fp4-dq"})
+    serving_box.settle()
+
+    assert ("running", "activating") not in serving_box.states("bad")
+    assert serving_box.report("bad")["state"] == "rolled_back"
+    assert words in serving_box.report("bad")["error"]["detail"]
+    assert serving_box.serving() == served
+
+
+@pytest.mark.parametrize("counter", ["failures", "non_finite"])
+def test_a_request_that_fails_during_the_trial_ends_it(serving_box: Box, counter: str) -> None:
+    served = serving_box.serving()
+    serving_box.server.before("status", lambda: None)
+    serving_box.server.before("status", lambda: serving_box.server.counters.update({counter: 2}))
+    serving_box.send("set_method", {"id": "bad", "model": "kanji", "method": "fp4-dq"})
+    serving_box.settle()
+
+    assert serving_box.report("bad")["state"] == "rolled_back"
+    assert serving_box.report("bad")["error"]["detail"].startswith("2 ")
+    assert serving_box.serving() == served
+
+
+def test_a_transient_failure_is_tried_three_times(serving_box: Box) -> None:
+    serving_box.server.fail("load", times=2, is_transient=True)
+    serving_box.send("set_method", {"id": "third-time-lucky", "model": "kanji", "method": "fp4-dq"})
+    serving_box.settle()
+    assert serving_box.report("third-time-lucky")["state"] == "succeeded"
+
+    serving_box.server.fail("load", times=3, is_transient=True)
+    serving_box.send("set_method", {"id": "never", "model": "kanji", "method": "nf4-dq"})
+    serving_box.settle()
+    assert serving_box.report("never")["state"] == "rolled_back"
+    attempts = [body["attempt"] for body in serving_box.broker.bodies(TOPICS.operation("never"))]
+    assert max(attempts) == 3
+
+
+def test_a_rollback_that_cannot_be_done_ends_as_such_with_both_reasons(serving_box: Box) -> None:
+    serving_box.server.fail("canary")
+    serving_box.server.fail("restore", times=3)
+    serving_box.send("set_method", {"id": "bad", "model": "kanji", "method": "fp4-dq"})
+    serving_box.settle()
+
+    report = serving_box.report("bad")
+    assert report["state"] == "rollback_failed"
+    assert report["error"]["code"] == "canary_failed"
+    assert "then: restore was told to fail" in report["error"]["detail"]
+
+
+def test_the_server_is_mended_after_a_rollback_that_could_not_be_done(serving_box: Box) -> None:
+    served = serving_box.serving()
+    serving_box.server.fail("canary")
+    serving_box.server.fail("restore", times=3)
+    serving_box.send("set_method", {"id": "bad", "model": "kanji", "method": "fp4-dq"})
+    serving_box.settle()
+
+    assert serving_box.serving() == served
+
+
+def test_an_idle_server_that_dies_comes_back_with_what_is_served(serving_box: Box) -> None:
+    served = serving_box.serving()
+    serving_box.server.die()
+    assert serving_box.server.answers() == {}
+    serving_box.settle()
+
+    assert serving_box.serving() == served
+    assert [body["event"] for body in serving_box.broker.bodies(TOPICS.event)][-1] == "server_lost"
+
+
+def test_a_server_that_keeps_dying_gets_the_release_before_and_then_none(serving_box: Box) -> None:
+    seen: list[tuple[Mode, str | None]] = []
+    for _ in range(6):
+        serving_box.engine.post(ServerLost("was killed by SIGSEGV"))
+        serving_box.settle()
+        answer = serving_box.server.answers().get("kanji")
+        seen.append((serving_box.engine.mode, answer.rpartition("-")[2] if answer else None))
+
+    assert seen == [
+        *[(Mode.CURRENT, "nf4")] * 2,
+        *[(Mode.LAST_GOOD, "fp4")] * 3,
+        (Mode.SAFE, None),
+    ]
+
+
+def test_a_device_in_safe_mode_still_takes_commands_and_leaves_it_by_a_success(serving_box: Box) -> None:
+    for _ in range(6):
+        serving_box.engine.post(ServerLost("was killed by SIGSEGV"))
+        serving_box.settle()
+    serving_box.send("set_method", {"id": "cure", "model": "kanji", "method": "fp4-dq"})
+    serving_box.settle()
+
+    assert serving_box.report("cure")["state"] == "succeeded"
+    assert serving_box.engine.mode is Mode.CURRENT
+    assert (serving_box.serving() or "").endswith("-fp4-dq")
+
+
+@pytest.mark.parametrize("phase", [phase for phase, rule in RULES.items() if rule.deadline_s is not None])
+def test_every_phase_has_its_time(serving_box: Box, phase: Phase) -> None:
+    served = serving_box.serving()
+    serving_box.sources.files[OTHER_URL] = OTHER
+    if phase is Phase.ROLLING_BACK:
+        serving_box.server.fail("canary")
+    serving_box.deploy("slow", content=OTHER, url=OTHER_URL)
+    serving_box.go_to("slow", phase)
+    serving_box.clock.advance((RULES[phase].deadline_s or 0) + 1)
+    serving_box.engine.turn(wait_s=0)
+    serving_box.settle()
+
+    report = serving_box.report("slow")
+    expected = "rollback_failed" if phase is Phase.ROLLING_BACK else "timed_out"
+    assert report["state"] == expected
+    if phase is not Phase.ROLLING_BACK:
+        assert report["error"]["code"] == "timed_out"
+    assert f"{phase} took" in report["error"]["detail"]
+    rolled = ("running", "rolling_back") in serving_box.states("slow")
+    assert rolled == (RULES[phase].on_failure is OnFailure.ROLL_BACK or phase is Phase.ROLLING_BACK)
+    assert serving_box.serving() == served
+
+
+def test_a_phase_within_its_time_is_left_alone(serving_box: Box) -> None:
+    serving_box.send("set_method", {"id": "fine", "model": "kanji", "method": "fp4-dq"})
+    serving_box.go_to("fine", Phase.BUILDING)
+    serving_box.clock.advance((RULES[Phase.BUILDING].deadline_s or 0) - 1)
+    serving_box.engine.turn(wait_s=0)
+    serving_box.settle()
+
+    assert serving_box.report("fine")["state"] == "succeeded"

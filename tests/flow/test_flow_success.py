@@ -1,0 +1,241 @@
+"""Commands that succeed: every phase is reported, and what is served is what was asked for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from agent.deployment.inbox import Connected
+from agent.deployment.phases import LINES, Phase, State
+from tests.fakes.box import CONTENT, TOPICS, URL, Box
+from tests.fakes.device import GOOD_GATE, checkpoint, sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def line(command: str) -> list[tuple[str, str | None]]:
+    running = [("running", str(phase)) for phase in LINES[command]]
+    return [("accepted", "queued"), *running, ("succeeded", None)]
+
+
+def test_a_deploy_is_reported_phase_by_phase_and_ends_in_serving(box: Box) -> None:
+    acknowledged = box.deploy("d-1")
+    box.settle()
+
+    assert box.states("d-1") == line("deploy")
+    assert [phase for _, phase in line("deploy")][1:-1] == [
+        "downloading", "verifying", "planning", "building", "loading", "canary", "activating", "trial",
+    ]  # fmt: skip
+    assert acknowledged == ["ack"]
+    assert box.serving() == f"{sha256(CONTENT)[:12]}-{sha256(CONTENT)[:12]}-nf4"
+    assert box.sources.fetched == [URL]
+
+
+def test_the_decision_record_grows_from_the_plan_to_the_trial(box: Box) -> None:
+    box.deploy("d-1")
+    box.settle()
+
+    decision = box.report("d-1")["decision"]
+    assert decision["scenario"] == "edge"
+    assert decision["candidates"][0]["fits"] is True
+    assert decision["measured"]["gate"]["agreement"] == GOOD_GATE["agreement"]
+    assert decision["measured"]["canary"]["agreement"] == 1.0
+    assert decision["measured"]["trial"]["requests"] == 0
+    assert decision["cached"] is False
+
+
+def test_every_transition_leaves_a_line_in_the_audit_trail(box: Box) -> None:
+    box.deploy("d-1")
+    box.settle()
+
+    names = [body["event"] for body in box.broker.bodies(TOPICS.event)]
+    assert names == ["command_accepted", *["operation_moved"] * len(LINES["deploy"]), "operation_ended"]
+
+
+def test_set_method_builds_from_the_stored_checkpoint_without_a_download(serving_box: Box) -> None:
+    assert serving_box.states("second") == line("set_method")
+    assert serving_box.sources.fetched == [URL]
+    assert [job["method"] for job in serving_box.builder.jobs] == ["fp4", "nf4"]
+
+
+def test_switching_back_takes_the_cached_artifact(serving_box: Box) -> None:
+    serving_box.send("set_method", {"id": "third", "model": "kanji", "method": "fp4"})
+    serving_box.settle()
+
+    assert serving_box.report("third")["decision"]["cached"] is True
+    assert len(serving_box.builder.jobs) == 2
+    assert (serving_box.serving() or "").endswith("-fp4")
+
+
+def test_a_rollback_serves_the_release_before(serving_box: Box) -> None:
+    serving_box.send("rollback", {"id": "back", "model": "kanji"})
+    serving_box.settle()
+
+    assert serving_box.states("back") == line("rollback")
+    assert (serving_box.serving() or "").endswith("-fp4")
+
+
+def test_after_an_operation_only_the_serving_release_stays_in_memory(serving_box: Box) -> None:
+    assert serving_box.server.held("kanji") == {serving_box.serving()}
+
+
+def test_undeploy_stops_serving_and_removes_the_files(serving_box: Box) -> None:
+    serving_box.send("undeploy", {"id": "gone", "model": "kanji"})
+    serving_box.settle()
+
+    assert serving_box.states("gone") == line("undeploy")
+    assert serving_box.serving() is None
+    assert serving_box.store.used_bytes() == 0
+
+
+def test_a_deploy_of_what_is_served_ends_in_planning_and_builds_nothing(serving_box: Box) -> None:
+    serving_box.deploy("again", method="nf4")
+    serving_box.settle()
+
+    assert serving_box.states("again")[-2:] == [("running", "planning"), ("succeeded", None)]
+    assert "already being served" in serving_box.report("again")["decision"]["reason"]
+    assert len(serving_box.builder.jobs) == 2
+    item = serving_box.journal.served()["kanji"]
+    assert item.previous is not None
+    assert item.previous.method == "fp4"
+
+
+def test_a_new_data_set_is_a_reason_to_build_again(serving_box: Box) -> None:
+    data = checkpoint(16, seed=9)
+    serving_box.sources.files["https://models.example/eval"] = data
+    gate = {"dataset": {"url": "https://models.example/eval", "sha256": sha256(data)}}
+    serving_box.deploy("measured", method="nf4", gate=gate)
+    serving_box.settle()
+
+    assert serving_box.states("measured") == line("deploy")
+    assert serving_box.builder.jobs[-1]["gate"]["dataset"] == str(serving_box.store.source(sha256(data)))
+    assert serving_box.journal.served()["kanji"].dataset == sha256(data)
+
+
+def test_the_data_set_given_last_judges_later_methods(serving_box: Box) -> None:
+    data = checkpoint(16, seed=9)
+    serving_box.sources.files["https://models.example/eval"] = data
+    gate = {"dataset": {"url": "https://models.example/eval", "sha256": sha256(data)}}
+    serving_box.deploy("measured", method="nf4", gate=gate)
+    serving_box.settle()
+    serving_box.send("set_method", {"id": "later", "model": "kanji", "method": "fp4-dq"})
+    serving_box.settle()
+
+    assert serving_box.builder.jobs[-1]["gate"]["dataset"] == str(serving_box.store.source(sha256(data)))
+
+
+def test_replan_decides_again_with_the_memory_of_today(serving_box: Box) -> None:
+    serving_box.device.available_bytes = 512 * 2**20 + 600_000
+    serving_box.send("replan", {"id": "tight", "model": "kanji"})
+    serving_box.settle()
+
+    assert serving_box.report("tight")["decision"]["scenario"] == "edge-limited-memory"
+    assert (serving_box.serving() or "").endswith("-nf4-dq")
+
+
+def test_operations_wait_for_each_other_and_run_in_the_order_of_arrival(box: Box) -> None:
+    box.deploy("one", method="nf4")
+    box.send("set_method", {"id": "two", "model": "kanji", "method": "fp4"})
+    box.send("rollback", {"id": "three", "model": "kanji"})
+    box.go_to("one", Phase.BUILDING)
+    assert [box.record(name).state for name in ("two", "three")] == [State.ACCEPTED, State.ACCEPTED]
+
+    box.settle()
+    ends = [body["id"] for body in box.broker.bodies(TOPICS.event) if body["event"] == "operation_ended"]
+    assert ends == ["one", "two", "three"]
+    assert (box.serving() or "").endswith("-nf4")
+
+
+def test_at_no_time_do_two_operations_run(box: Box) -> None:
+    for number in range(4):
+        box.deploy(f"d-{number}", method=("nf4", "fp4")[number % 2])
+    running = 0
+    for _ in range(200):
+        box._drain()
+        states = [operation.state for operation in box.engine.open_operations]
+        running = max(running, states.count(State.RUNNING))
+        if not box.runner.pump():
+            break
+    assert running == 1
+    assert not box.engine.open_operations
+
+
+def test_a_trial_lasts_as_long_as_the_gate_says(box: Box) -> None:
+    box.deploy("d-1", gate={"soak_s": 0.01})
+    box.go_to("d-1", Phase.TRIAL)
+    for _ in range(2):
+        box.server.before("status", lambda: None)
+    box.server.before("status", lambda: box.clock.advance(30.0))
+    box.settle()
+
+    assert box.report("d-1")["state"] == "succeeded"
+    assert box.report("d-1")["decision"]["measured"]["trial"]["seconds"] == 30.0
+
+
+def test_status_publishes_everything_again(serving_box: Box) -> None:
+    before = len(serving_box.broker.bodies(TOPICS.reported))
+    serving_box.send("status", {"id": "s-1"})
+    serving_box.settle()
+
+    assert len(serving_box.broker.bodies(TOPICS.reported)) == before + 1
+    assert serving_box.broker.retained(TOPICS.capabilities)["commands"]
+    assert serving_box.report("s-1")["state"] == "succeeded"
+    assert serving_box.statuses == 1
+
+
+def test_a_new_connection_is_told_every_open_operation(box: Box) -> None:
+    box.deploy("d-1")
+    box.go_to("d-1", Phase.BUILDING)
+    before = len(box.broker.bodies(TOPICS.operation("d-1")))
+    box.engine.post(Connected())
+    box._drain()
+
+    assert len(box.broker.bodies(TOPICS.operation("d-1"))) == before + 1
+    assert box.report("d-1")["phase"] == "building"
+
+
+def test_reports_made_without_a_connection_arrive_after_it(box: Box) -> None:
+    box.transport.is_connected = False
+    box.deploy("d-1")
+    box.settle()
+    assert box.broker.log == []
+
+    box.transport.is_connected = True
+    box.engine.post(Connected())
+    box.settle()
+    assert box.report("d-1")["state"] == "succeeded"
+    assert box.serving() is not None
+
+
+def test_the_sender_is_answered_where_it_asked_with_the_very_bytes_of_its_correlation(box: Box) -> None:
+    box.deploy("d-1")
+    box.settle()
+    box.send("rollback", {"id": "r-1", "model": "kanji"}, response_topic="answers/me", correlation=b"\xff\x00\xfe")
+    box.send("status", {"id": "s-1", "response_topic": "answers/me", "correlation_id": "text"})
+    box.settle()
+
+    told = [(json.loads(item.payload)["id"], item.correlation) for item in box.broker.log if item.topic == "answers/me"]
+    assert told == [("r-1", b"\xff\x00\xfe"), ("s-1", b"text")]
+
+
+def test_a_partial_download_is_kept_for_the_next_try(box: Box) -> None:
+    box.sources.cut_after = 100
+    box.deploy("d-1")
+    box.settle()
+    assert box.report("d-1")["error"]["code"] == "download_failed"
+    assert box.report("d-1")["error"]["retryable"] is True
+
+    box.deploy("d-2")
+    box.settle()
+    assert box.report("d-2")["state"] == "succeeded"
+
+
+def test_the_journal_of_a_device_without_a_past_serves_nothing(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.engine.recover()
+    box.settle()
+
+    assert box.serving() is None
+    assert not box.engine.open_operations
+    box.journal.close()

@@ -1,0 +1,57 @@
+"""What a measurement has to reach, and the sentence when it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.planning.gate import Thresholds, judge
+
+GOOD: dict[str, Any] = {
+    "rows": 100,
+    "non_finite": 0,
+    "agreement": 0.95,
+    "accuracy": 0.90,
+    "accuracy_source": 0.92,
+    "latency_ms": {"p50": 3.0},
+}
+DEMANDED = Thresholds(min_agreement=0.95, max_accuracy_drop=0.021, min_accuracy=0.9, max_latency_ms=3.0)
+NAN = float("nan")
+
+
+def test_what_just_reaches_every_threshold_passes() -> None:
+    assert judge(GOOD, DEMANDED) == []
+
+
+@pytest.mark.parametrize(
+    ("measured", "complaint"),
+    [
+        ({"non_finite": 2}, "2 of 100 answers are not finite"),
+        ({"agreement": 0.9499}, "agreement 0.9499 with the source, 0.95 demanded"),
+        ({"accuracy": 0.8999, "accuracy_source": 0.9}, "accuracy 0.8999, 0.9 demanded"),
+        ({"accuracy_source": 0.95}, "accuracy fell from 0.9500 to 0.9000, a drop of 0.021 is allowed"),
+        ({"accuracy": None}, "accuracy 0.9 demanded, but the evaluation data has no labels"),
+        ({"latency_ms": {"p50": 3.01}}, "latency p50 3.01 ms, at most 3.0 ms demanded"),
+        ({"agreement": NAN}, "agreement nan with the source, 0.95 demanded"),
+        ({"accuracy_source": NAN}, "accuracy fell from nan to 0.9000, a drop of 0.021 is allowed"),
+        ({"latency_ms": {"p50": NAN}}, "latency p50 nan ms, at most 3.0 ms demanded"),
+    ],
+)
+def test_what_misses_a_threshold_is_told_with_both_numbers(measured: dict[str, Any], complaint: str) -> None:
+    assert judge({**GOOD, **measured}, DEMANDED) == [complaint]
+
+
+def test_every_complaint_is_made_at_once() -> None:
+    measured = {**GOOD, "agreement": 0.1, "non_finite": 1, "accuracy": 0.1, "latency_ms": {"p50": 99.0}}
+    assert len(judge(measured, DEMANDED)) == 5
+
+
+def test_without_labels_only_agreement_counts_unless_accuracy_is_demanded() -> None:
+    unlabelled = {**GOOD, "accuracy": None, "accuracy_source": None}
+    assert judge(unlabelled, Thresholds()) == []
+    assert len(judge(unlabelled, Thresholds(min_accuracy=0.1))) == 1
+
+
+def test_an_accuracy_that_rose_is_no_drop() -> None:
+    assert judge({**GOOD, "accuracy": 0.99}, Thresholds(max_accuracy_drop=0.0)) == []

@@ -1,0 +1,79 @@
+"""Secrets that must not pass into a log line, each as a canary."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from agent import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GET https://user:canary@host.example/kanji.pt",
+        "https://canary@host.example/kanji.pt",
+        "mqtts://user:can@canary@host.example/kanji.pt",
+        "https://host.example/kanji.pt?X-Amz-Signature=canary&x=1",
+        "https://host.example/kanji.pt#canary",
+        "tried 'https://host.example/kanji.pt?sig=canary', then \"https://host.example/kanji.pt?canary\"",
+        "HTTPS://USER:canary@host.example/kanji.pt",
+        "https://host.example/kanji.pt?next=https://u:canary@other.example/x",
+    ],
+)
+def test_no_secret_part_of_a_url_passes(text: str) -> None:
+    shown = logs.redact(text)
+    assert "canary" not in shown
+    assert "host.example/kanji.pt" in shown
+
+
+@pytest.mark.parametrize("name", ["password", "mqtt_PASSWORD", "api_key", "apikey", "Authorization", "token", "secret"])
+def test_a_value_under_a_telling_name_is_masked(name: str) -> None:
+    assert logs.redact({name: "canary"}) == {name: "***"}
+
+
+def test_secrets_are_found_however_deep() -> None:
+    value = {"a": [{"b": ("https://u:canary@h/x", {"token": ["canary"]})}], "error": ValueError("https://h/?canary")}
+    assert "canary" not in repr(logs.redact(value))
+
+
+@pytest.mark.parametrize("value", ["plain", "user@host", "a?b=c#d", 7, None, True, 1.5, "C:/x?y"])
+def test_what_is_no_url_passes_unchanged(value: Any) -> None:
+    assert logs.redact(value) == value
+
+
+@pytest.fixture
+def _logging_is_put_back() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("_logging_is_put_back")
+def test_every_line_of_the_agent_and_its_libraries_is_redacted_json(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("info", "json", device="box-1")
+    structlog.get_logger("test").info("fetching", url="https://u:canary@h.example/x?canary", password="canary")
+    structlog.get_logger("test").debug("below the level")
+    try:
+        int("https://u:canary@h.example/x")
+    except ValueError:
+        structlog.get_logger("test").exception("it broke")
+    logging.getLogger("some.library").warning("retrying %s", "https://u:canary@h.example/x")
+
+    written = capsys.readouterr().err
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert "canary" not in written
+    assert [line["event"] for line in lines] == ["fetching", "it broke", "retrying https://h.example/x"]
+    assert all(line["device"] == "box-1" for line in lines)
+    assert "ValueError: invalid literal" in lines[1]["exception"]
+    assert "https://h.example/x" in lines[1]["exception"]
