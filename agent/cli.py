@@ -67,6 +67,7 @@ def demo(*, keep: bool, as_json: bool, method: str, state_dir: Path | None) -> N
 @click.option("--method", default="auto", show_default=True, help="auto, nf4, fp4, int8, fp16, fp32; nf4-dq, fp4-dq.")
 @click.option("--double-quant", is_flag=True, help="Quantize the scales too.")
 @click.option("--blocksize", default=64, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--eval", "dataset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Gate data.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the builder's result as JSON.")
@@ -83,6 +84,7 @@ def quantize(*, double_quant: bool, method: str, output: Path, as_json: bool, **
 @click.option("--eval", "dataset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Gate data.")
 @click.option("--methods", help="Comma-separated; default: all.")
 @click.option("--blocksize", default=64, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def compare(*, methods: str | None, output: Path, as_json: bool, **fields: Any) -> None:
@@ -90,6 +92,19 @@ def compare(*, methods: str | None, output: Path, as_json: bool, **fields: Any) 
     from agent.workbench import shell
 
     sys.exit(shell.compare(methods, output, as_json=as_json, **fields))
+
+
+@main.command()
+@click.option("--blocksize", default=64, show_default=True)
+def methods(blocksize: int) -> None:
+    """List the quantization methods: exact bits per weight, kernel and compute dtype."""
+    from agent.planning.methods import METHODS, compute_dtype
+
+    dtypes = f"{compute_dtype('cpu')} (CPU), {compute_dtype('cuda')} or {compute_dtype('cuda', (8, 0))} (GPU)"
+    click.echo(f"{'method':<8}{'bits':>7}{'of fp32':>9}  {'kernel':<13} computes in")
+    for method in METHODS.values():
+        bits = method.bits_per_weight(blocksize)
+        click.echo(f"{method.name:<8}{bits:>7.3f}{f'1/{32 / bits:.2f}':>9}  {method.kernel:<13} {dtypes}")
 
 
 @main.command()

@@ -22,10 +22,12 @@ from agent.architectures.model_type import ModelType, Options, Reading, Shapes, 
 from agent.architectures.optional import require
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 PREFIX = "timm:"
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
+_IMAGE = (3, 224, 224)
+"""Channels, height and width where nothing is known of a checkpoint: what most published weights take."""
 _COARSE = 8
 
 
@@ -49,9 +51,7 @@ def model_type(name: str) -> ModelType:
     )
 
 
-def _build(
-    name: str, num_classes: int, *, image: tuple[int, int, int] | list[int], is_sized: bool = False
-) -> nn.Module:
+def _build(name: str, num_classes: int, *, image: Sequence[int] = _IMAGE, is_sized: bool = False) -> nn.Module:
     """Return a network.
 
     Args:
@@ -100,11 +100,11 @@ def _sides(told: Any) -> list[int]:
 
 
 def _inputs(options: Options) -> tuple[TensorSpec, ...]:
-    return (TensorSpec("input", "FP32", (-1, *options["image"])),)
+    return (TensorSpec("input", "FP32", (-1, *options.get("image", _IMAGE))),)
 
 
 def _synthetic(options: Options, rows: int, generator: np.random.Generator) -> dict[str, Tensor]:
     """Return blurred noise of variance near 1, as normalised photographs have."""
-    channels, height, width = options["image"]
+    channels, height, width = options.get("image", _IMAGE)
     coarse = torch.from_numpy(generator.standard_normal((rows, channels, _COARSE, _COARSE), dtype=np.float32))
     return {"input": torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")}

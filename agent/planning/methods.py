@@ -47,6 +47,11 @@ class Method:
         """Whether weights are stored as codes with per-block scales."""
         return self.bits < 16  # noqa: PLR2004 - 16 and 32 are plain floats
 
+    @property
+    def kernel(self) -> str:
+        """Which library's arithmetic serves the method where it works; torch alone is the fallback for all."""
+        return "bitsandbytes" if self.quant_type else "torch"
+
     def bits_per_weight(self, blocksize: int = DEFAULT_BLOCKSIZE) -> float:
         """Stored bits per weight of a large tensor: 4.5 for nf4, 4.127 for nf4-dq at blocksize 64."""
         if not self.is_blockwise:
@@ -79,6 +84,19 @@ METHODS: dict[str, Method] = {
     )
 }
 FOUR_BIT = tuple(name for name, method in METHODS.items() if method.bits == 4)  # noqa: PLR2004 - the product's subject
+
+
+AMPERE = (8, 0)
+
+
+def compute_dtype(device_type: str, capability: tuple[int, int] | None = None) -> str:
+    """Return the dtype in which unpacked weights are multiplied, the same for every method.
+
+    float32 on a CPU; on a GPU bfloat16 where its tensor cores know it (compute capability 8.0), else float16.
+    """
+    if device_type != "cuda":
+        return "float32"
+    return "bfloat16" if capability is not None and capability >= AMPERE else "float16"
 
 
 class UnknownMethodError(ValueError):

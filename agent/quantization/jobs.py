@@ -42,7 +42,8 @@ class BuildJob:
     Attributes:
         checkpoint: a file, or a Hugging Face directory.
         told: the JSON file that came with the checkpoint, for what no tensor shape tells.
-        device: where source and result are compared: ``cpu``, ``cuda``, or ``auto`` for what the server will use.
+        device: where weights are packed, and source and result compared: ``cpu``, ``cuda``, or ``auto`` for what the
+            server will use.
     """
 
     checkpoint: Path
@@ -93,7 +94,15 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
     data = gate.evaluation(found, job.dataset, job.rows, job.seed)
     job.output_dir.mkdir(parents=True, exist_ok=True)
     path = job.output_dir / artifact.file_name(found.model_type, job.method.file_tag)
-    outcome = quantizer.quantize(checkpoint, found, path, job.method, blocksize=job.blocksize, progress=_progress(emit))
+    outcome = quantizer.quantize(
+        checkpoint,
+        found,
+        path,
+        job.method,
+        blocksize=job.blocksize,
+        progress=_progress(emit),
+        device=artifact.resolve(job.device),
+    )
     facts = sidecar.describe(found, job.method, job.blocksize) | {
         "source_sha256": job.source_sha256 or _digest(job.checkpoint),
         "source_bytes": checkpoint.file_bytes,

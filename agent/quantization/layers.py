@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agent.planning import methods
 from agent.quantization import kernels
 from agent.quantization.packed import PackedTensor
 
@@ -29,10 +30,10 @@ UNPACKED_NUMEL = 1 << 20
 
 @cache
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype in which unpacked weights are multiplied: float32 on a CPU, 16 bits on a GPU."""
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    """Return the dtype in which unpacked weights are multiplied on ``device``."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    dtype: torch.dtype = getattr(torch, methods.compute_dtype(device.type, capability))
+    return dtype
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:

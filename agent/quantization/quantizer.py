@@ -61,9 +61,18 @@ class Outcome:
 
 
 def quantize(
-    checkpoint: Checkpoint, found: Recognised, path: Path, method: Method, *, blocksize: int, progress: Progress
+    checkpoint: Checkpoint,
+    found: Recognised,
+    path: Path,
+    method: Method,
+    *,
+    blocksize: int,
+    progress: Progress,
+    device: str = "cpu",
 ) -> Outcome:
     """Write the artifact of ``checkpoint`` to ``path``.
+
+    Each weight that is packed visits ``device`` alone, so a GPU needs room for the largest one only.
 
     Raises:
         NonFiniteWeightsError: a weight is NaN or infinite, or becomes so in the method's format.
@@ -76,7 +85,7 @@ def quantize(
         for name, book in books.items():
             file.write(name, book)
         for done, (name, kind) in enumerate(weights.items(), start=1):
-            _write_weight(file, name, kind, checkpoint.entries[name])
+            _write_weight(file, name, kind, checkpoint.entries[name], device)
             progress(done, len(weights))
     return _outcome(weights, checkpoint, method)
 
@@ -127,13 +136,13 @@ def _metadata(found: Recognised, method: Method, blocksize: int) -> dict[str, st
     }
 
 
-def _write_weight(file: TensorFileWriter, name: str, kind: PackedTensor | Tensor, entry: Entry) -> None:
+def _write_weight(file: TensorFileWriter, name: str, kind: PackedTensor | Tensor, entry: Entry, device: str) -> None:
     tensor = entry.read()
     _require_finite(name, tensor)
     if not isinstance(kind, PackedTensor):
         file.write(name, plain(tensor))
         return
-    for part, value in packed.pack(tensor, kind.method, kind.blocksize).items():
+    for part, value in packed.pack(tensor.to(device), kind.method, kind.blocksize).items():
         if part == "values":
             _require_finite(name, value, f" in {kind.method.name}, whose largest value is 65504")
         file.write(f"{name}.{part}", value)

