@@ -13,7 +13,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[model,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[model,transformers,onnx,demo,dev]'
 	touch $@
 
 demo: install
@@ -46,6 +46,24 @@ e2e: install
 
 bench: install
 	$(BIN)/python -m pytest tests/benchmarks --benchmark -s
+
+# The figures of docs/benchmarks.md, each in its own part of that page. They give way to other work (nice).
+.PHONY: bench-sizes bench-memory bench-accuracy
+
+bench-sizes: install
+	nice -n 10 $(BIN)/python -m deploy.bench.sizes
+
+# transformers and accelerate are the peers it is measured beside; without them their row says so.
+bench-memory: install
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt transformers accelerate
+	nice -n 10 $(BIN)/python -m deploy.bench.memory
+
+bench-accuracy: install deploy/bench/out/rnn.pt deploy/bench/out/vit.pt
+	nice -n 10 $(BIN)/python -m deploy.bench.accuracy
+
+# Trained once, in minutes; needs the fonts that it names when they are absent.
+deploy/bench/out/%.pt: | $(STAMP)
+	nice -n 10 $(BIN)/python -m deploy.bench.train_kanji $*
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

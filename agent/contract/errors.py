@@ -52,6 +52,7 @@ class ErrorCode(str, Enum):
     CANCELED = "canceled"
     TIMED_OUT = "timed_out"
     BUSY = "busy"
+    UNSUPPORTED = "unsupported"
     INTERNAL = "internal"
 
     def __str__(self) -> str:

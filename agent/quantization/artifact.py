@@ -79,7 +79,6 @@ def load(path: str | PathLike[str], device: str = "auto") -> nn.Module:
     model = modules.build_empty(model_type, num_classes, options)
     names = _packed_names(header, model)
     model = pack_layers(model, method, blocksize, lambda name, _numel: name in names)
-    _tell_dtype(model)
     _check(header, model, method)
     _fill(model, path)
     modules.compute_missing(model, model_type, num_classes, options)
@@ -100,13 +99,6 @@ def _packed_names(header: Header, model: nn.Module) -> set[str]:
     markers = tuple(f".{marker}" for marker in packed.MARKERS)
     held = {name.rpartition(".")[0] for name in header.tensors if name.endswith(markers)}
     return {name for names in modules.slots(model).values() if not held.isdisjoint(names) for name in names}
-
-
-def _tell_dtype(model: nn.Module) -> None:
-    """Give packed weights the dtype that they unpack to: networks of other libraries ask ``weight.dtype``."""
-    weights: list[Any] = [module for module in model.modules() if isinstance(module, packed.PackedTensor)]
-    for weight in weights:
-        weight.dtype = torch.float32
 
 
 def _check(header: Header, model: nn.Module, method: Method) -> None:

@@ -71,6 +71,12 @@ class InsufficientDiskError(BuildError):
     is_retryable = True
 
 
+class UnsupportedError(BuildError):
+    """A package is missing, or a model has no form in the format that was asked for."""
+
+    code = "unsupported"
+
+
 ALL = (
     BuildError,
     UnsafeCheckpointError,
@@ -80,5 +86,6 @@ ALL = (
     NonFiniteWeightsError,
     InsufficientMemoryError,
     InsufficientDiskError,
+    UnsupportedError,
 )
 """Every code the builder can send."""

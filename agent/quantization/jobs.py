@@ -19,9 +19,8 @@ from agent.architectures.optional import MissingPackageError
 from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, Method
 from agent.quantization import artifact, gate, huggingface_directory, modules, onnx, process, quantizer, sidecar
 from agent.quantization.checkpoint import Checkpoint, open_checkpoint
-from agent.quantization.errors import UnsupportedMethodError
+from agent.quantization.errors import UnsupportedError, UnsupportedMethodError
 from agent.quantization.probe import probe
-from agent.quantization.unsupported import UnsupportedError
 
 JsonObject = dict[str, Any]
 Emit = Callable[[JsonObject], None]

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from agent import architectures
 from agent.architectures.optional import require
 from agent.quantization import artifact, modules
-from agent.quantization.errors import BuildError
+from agent.quantization.errors import BuildError, UnsupportedError
 from agent.quantization.onnx_forms import graph_form
 from agent.quantization.packed import PackedTensor
-from agent.quantization.unsupported import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from agent.architectures.rnn_radical import RadicalRnn
 from agent.architectures.rnn_stroke import StrokeRnn
-from agent.quantization.unsupported import UnsupportedError
+from agent.quantization.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -91,6 +91,11 @@ class PackedTensor(nn.Module):
         return prod(self.shape)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it unpacks to by default: networks of other libraries ask their weights for it."""
+        return torch.float32
+
+    @property
     def device(self) -> torch.device:
         """Where the codes are."""
         return next(self.buffers()).device

@@ -16,10 +16,9 @@ from agent import architectures
 from agent.architectures import huggingface_config
 from agent.architectures.errors import UnrecognisedCheckpointError
 from agent.quantization import artifact, gate, huggingface_directory, jobs
-from agent.quantization.errors import BadCheckpointError, BuildError, UnsafeCheckpointError
+from agent.quantization.errors import BadCheckpointError, BuildError, UnsafeCheckpointError, UnsupportedError
 from agent.quantization.packed import PackedTensor
 from agent.quantization.safetensors_header import read_header
-from agent.quantization.unsupported import UnsupportedError
 
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="the extra 'transformers' is not installed")
 

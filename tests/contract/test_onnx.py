@@ -15,8 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from agent import architectures
 from agent.planning import model_types
 from agent.quantization import artifact, gate, jobs, onnx, onnx_forms
-from agent.quantization.errors import BuildError
-from agent.quantization.unsupported import UnsupportedError
+from agent.quantization.errors import BuildError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from agent import architectures
 from agent.architectures.errors import UnknownModelTypeError, UnrecognisedCheckpointError
 from agent.quantization import artifact, gate, jobs
-from agent.quantization.unsupported import UnsupportedError
+from agent.quantization.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from pathlib import Path
