@@ -44,8 +44,7 @@ format: install
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
 
-bench: install
-	$(BIN)/python -m pytest tests/benchmarks --benchmark -s
+bench: bench-sizes bench-memory bench-accuracy
 
 # The figures of docs/benchmarks.md, each in its own part of that page. They give way to other work (nice).
 .PHONY: bench-sizes bench-memory bench-accuracy

@@ -109,6 +109,7 @@ class MqttTransport:
         self._is_v5 = broker.version == "5"
         self._in_flight: dict[int, int] = {}
         self._early: set[int] = set()
+        self._is_leaving = False
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._tls = _tls_context(broker)
@@ -134,6 +135,7 @@ class MqttTransport:
 
     def stop(self, reason: str, timeout_s: float = 5.0) -> None:
         """Send what waits, say goodbye and disconnect, so that the will is not published."""
+        self._is_leaving = True  # the farewell comes back as an echo, and must not be corrected
         if self._client.is_connected():
             self.flush()
             farewell = self._presence("offline", reason)
@@ -275,6 +277,8 @@ class MqttTransport:
 
     def _correct_presence(self, client: Client, payload: bytes) -> None:
         """Say ``online`` again when an old will, delivered late, says otherwise."""
+        if self._is_leaving:
+            return
         try:
             told = json.loads(payload)
             is_stale = told.get("state") == "offline" and int(told.get("epoch", 0)) <= self._epoch

@@ -124,7 +124,11 @@ class KeyDirectory:
         if objections:
             return RefusalError(ErrorCode.UNTRUSTED_KEY, "; ".join(objections))
         if named:
-            return RefusalError(ErrorCode.BAD_SIGNATURE, "the signature does not match the manifest and its key")
+            return RefusalError(
+                ErrorCode.BAD_SIGNATURE,
+                "no signature matches the manifest and the trusted key of its keyid",
+                f"was it signed with the private half of {self._directory}/<keyid>.pub, and not changed since?",
+            )
         signers = ", ".join(signature.keyid or "unnamed" for signature in envelope.signatures)
         trusted = ", ".join(key.id for key in keys) or "none"
         return RefusalError(

@@ -50,6 +50,7 @@ class Stage:
 
     client: FleetClient
     topics: Topics
+    broker_port: int
     page: str
     files_url: str
     root: Path
@@ -77,6 +78,8 @@ def play(*, method: str, keep: bool, as_json: bool, state_dir: Path | None) -> J
         DemoError: when a part is missing or does not answer.
     """
     view = View(Console(stderr=as_json))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end_in_order)
     try:
         with _stage(state_dir, view) as stage:
             summary = _tell(stage, method)
@@ -86,6 +89,8 @@ def play(*, method: str, keep: bool, as_json: bool, state_dir: Path | None) -> J
                 sys.stdout.flush()
             if keep:
                 view.step("still running; Ctrl-C ends it")
+                view.note(f"inference: {stage.status()['inference']}/models/{MODEL}")
+                view.note(f"commands: nibblectl --port {stage.broker_port} --device {DEVICE} set-method {MODEL} fp4")
                 _await_interrupt()
     except (files.DemoDataError, BrokerStartError, BrokerError, NoAnswerError, TimeoutError) as error:
         raise DemoError(str(error)) from None
@@ -228,7 +233,7 @@ def _stage(state_dir: Path | None, view: View) -> Iterator[Stage]:
         stack.enter_context(_agent(config, directory))
         view.step(f"agent: nibbled run --config {config}")
         _await_online(client, topics)
-        yield Stage(client, topics, f"http://127.0.0.1:{page_port}/", files_url, root, key, view)
+        yield Stage(client, topics, port, f"http://127.0.0.1:{page_port}/", files_url, root, key, view)
 
 
 def _key(directory: Path, trusted: Path) -> Path:
@@ -285,3 +290,8 @@ def _await_online(client: FleetClient, topics: Topics) -> None:
 def _await_interrupt() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
+
+
+def _end_in_order(number: int, _frame: Any) -> None:
+    """Leave through every ``with`` block, so that broker, agent and files are ended and removed."""
+    sys.exit(128 + number)

@@ -56,7 +56,13 @@ def thresholds_of(operation: Operation) -> Thresholds:
     if operation.command == "rollback":  # it proved itself when it was committed; now it only has to answer
         return Thresholds(min_agreement=0.0, max_accuracy_drop=1.0)
     gate = gate_of(operation)
-    return Thresholds(gate.min_agreement, gate.max_accuracy_drop, gate.min_accuracy, gate.max_latency_ms)
+    return Thresholds(
+        gate.min_agreement,
+        gate.max_accuracy_drop,
+        gate.min_accuracy,
+        gate.max_latency_ms,
+        judges_synthetic="min_agreement" in gate.model_fields_set,
+    )
 
 
 def checkpoint_facts(operation: Operation, served: Mapping[str, Served]) -> JsonObject:

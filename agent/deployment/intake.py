@@ -202,7 +202,7 @@ class Intake:
 
 
 def _record(command: AnyCommand, fingerprint: str, message: CommandMessage) -> Operation:
-    request: dict[str, Any] = command.model_dump(mode="json", by_alias=True, exclude_none=True)
+    request: dict[str, Any] = command.model_dump(mode="json", by_alias=True, exclude_unset=True)
     if message.response_topic:
         request["response_topic"] = message.response_topic
     if message.correlation:

@@ -141,41 +141,50 @@ class Steps:
         return Done(Phase.PLANNING, facts, decision)
 
     def _build(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
-        facts = operation.facts
-        sha256, method, dataset = facts["sha256"], facts["method"], facts.get("dataset")
-        result = self._ports.store.built(sha256, method, dataset)
-        is_cached = result is not None
-        if result is None:
-            result = self._ports.store.publish(sha256, method, self._run_builder(operation, watch))
-        decision = {**(operation.decision or {}), "measured": measurements(result), "cached": is_cached}
-        complaints = judge(result["gate"], thresholds_of(operation))
-        if complaints:
-            raise StepError(
-                ErrorCode.GATE_FAILED,
-                f"{method}: {'; '.join(complaints)}",
-                "choose a method with more bits, or give the gate other thresholds",
-                facts=decision,
-            )
-        release = release_of(facts, result)
-        return Done(Phase.BUILDING, {"release": release.to_json()}, decision)
+        """Build what was planned; what the gate refuses gives way to the plan's fallbacks, if it has any."""
+        facts = dict(operation.facts)
+        decision = dict(operation.decision or {})
+        refused: list[str] = []
+        for method in (facts["method"], *decision.get("fallbacks", ())):
+            facts["method"] = method
+            result, is_cached = self._artifact(facts, watch)
+            decision |= {"method": method, "measured": measurements(result), "cached": is_cached}
+            complaints = judge(result["gate"], thresholds_of(operation))
+            if not complaints:
+                return Done(
+                    Phase.BUILDING, {"method": method, "release": release_of(facts, result).to_json()}, decision
+                )
+            refused.append(f"{method}: {'; '.join(complaints)}")
+            decision |= {"overruled": list(refused), "reason": f"measurement overruled the plan: {' | '.join(refused)}"}
+        raise StepError(
+            ErrorCode.GATE_FAILED,
+            " | ".join(refused),
+            "choose a method with more bits, or give the gate other thresholds",
+            facts=decision,
+        )
 
-    def _run_builder(self, operation: Operation, watch: Watch) -> JsonObject:
-        facts, store = operation.facts, self._ports.store
-        source = store.source(facts["sha256"])
+    def _artifact(self, facts: JsonObject, watch: Watch) -> tuple[JsonObject, bool]:
+        """Return the builder's result for a method, from the store if it was built before, and whether it was."""
+        store = self._ports.store
+        sha256, method, dataset = facts["sha256"], facts["method"], facts.get("dataset")
+        result = store.built(sha256, method, dataset)
+        if result is not None:
+            return result, True
+        source = store.source(sha256)
         if source is None:
-            raise StepError(ErrorCode.INTERNAL, f"checkpoint {facts['sha256'][:12]} is no longer in the store")
+            raise StepError(ErrorCode.INTERNAL, f"checkpoint {sha256[:12]} is no longer in the store")
         store.ensure_space(source.stat().st_size)
-        dataset = facts.get("dataset")
         job = {
             "job": "build",
             "checkpoint": str(source),
             "model_type": facts["model_type"],
-            "method": facts["method"],
-            "output_dir": str(store.staging(facts["sha256"], facts["method"])),
-            "source_sha256": facts["sha256"],
+            "method": method,
+            "output_dir": str(store.staging(sha256, method)),
+            "source_sha256": sha256,
             "gate": {"dataset": str(store.source(dataset)) if dataset else None},
         }
-        return {**self._ports.builder.build(job, watch), "dataset": dataset}
+        built = {**self._ports.builder.build(job, watch), "dataset": dataset}
+        return store.publish(sha256, method, built), False
 
     def _load(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
         watch.check()
@@ -193,7 +202,8 @@ class Steps:
         watch.check()
         release = Release.from_json(operation.facts["release"])
         measured = self._ports.server.canary(str(operation.model), release)
-        measured = {**measured, "accuracy_source": release.accuracy_source}
+        gate = (operation.decision or {}).get("measured", {}).get("gate", {})
+        measured = {**measured, "accuracy_source": release.accuracy_source, "inputs": gate.get("inputs")}
         complaints = judge(measured, thresholds_of(operation))
         decision = amended(operation, canary=measured)
         if complaints:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 LADDER = ("nf4", "nf4-dq", "fp4", "fp4-dq")
 """The 4-bit methods from the best answers to the smallest tables."""
 
+UPWARD = {"fp4": ("nf4", "int8", "fp16"), "fp4-dq": ("nf4-dq", "int8", "fp16")}
+"""Where a 4-bit choice leads when the gate refuses it: better answers for more bytes, step by step."""
+UPWARD_DEFAULT = ("int8", "fp16")
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -97,6 +101,7 @@ class Plan:
         budget: the memory that decided.
         candidates: every method that was weighed, in order of preference.
         chosen: the one to build, or None when nothing fits.
+        fallbacks: what to build next, in this order, if the gate refuses the chosen one; for ``auto`` only.
         reason: one sentence.
     """
 
@@ -106,6 +111,7 @@ class Plan:
     budget: Budget
     candidates: tuple[Candidate, ...]
     chosen: Candidate | None
+    fallbacks: tuple[Candidate, ...]
     reason: str
 
     def to_json(self) -> dict[str, Any]:
@@ -119,6 +125,7 @@ class Plan:
             "budget": self.budget.to_json(),
             "candidates": [candidate.to_json() for candidate in self.candidates],
             "method": self.chosen.method if self.chosen else None,
+            "fallbacks": [candidate.method for candidate in self.fallbacks],
             "admission": "side_by_side" if self.chosen else "refuse",
             "reason": self.reason,
         }
@@ -149,8 +156,17 @@ def plan(
     names = _preference(row.method) if requested == "auto" else (method(requested).name,)
     candidates = tuple(_weigh(name, numels, budget, usable) for name in names)
     chosen = next((candidate for candidate in candidates if candidate.fits), None)
+    upward = UPWARD.get(chosen.method, UPWARD_DEFAULT) if chosen and requested == "auto" else ()
+    fallbacks = tuple(_weigh(name, numels, budget, usable) for name in upward)
     return Plan(
-        requested, row, conditions.share, budget, candidates, chosen, _reason(requested, row, candidates, chosen)
+        requested,
+        row,
+        conditions.share,
+        budget,
+        candidates,
+        chosen,
+        tuple(candidate for candidate in fallbacks if candidate.fits),
+        _reason(requested, row, candidates, chosen),
     )
 
 

@@ -99,6 +99,7 @@ def _described(result: JsonObject) -> str:
         ("file", f"{size(result['artifact_bytes'])} from {size(result['source_tensor_bytes'])} of weights"),
         ("resident", f"{size(result['resident_bytes'])}, {100 * result['coverage']:.1f} % of the parameters as codes"),
         ("agreement", f"{100 * gate['agreement']:.2f} % on {gate['rows']} {gate['inputs']} inputs"),
+        ("cosine", "not finite" if gate["cosine"] is None else f"{gate['cosine']:.5f} between the answers"),
         (
             "latency",
             f"{gate['latency_ms']['p50']:.2f} ms, source {gate['source_latency_ms']['p50']:.2f} ms (p50, one row)",
@@ -106,6 +107,8 @@ def _described(result: JsonObject) -> str:
     ]
     if accuracy is not None:
         rows.append(("accuracy", f"{100 * accuracy:.2f} %, source {100 * gate['accuracy_source']:.2f} %"))
+    if gate["inputs"] == "synthetic":
+        rows.append(("note", "made-up inputs say little about agreement; give --eval with real ones"))
     rows += [("note", note) for note in result["notes"]]
     return "\n".join(f"{name:<10} {text}" for name, text in rows)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.harness.device import BUILDER
 from tests.e2e.harness.inference import load
+from tests.e2e.harness.mqtt import Subscriber
 from tests.e2e.harness.operator import MODEL, JsonObject
 from tests.e2e.harness.processes import descendants, mapped_files, resident_bytes
 
@@ -94,13 +96,17 @@ def test_the_supervisor_stays_small_and_the_builders_memory_is_gone(device: Devi
 
 
 @pytest.mark.usefixtures("history")
-def test_sigterm_says_goodbye_and_leaves_no_process_behind(device: Device) -> None:
+def test_sigterm_says_goodbye_and_leaves_no_process_behind(device: Device, world: World) -> None:
     agent, operator = device.agent, device.operator
     children, mark = agent.children(), operator.mark()
     assert children
     assert agent.terminate() == 0
     presence = operator.subscriber.wait(operator.topic("presence"), since=mark)
     assert (presence["state"], presence["reason"]) == ("offline", "shutdown")
+    later = Subscriber(world.broker.port)
+    with contextlib.closing(later):
+        retained = later.wait(operator.topic("presence"))
+    assert (retained["state"], retained["reason"]) == ("offline", "shutdown"), "its echo was taken for a stale will"
     for child in children:
         assert child.has_ended(timeout_s=5.0)
         child.close()

@@ -79,12 +79,14 @@ class FakeBuilder:
 
     Attributes:
         gate: what it measures.
+        gates: what it measures for a method, where that differs.
         error: raised instead of building, once.
         jobs: what it was asked for.
     """
 
     def __init__(self) -> None:
         self.gate: dict[str, Any] = dict(GOOD_GATE)
+        self.gates: dict[str, dict[str, Any]] = {}
         self.error: Exception | None = None
         self.jobs: list[dict[str, Any]] = []
 
@@ -105,7 +107,7 @@ class FakeBuilder:
             "artifact_bytes": 1000,
             "resident_bytes": 1200,
             "coverage": 0.98,
-            "gate": dict(self.gate),
+            "gate": dict(self.gates.get(job["method"], self.gate)),
         }
 
 

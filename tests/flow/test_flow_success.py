@@ -239,3 +239,27 @@ def test_the_journal_of_a_device_without_a_past_serves_nothing(tmp_path: Path) -
     assert box.serving() is None
     assert not box.engine.open_operations
     box.journal.close()
+
+
+def test_what_the_gate_refuses_under_auto_gives_way_to_the_next_better_method(box: Box) -> None:
+    box.builder.gates["nf4"] = {**GOOD_GATE, "agreement": 0.9}
+
+    box.deploy("d-1")
+    box.settle()
+
+    decision = box.report("d-1")["decision"]
+    assert box.serving() == f"{sha256(CONTENT)[:12]}-{sha256(CONTENT)[:12]}-int8"
+    assert [job["method"] for job in box.builder.jobs] == ["nf4", "int8"]
+    assert decision["method"] == "int8"
+    assert decision["overruled"] == ["nf4: agreement 0.9000 with the source, 0.95 demanded"]
+    assert decision["measured"]["gate"]["agreement"] == GOOD_GATE["agreement"]
+
+
+def test_a_method_that_was_asked_for_is_never_replaced_by_another(box: Box) -> None:
+    box.builder.gates["nf4"] = {**GOOD_GATE, "agreement": 0.9}
+
+    box.deploy("d-1", method="nf4")
+    box.settle()
+
+    assert box.report("d-1")["error"]["code"] == "gate_failed"
+    assert [job["method"] for job in box.builder.jobs] == ["nf4"]

@@ -55,3 +55,22 @@ def test_without_labels_only_agreement_counts_unless_accuracy_is_demanded() -> N
 
 def test_an_accuracy_that_rose_is_no_drop() -> None:
     assert judge({**GOOD, "accuracy": 0.99}, Thresholds(max_accuracy_drop=0.0)) == []
+
+
+def test_made_up_inputs_are_judged_by_cosine_unless_an_agreement_was_demanded() -> None:
+    measured = {**GOOD, "inputs": "synthetic", "agreement": 0.5, "cosine": 0.99, "accuracy": None}
+    assert judge(measured, Thresholds()) == []
+    (complaint,) = judge({**measured, "cosine": 0.9}, Thresholds())
+    assert complaint.startswith(
+        "cosine 0.9000 with the source on 100 synthetic inputs, 0.95 demanded; give gate.dataset"
+    )
+    assert len(judge({**measured, "cosine": NAN}, Thresholds())) == 1
+    assert len(judge({**measured, "cosine": None}, Thresholds())) == 1
+    demanded = Thresholds(judges_synthetic=True)
+    assert judge(measured, demanded) == ["agreement 0.5000 with the source, 0.95 demanded"]
+
+
+def test_a_canary_on_made_up_inputs_has_no_cosine_and_is_judged_by_the_rest() -> None:
+    measured = {**GOOD, "inputs": "synthetic", "agreement": 0.5, "accuracy": None}
+    assert judge(measured, Thresholds()) == []
+    assert judge({**measured, "non_finite": 1}, Thresholds()) == ["1 of 100 answers are not finite"]

@@ -207,3 +207,13 @@ def test_weights_are_multiplied_in_the_widest_dtype_that_is_fast_on_the_device(
 
 def test_only_4_bit_methods_ask_for_a_foreign_kernel() -> None:
     assert {name for name, method in METHODS.items() if method.kernel == "bitsandbytes"} == set(FOUR_BIT)
+
+
+def test_auto_names_what_to_build_next_if_the_gate_refuses_and_only_what_fits() -> None:
+    numels = [2**20]
+    roomy = plan(numels, Budget(2**30, 0, "meminfo", 2**30))
+    assert [candidate.method for candidate in roomy.fallbacks] == ["int8", "fp16"]
+    narrow = plan(numels, Budget(estimate(numels, method("int8")).total_bytes, 0, "meminfo", 2**30))
+    assert narrow.chosen is not None
+    assert "fp16" not in [candidate.method for candidate in narrow.fallbacks]
+    assert plan(numels, Budget(2**30, 0, "meminfo", 2**30), requested="nf4").fallbacks == ()
