@@ -1,0 +1,155 @@
+"""Accuracy, agreement and latency of every method on models trained to read kanji, in fonts that they never saw.
+
+    make bench-accuracy
+
+The `cnn` is the demo's; `rnn` and `vit` are trained by `deploy.bench.train_kanji` first, if they are not there yet.
+Every method is built and measured by the product's own builder, in a process of its own and with one thread: its gate
+runs source and artifact on the same drawings. `auto` builds the method that it plans on this machine and, if the gate
+refuses it, the plan's fallbacks: the first that passes is kept. Exit status 1 if none does.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent.planning.gate import Thresholds, judge
+from agent.planning.methods import METHODS
+from agent.workbench import builds
+from deploy.bench import page
+from deploy.bench.train_kanji import OUTPUT, PLANS
+
+SHOWN = tuple(name for name in METHODS if name != "fp32")
+KANJI = Path(__file__).parents[1] / "demo" / "kanji"
+MORE_ROWS_THAN_ANY = 1 << 16
+"""Asked of the gate, so that it takes every drawing instead of a sample."""
+
+
+class MissingModelError(FileNotFoundError):
+    """A checkpoint that has to be trained first; the text says how."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model, and drawings with labels to judge it by."""
+
+    model_type: str
+    checkpoint: Path
+    drawings: Path
+
+    def require(self) -> None:
+        """Refuse to go on without the files.
+
+        Raises:
+            MissingModelError: one is absent.
+        """
+        for path in (self.checkpoint, self.drawings):
+            if not path.is_file():
+                raise MissingModelError(f"{path} is missing: python -m deploy.bench.train_kanji {self.model_type}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model under one method, as the builder's gate measured it; ``is_kept`` by ``auto``."""
+
+    model_type: str
+    method: str
+    is_kept: bool
+    gate: dict[str, Any]
+
+    @property
+    def complaints(self) -> list[str]:
+        """Why the gate's default thresholds refuse it; empty if they do not."""
+        return judge(self.gate, Thresholds())
+
+
+def subjects() -> list[Subject]:
+    """Return the demo's model and those that are trained for this table."""
+    trained = [Subject(name, OUTPUT / f"{name}.pt", OUTPUT / f"{name}.safetensors") for name in PLANS]
+    return [Subject("cnn", KANJI / "checkpoint_best.pt", KANJI / "evaluation.safetensors"), *trained]
+
+
+def measure(subject: Subject, method: str, folder: Path, threads: int) -> dict[str, Any]:
+    """Build ``subject`` by ``method`` below ``folder`` and return what its gate measured on every drawing.
+
+    Raises:
+        agent.deployment.ports.StepError: the builder refused or failed.
+    """
+    request = builds.Request(subject.checkpoint, subject.model_type, subject.drawings, threads=threads)
+    with builds.scratch(folder) as directory:
+        job = builds.build_job(request, method, directory)
+        job["gate"]["rows"] = MORE_ROWS_THAN_ANY
+        gate: dict[str, Any] = builds.run_builder(job, lambda _done, _total, _unit: None, threads=threads)["gate"]
+    return gate
+
+
+def compare(subject: Subject, folder: Path, threads: int) -> list[Line]:
+    """Measure every method on one model."""
+    plan = builds.decide(subject.checkpoint, "auto")
+    gates = {method: measure(subject, method, folder, threads) for method in SHOWN}
+    order = [candidate.method for candidate in (plan.chosen, *plan.fallbacks) if candidate]
+    kept = next((method for method in order if not judge(gates[method], Thresholds())), None)
+    return [Line(subject.model_type, method, method == kept, gate) for method, gate in gates.items()]
+
+
+def part(lines: list[Line], threads: int) -> str:
+    """Return what the page says: what `auto` chooses and whether it holds, and the table."""
+    rows = {line.model_type: line.gate["rows"] for line in lines}
+    measured = ", ".join(f"{count} with `{name}`" for name, count in rows.items())
+    return (
+        f"{_verdict(lines)} Drawings in fonts never trained on: {measured}. Latency is the median of single rows with "
+        f"{threads} thread, beside the float32 source in the same process.\n\n{_table(lines)}"
+    )
+
+
+def _verdict(lines: list[Line]) -> str:
+    kept = {line.model_type: f"{line.method}, {line.gate['agreement']:.2%}" for line in lines if line.is_kept}
+    told = "; ".join(
+        f"`{name}` {kept.get(name, 'none, missed')}" for name in dict.fromkeys(x.model_type for x in lines)
+    )
+    least = Thresholds().min_agreement
+    return f"Goal, agreement of at least {least:.0%} for the method that `auto` keeps here: {told}."
+
+
+def _table(lines: list[Line]) -> str:
+    head = ("model", "method", "accuracy", "source", "agreement", "cosine", "p50 ms", "source p50 ms", "gate")
+    return page.markdown(head, (_row(line) for line in lines))
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    gate = line.gate
+    return (
+        line.model_type,
+        f"{line.method} (kept)" if line.is_kept else line.method,
+        f"{gate['accuracy']:.2%}",
+        f"{gate['accuracy_source']:.2%}",
+        f"{gate['agreement']:.2%}",
+        f"{gate['cosine']:.5f}",
+        f"{gate['latency_ms']['p50']:.2f}",
+        f"{gate['source_latency_ms']['p50']:.2f}",
+        "refuses" if line.complaints else "passes",
+    )
+
+
+@click.command()
+@click.option("--output", "path", type=click.Path(path_type=Path, dir_okay=False), default=page.PAGE)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+def main(path: Path, threads: int) -> None:
+    """Measure every method on every trained model and write the table into the page at OUTPUT."""
+    chosen = subjects()
+    try:
+        for subject in chosen:
+            subject.require()
+    except MissingModelError as error:
+        raise click.ClickException(str(error)) from error
+    lines = [line for subject in chosen for line in compare(subject, OUTPUT, threads)]
+    page.publish("bench-accuracy", part(lines, threads), path)
+    sys.exit(1 if {line.model_type for line in lines} - {line.model_type for line in lines if line.is_kept} else 0)
+
+
+if __name__ == "__main__":
+    main()
