@@ -6,12 +6,8 @@ server drains, the broker hears ``offline``.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import socket
 import threading
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +16,15 @@ import structlog
 import agent
 from agent.adapters import systemd
 from agent.adapters.artifacts import ArtifactStore
+from agent.adapters.builder import BuilderProcess
 from agent.adapters.clock import SystemClock
 from agent.adapters.download import Downloader, Policy
 from agent.adapters.journal import SqliteJournal
 from agent.adapters.mqtt import Broker, MqttTransport
-from agent.adapters.processes import BuilderProcess, ServerProcess, use_one_arena
+from agent.adapters.processes import use_one_arena
+from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
+from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
 from agent.deployment.engine import Engine
@@ -43,24 +42,16 @@ from agent.planning.methods import METHODS
 from agent.planning.model_types import MODEL_TYPES
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
-    from agent.settings import Settings
+    from agent.settings import Serving, Settings
 
 log = structlog.get_logger("supervisor")
-BACKLOG = 512
-"""Connections that the kernel keeps waiting while the server is replaced (capped by net.core.somaxconn)."""
 
 
 class StartError(Exception):
     """The agent cannot start as configured; the text says what to change."""
-
-
-@dataclass(frozen=True)
-class _Sockets:
-    http: socket.socket
-    control: socket.socket
-    control_path: Path
 
 
 class Supervisor:
@@ -74,7 +65,8 @@ class Supervisor:
         use_one_arena()
         self._settings = settings
         state_dir = _prepare(settings.state_dir)
-        self._sockets = _listen(settings, state_dir)
+        self._control_path = state_dir / "run" / "control.sock"
+        self._http, self._control = _listen(settings.serving), _listen_control(self._control_path)
         self._clock = SystemClock()
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
         self._journal = SqliteJournal(state_dir / "journal.db")
@@ -127,18 +119,18 @@ class Supervisor:
         if self._site is not None:
             self._site.stop()
         self._journal.close()
-        self._sockets.http.close()
-        self._sockets.control.close()
-        self._sockets.control_path.unlink(missing_ok=True)
+        self._http.close()
+        self._control.close()
+        self._control_path.unlink(missing_ok=True)
         log.info("stopped")
 
     def _make_server(self) -> ServerProcess:
         serving = self._settings.serving
         options = ("--device", serving.device, "--threads", str(serving.threads), "--drain-s", str(serving.drain_s))
         return ServerProcess(
-            self._sockets.http,
-            self._sockets.control,
-            self._sockets.control_path,
+            self._http,
+            self._control,
+            self._control_path,
             options=options,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
         )
@@ -218,12 +210,13 @@ class Supervisor:
 
     def _learn_capabilities(self) -> None:
         self._device.self_test()
+        self._device.budget()  # looked at here, so that no report has to wait for a driver
         self._engine.post(CapabilitiesKnown())
 
     def _facts(self) -> dict[str, Any]:
-        tested = self._device.tested
+        tested, budget = self._device.tested, self._device.last_budget()
         return {
-            "memory": self._device.budget().to_json(),
+            "memory": budget.to_json() if budget else {},
             "trust": {"require_signature": self._settings.trust.require_signature},
             "capabilities": {
                 "methods": dict(tested.methods) if tested else {},
@@ -256,7 +249,7 @@ class Supervisor:
         }
 
     def _inference_url(self) -> str:
-        host, port = self._sockets.http.getsockname()[:2]
+        host, port = self._http.getsockname()[:2]
         return f"http://{host}:{port}/v2"
 
 
@@ -268,35 +261,19 @@ def _prepare(state_dir: Path) -> Path:
     return state_dir
 
 
-def _listen(settings: Settings, state_dir: Path) -> _Sockets:
-    serving = settings.serving
-    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
-    http = socket.socket(family, socket.SOCK_STREAM)
-    http.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _listen(serving: Serving) -> socket.socket:
     try:
-        http.bind((serving.host, serving.http_port))
+        return listen_tcp(serving.host, serving.http_port)
     except OSError as error:
-        http.close()
-        raise StartError(
-            f"serving.http_port {serving.http_port} on {serving.host}: {error.strerror}; choose another one"
-        ) from None
-    http.listen(BACKLOG)
-    path = state_dir / "run" / "control.sock"
-    path.unlink(missing_ok=True)
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _umask(0o177):
-        control.bind(str(path))
-    control.listen(16)
-    return _Sockets(http, control, path)
+        where = f"serving.http_port {serving.http_port} on {serving.host}"
+        raise StartError(f"{where}: {error.strerror or error}; choose another one") from None
 
 
-@contextlib.contextmanager
-def _umask(mask: int) -> Any:
-    before = os.umask(mask)
+def _listen_control(path: Path) -> socket.socket:
     try:
-        yield
-    finally:
-        os.umask(before)
+        return listen_unix(path)
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror or error}; choose another state_dir") from None
 
 
 def _device(settings: Settings, self_test: Any) -> DeviceProbe:
@@ -328,9 +305,7 @@ def _broker(settings: Settings) -> Broker:
             password = mqtt.password_file.read_text(encoding="utf-8").rstrip("\n")
         except OSError as error:
             raise StartError(f"mqtt.password_file {mqtt.password_file}: {error.strerror}") from None
-    files = {
-        name: str(value) if (value := getattr(mqtt, name)) else None for name in ("ca_file", "cert_file", "key_file")
-    }
+    files = {name: getattr(mqtt, name) for name in ("ca_file", "cert_file", "key_file")}
     return Broker(
         mqtt.host,
         mqtt.port,

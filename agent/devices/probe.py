@@ -71,11 +71,14 @@ class DeviceProbe:
         self._look = look
         self._run_self_test = self_test
         self._tested: SelfTest | None = None
+        self._last: Budget | None = None
         self._lock = threading.Lock()
 
     def budget(self) -> Budget:
         """Return the memory that a model may take now, with its source."""
-        seen = self._look()
+        return self._weigh(self._look())
+
+    def _weigh(self, seen: Snapshot) -> Budget:
         gpu = seen.gpu
         cuda = self._tested.cuda if self._tested else None
         capability = _capability(gpu, cuda)
@@ -91,8 +94,14 @@ class DeviceProbe:
             capability=capability,
         )
         if gpu is None or shared or gpu.free_bytes is None or gpu.total_bytes is None or not base.has_gpu:
-            return base
-        return replace(base, available_bytes=gpu.free_bytes, source="nvml", total_bytes=gpu.total_bytes)
+            self._last = base
+        else:
+            self._last = replace(base, available_bytes=gpu.free_bytes, source="nvml", total_bytes=gpu.total_bytes)
+        return self._last
+
+    def last_budget(self) -> Budget | None:
+        """Return the budget as it was last seen, None before the first look: a driver may hang when it is asked."""
+        return self._last
 
     def usable_methods(self) -> Mapping[str, dict[str, Any]]:
         """Return what the self-test found per method, running it first if it has not run."""
@@ -113,7 +122,7 @@ class DeviceProbe:
     def facts(self) -> dict[str, Any]:
         """Return the device for health reports, each figure with its source."""
         seen = self._look()
-        budget = self.budget()
+        budget = self._weigh(seen)
         return {
             "board": asdict(seen.board),
             "gpu": {**asdict(seen.gpu), "source": "nvml"} if seen.gpu else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters import headers
-from agent.adapters.processes import BuilderProcess
+from agent.adapters.builder import BuilderProcess
 from agent.deployment.runner import WorkWatch
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.planning.methods import METHODS

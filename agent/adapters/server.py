@@ -1,0 +1,242 @@
+"""The server: the child that stays, and the control socket over which it is spoken to; see ``processes`` for the rules.
+
+The supervisor uses the Open Inference Protocol's repository extension, with releases; see ``agent.serving.control``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from agent.adapters.control import ControlError, call
+from agent.adapters.processes import ending
+from agent.contract.errors import ErrorCode
+from agent.deployment.ports import StepError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from agent.deployment.models import Release, Served
+
+log = structlog.get_logger("server")
+POLL_S = 0.2
+ASK_S = 1.0
+
+_CODES = {"insufficient_memory": ErrorCode.INSUFFICIENT_MEMORY, "bad_artifact": ErrorCode.LOAD_FAILED}
+_VERB_CODES = {
+    "load": ErrorCode.LOAD_FAILED,
+    "unload": ErrorCode.LOAD_FAILED,
+    "canary": ErrorCode.CANARY_FAILED,
+    "activate": ErrorCode.ACTIVATION_FAILED,
+}
+
+
+class ServerProcess:
+    """Keeps ``python -m agent.serving`` and speaks to it over its control socket.
+
+    Args:
+        http: listening TCP socket; it stays open here, so that clients wait while the server is replaced.
+        control: listening Unix socket.
+        control_path: where ``control`` is bound.
+        options: further arguments of the server.
+        on_exit: called from a watching thread when the server ends without being asked to.
+        start_timeout_s: how long it may take to answer.
+    """
+
+    def __init__(
+        self,
+        http: socket.socket,
+        control: socket.socket,
+        control_path: Path,
+        *,
+        options: tuple[str, ...] = (),
+        on_exit: Callable[[str], None] = lambda _detail: None,
+        start_timeout_s: float = 120.0,
+    ) -> None:
+        self._http = http
+        self._control = control
+        self._path = control_path
+        self._options = options
+        self._on_exit = on_exit
+        self._start_timeout_s = start_timeout_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_stopping = False
+        self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running server, or None."""
+        child = self._child
+        return child.pid if child is not None and child.poll() is None else None
+
+    def restore(self, served: Mapping[str, Served]) -> None:
+        """Make the server hold and answer with exactly what ``served`` says.
+
+        One model that cannot be loaded does not keep the others from being served.
+
+        Raises:
+            StepError: of the last model that could not be restored, after all were tried.
+        """
+        self._ensure_running()
+        try:
+            self._restore_models(served)
+        finally:
+            self._open()
+
+    def _restore_models(self, served: Mapping[str, Served]) -> None:
+        held = self._held()
+        failure: StepError | None = None
+        for name in sorted({*served, *held}):
+            try:
+                self._restore_model(name, served[name].current if name in served else None, held.get(name, {}))
+            except StepError as error:  # noqa: PERF203 - one try per model is the point
+                log.error("model_not_restored", model=name, detail=error.detail)  # noqa: TRY400 - a sentence is enough
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _restore_model(self, name: str, wanted: Release | None, held: Mapping[str, bool]) -> None:
+        if wanted is not None:
+            if wanted.id not in held:
+                self.load(name, wanted)
+            if not held.get(wanted.id, False):
+                self._repository(name, "activate", {"release": wanted.id})
+        for release in held:
+            if wanted is None or release != wanted.id:
+                self._repository(name, "unload", {"release": release})
+
+    def load(self, model: str, release: Release) -> dict[str, Any]:
+        """Load a release beside what is active."""
+        self._ensure_running()
+        parameters = {
+            "artifact": release.artifact,
+            "version": release.version,
+            "release": release.id,
+            "activate": False,
+        }
+        answer: dict[str, Any] = self._repository(model, "load", parameters)
+        return answer
+
+    def canary(self, model: str, release: Release) -> dict[str, Any]:
+        """Run the gate's inputs through a loaded release."""
+        answer: dict[str, Any] = self._repository(model, "canary", {"release": release.id, "gate": release.gate_file})
+        return answer
+
+    def activate(self, model: str, release: Release) -> None:
+        """Let a loaded release answer from now on."""
+        self._repository(model, "activate", {"release": release.id})
+        self._open()
+
+    def undeploy(self, model: str) -> None:
+        """Stop answering for ``model`` and free its memory; after crashes it may not be loaded, which is as good."""
+        self._ensure_running()
+        if model in self._held():
+            self._repository(model, "unload", {})
+
+    def status(self) -> dict[str, Any]:
+        """Return counters and memory."""
+        try:
+            answer: dict[str, Any] = call(self._path, "GET", "/v2/control/status", timeout_s=10.0)
+        except ControlError as error:
+            raise StepError(ErrorCode.TRIAL_FAILED, f"the server does not answer: {error}", retryable=True) from None
+        return {**answer, "pid": self.pid}
+
+    def stop(self, drain_s: float = 10.0) -> None:
+        """Let the server finish its requests, then end it."""
+        self._is_stopping = True
+        child = self._child
+        if child is None or child.poll() is not None:
+            return
+        child.terminate()
+        try:
+            child.wait(drain_s + 5.0)
+        except subprocess.TimeoutExpired:
+            log.error("server_killed", pid=child.pid, waited_s=drain_s + 5.0)  # noqa: TRY400 - no traceback to show
+            child.kill()
+            child.wait()
+
+    def _ensure_running(self) -> None:
+        if self.pid is not None or self._is_stopping:
+            return
+        fds = (self._http.fileno(), self._control.fileno())
+        command = [
+            sys.executable,
+            "-m",
+            "agent.serving",
+            "--http-fd",
+            str(fds[0]),
+            "--control-fd",
+            str(fds[1]),
+            "--closed",
+        ]
+        child = subprocess.Popen([*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL)
+        self._child = child
+        self.starts += 1
+        log.info("server_started", pid=child.pid, start=self.starts)
+        self._await(child)
+        threading.Thread(target=self._wait, args=(child,), name=f"server-{child.pid}", daemon=True).start()
+
+    def _await(self, child: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        # The socket listens before the server does, so a connection proves nothing: short questions, and a look at
+        # the child between them, or one that died at once would be waited for until the deadline.
+        while (refusal := self._ask(min(ASK_S, max(0.1, deadline - time.monotonic())))) is not None:
+            status = child.poll()
+            if status is None and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+                continue
+            if status is None:
+                child.kill()
+                child.wait()
+                detail = f"gave no answer in {self._start_timeout_s:g} s: {refusal}"
+            else:
+                detail = f"{ending(status)} while starting"
+            self._on_exit(detail)
+            raise StepError(ErrorCode.LOAD_FAILED, f"the server {detail}", retryable=True)
+
+    def _ask(self, timeout_s: float) -> ControlError | None:
+        """Return None when the server answers, else what is in the way."""
+        try:
+            call(self._path, "GET", "/v2/health/live", timeout_s=timeout_s)
+        except ControlError as error:
+            return error
+        return None
+
+    def _wait(self, child: subprocess.Popen[bytes]) -> None:
+        status = child.wait()
+        if not self._is_stopping and child is self._child:
+            self._on_exit(ending(status))
+
+    def _open(self) -> None:
+        """Let the server answer on its TCP socket, where connections have waited until its models were back."""
+        try:
+            call(self._path, "POST", "/v2/control/open", {})
+        except ControlError as error:
+            log.error("open_failed", error=str(error))  # noqa: TRY400 - its end, if it ended, is told elsewhere
+
+    def _held(self) -> dict[str, dict[str, bool]]:
+        """Return, for every model, the releases in the server and whether each is the active one."""
+        try:
+            rows = call(self._path, "POST", "/v2/repository/index", {})
+        except ControlError as error:
+            raise StepError(ErrorCode.LOAD_FAILED, f"the server does not answer: {error}", retryable=True) from None
+        held: dict[str, dict[str, bool]] = {}
+        for row in rows:
+            parameters = row["parameters"]
+            held.setdefault(row["name"], {})[parameters["release"]] = parameters["active"]
+        return held
+
+    def _repository(self, model: str, verb: str, parameters: dict[str, Any]) -> Any:
+        route = f"/v2/repository/models/{model}/{verb}"
+        try:
+            return call(self._path, "POST", route, {"parameters": parameters}, timeout_s=300.0)
+        except ControlError as error:
+            code = _CODES.get(error.code or "", _VERB_CODES[verb])
+            raise StepError(code, f"{verb} of {model}: {error}", retryable=error.status is None) from None

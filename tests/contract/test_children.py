@@ -1,0 +1,91 @@
+"""How the adapters of the two children tell what became of them, with real children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.adapters.builder import BuilderProcess
+from agent.adapters.processes import ending
+from agent.adapters.server import ServerProcess
+from agent.adapters.sockets import listen_tcp, listen_unix
+from agent.contract.errors import ErrorCode
+from agent.deployment.ports import InterruptedStepError, StepError
+from agent.deployment.runner import WorkWatch
+from tests.e2e.harness.processes import descendants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    StartServer = Callable[..., ServerProcess]
+
+
+def silent(_done: int, _total: int | None, _unit: str) -> None:
+    """Progress is not what these tests are about."""
+
+
+@pytest.fixture
+def exits() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def server(tmp_path: Path, exits: list[str]) -> Iterator[StartServer]:
+    path = tmp_path / "control.sock"
+    http, control = listen_tcp("127.0.0.1", 0), listen_unix(path)
+    made: list[ServerProcess] = []
+
+    def make(*options: str, start_timeout_s: float = 60.0) -> ServerProcess:
+        made.append(
+            ServerProcess(http, control, path, options=options, on_exit=exits.append, start_timeout_s=start_timeout_s)
+        )
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.stop(drain_s=1.0)
+    http.close()
+    control.close()
+
+
+def test_a_server_that_ends_while_starting_is_told_and_counts_as_a_crash(server: StartServer, exits: list[str]) -> None:
+    with pytest.raises(StepError, match="exited with status 2 while starting") as caught:
+        server("--no-such-option").restore({})
+    assert caught.value.code is ErrorCode.LOAD_FAILED
+    assert exits == ["exited with status 2 while starting"]
+
+
+def test_a_server_that_gives_no_answer_is_killed_and_counts_as_a_crash(server: StartServer, exits: list[str]) -> None:
+    process = server("--device", "cpu", start_timeout_s=0.0)
+    with pytest.raises(StepError, match="gave no answer in 0 s"):
+        process.restore({})
+    assert process.pid is None
+    assert len(exits) == 1
+
+
+def test_a_model_that_the_server_does_not_hold_can_be_undeployed(server: StartServer) -> None:
+    server("--device", "cpu").undeploy("kanji")
+
+
+def test_a_builder_whose_result_nobody_wants_is_killed() -> None:
+    watch = WorkWatch(silent)
+    job = {"job": "probe", "methods": ["nf4"]}
+    threading.Timer(0.3, watch.interrupt).start()
+    with pytest.raises(InterruptedStepError):
+        BuilderProcess().build(job, watch)
+    assert list(descendants(os.getpid(), "agent.quantization")) == []
+
+
+def test_the_end_of_a_child_is_said_in_words() -> None:
+    assert ending(3) == "exited with status 3"
+    assert ending(-signal.SIGKILL) == "was killed by SIGKILL"
+
+
+def test_a_control_path_that_is_too_long_is_refused_without_leaving_a_socket(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long"):
+        listen_unix(tmp_path / ("x" * 120))
