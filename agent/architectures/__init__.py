@@ -7,9 +7,10 @@ from agent.architectures.errors import (
     UnknownModelTypeError,
     UnrecognisedCheckpointError,
 )
-from agent.architectures.model_type import ModelType, Options, Reading, Shape, Shapes, TensorSpec
+from agent.architectures.model_type import Answer, ModelType, Options, Reading, Shape, Shapes, TensorSpec
 from agent.architectures.registry import (
     Recognised,
+    answer_of,
     build,
     from_state_dict,
     input_specs,
@@ -23,6 +24,7 @@ from agent.architectures.registry import (
 )
 
 __all__ = [
+    "Answer",
     "ArchitectureError",
     "BrokenPlugInError",
     "ContradictingTypeError",
@@ -35,6 +37,7 @@ __all__ = [
     "TensorSpec",
     "UnknownModelTypeError",
     "UnrecognisedCheckpointError",
+    "answer_of",
     "build",
     "from_state_dict",
     "input_specs",

@@ -27,7 +27,7 @@ from agent.architectures.huggingface_network import (
     TextClassifier,
     create,
 )
-from agent.architectures.model_type import ModelType, Options, Reading, Shapes, TensorSpec
+from agent.architectures.model_type import Answer, ModelType, Options, Reading, Shapes, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,6 +150,10 @@ def _synthetic(options: Options, rows: int, generator: np.random.Generator) -> d
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
+def _answer(options: Options) -> Answer:
+    return "embedding" if options["task"] == EMBEDDING.name else "classes"
+
+
 HF = ModelType(
     name=NAME,
     build=build,
@@ -158,4 +162,5 @@ HF = ModelType(
     read=_read,
     inputs=_inputs,
     synthetic_inputs=_synthetic,
+    answer=_answer,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agent.architectures.errors import UnrecognisedCheckpointError, quoted
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Options = Mapping[str, Any]
 """Keyword arguments of a type's ``build``, as JSON can hold them."""
+Answer = Literal["classes", "embedding"]
+"""What a row of logits is: a score a class, of which the largest matters, or a vector, whose neighbours do."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,11 @@ def logits_only(num_classes: int) -> tuple[TensorSpec, ...]:
     return (TensorSpec("logits", "FP32", (-1, num_classes)),)
 
 
+def answers_classes(_options: Options) -> Answer:
+    """Return what every built-in type answers."""
+    return "classes"
+
+
 @dataclass(frozen=True)
 class ModelType:
     """One architecture.
@@ -117,6 +124,7 @@ class ModelType:
         inputs: the input tensors for given options.
         synthetic_inputs: ``(options, rows, generator)`` to plausible inputs by name, in forward's order.
         outputs: the served output tensors for a number of classes.
+        answer: what a row of the first output is for given options; it decides what agreement means.
         has_unused_parts: whether ``build`` takes ``inference_only=True`` to leave out what forward never reads.
         batchable: whether a row's answer is independent of the other rows in its batch.
     """
@@ -129,5 +137,6 @@ class ModelType:
     inputs: Callable[[Options], tuple[TensorSpec, ...]]
     synthetic_inputs: Callable[[Options, int, np.random.Generator], dict[str, Tensor]]
     outputs: Callable[[int], tuple[TensorSpec, ...]] = field(default=logits_only)
+    answer: Callable[[Options], Answer] = field(default=answers_classes)
     has_unused_parts: bool = False
     batchable: bool = True

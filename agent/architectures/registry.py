@@ -29,7 +29,7 @@ from agent.architectures.errors import (
 from agent.architectures.hiercode import HIERCODE
 from agent.architectures.hiercode_higita import HIERCODE_HIGITA
 from agent.architectures.huggingface import HF
-from agent.architectures.model_type import ModelType, Options, Reading, Shape, Shapes, TensorSpec
+from agent.architectures.model_type import Answer, ModelType, Options, Reading, Shape, Shapes, TensorSpec
 from agent.architectures.qat import QAT
 from agent.architectures.radical_rnn import RADICAL_RNN, RNN_LINGUISTIC
 from agent.architectures.rnn import RNN
@@ -188,6 +188,11 @@ def synthetic_inputs(model_type: str, options: Options, rows: int, seed: int) ->
 def is_batchable(model_type: str) -> bool:
     """Return whether a row's answer is independent of the other rows in its batch."""
     return find(model_type).batchable
+
+
+def answer_of(model_type: str, options: Options) -> Answer:
+    """Return what a row of a type's logits is: scores of classes, or an embedding."""
+    return find(model_type).answer(options)
 
 
 def logits_of(output: Tensor | Mapping[str, Any]) -> Tensor:

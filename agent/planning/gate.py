@@ -33,9 +33,10 @@ def judge(measured: Mapping[str, Any], demanded: Thresholds) -> list[str]:
     """Return why ``measured`` is not good enough, one sentence each; an empty list means that it passed.
 
     Args:
-        measured: ``agreement``, ``non_finite``, ``accuracy`` and ``accuracy_source`` (None without labels) and
-            ``latency_ms.p50``, as the builder's gate and the server's canary report them; ``inputs`` says whether
-            they are a ``dataset`` or ``synthetic``.
+        measured: ``agreement`` (None for embeddings of too few rows), ``non_finite``, ``accuracy`` and
+            ``accuracy_source`` (None without labels and for embeddings) and ``latency_ms.p50``, as the builder's gate
+            and the server's canary report them; ``inputs`` says whether they are a ``dataset`` or ``synthetic``,
+            ``answer`` whether the model answers with ``classes``, as it does if nothing is said, or an ``embedding``.
         demanded: the thresholds.
     """
     complaints = []
@@ -43,13 +44,27 @@ def judge(measured: Mapping[str, Any], demanded: Thresholds) -> list[str]:
         complaints.append(f"{measured['non_finite']} of {measured['rows']} answers are not finite")
     if measured.get("inputs") == "synthetic" and not demanded.judges_synthetic:
         complaints += _judge_cosine(measured)
-    elif not measured["agreement"] >= demanded.min_agreement:
-        complaints.append(f"agreement {measured['agreement']:.4f} with the source, {demanded.min_agreement} demanded")
-    complaints += _judge_accuracy(measured.get("accuracy"), measured.get("accuracy_source"), demanded)
+    else:
+        complaints += _judge_agreement(measured, demanded.min_agreement)
+    complaints += _judge_accuracy(measured, demanded)
     latency = measured["latency_ms"]["p50"]
     if demanded.max_latency_ms is not None and not latency <= demanded.max_latency_ms:
         complaints.append(f"latency p50 {latency:.2f} ms, at most {demanded.max_latency_ms} ms demanded")
     return complaints
+
+
+def _judge_agreement(measured: Mapping[str, Any], least: float) -> list[str]:
+    """Judge the share of rows that kept their class or, embeddings, their nearest neighbour."""
+    share = measured["agreement"]
+    what = "agreement of nearest neighbours" if _is_embedding(measured) else "agreement"
+    if share is None:
+        told = f"{what} {least} demanded, but {measured['rows']} rows are too few to tell; give at least 3"
+        return [told] if least > 0 else []
+    return [] if share >= least else [f"{what} {share:.4f} with the source, {least} demanded"]
+
+
+def _is_embedding(measured: Mapping[str, Any]) -> bool:
+    return measured.get("answer") == "embedding"
 
 
 MIN_SYNTHETIC_COSINE = 0.95
@@ -64,11 +79,13 @@ def _judge_cosine(measured: Mapping[str, Any]) -> list[str]:
     return [f"{told}; give gate.dataset to be judged by real ones"]
 
 
-def _judge_accuracy(accuracy: float | None, source: float | None, demanded: Thresholds) -> list[str]:
+def _judge_accuracy(measured: Mapping[str, Any], demanded: Thresholds) -> list[str]:
+    accuracy, source = measured.get("accuracy"), measured.get("accuracy_source")
     complaints = []
     if demanded.min_accuracy is not None:
         if accuracy is None:
-            complaints.append(f"accuracy {demanded.min_accuracy} demanded, but the evaluation data has no labels")
+            why = "an embedding has no classes" if _is_embedding(measured) else "the evaluation data has no labels"
+            complaints.append(f"accuracy {demanded.min_accuracy} demanded, but {why}")
         elif not accuracy >= demanded.min_accuracy:
             complaints.append(f"accuracy {accuracy:.4f}, {demanded.min_accuracy} demanded")
     if accuracy is not None and source is not None and not source - accuracy <= demanded.max_accuracy_drop:

@@ -11,7 +11,9 @@ import errno
 import torch
 
 from agent import architectures
+from agent.quantization.artifact import ArtifactError
 from agent.quantization.errors import (
+    BadCheckpointError,
     BuildError,
     InsufficientDiskError,
     InsufficientMemoryError,
@@ -29,6 +31,8 @@ def translate(error: Exception) -> BuildError:
     text = (str(error).splitlines() or [""])[0]
     if isinstance(error, architectures.ArchitectureError):
         return ModelTypeError(text, "name the model type, or add it as an entry point nibbled.architectures")
+    if isinstance(error, ArtifactError):
+        return BadCheckpointError(text, "quantize the checkpoint again")
     if _is_out_of_memory(error, text):
         return InsufficientMemoryError(f"memory ran out: {text or type(error).__name__}", "undeploy another model")
     if isinstance(error, OSError) and error.errno in _DISK_FULL:

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from agent import architectures
 from agent.quantization import metrics
-from agent.quantization.errors import BadCheckpointError
+from agent.quantization.errors import BadCheckpointError, UnsafeCheckpointError
 from agent.quantization.safetensors_header import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from agent.architectures import Recognised, TensorSpec
+    from agent.architectures import Answer, Recognised, TensorSpec
 
 CHUNK_ROWS = 32
 LATENCY_CALLS = 32
@@ -52,13 +52,15 @@ class Evaluation:
 
     Attributes:
         inputs: by the model's input names, in forward's order; rows first.
-        labels: ``(rows,) int64``, or None.
+        labels: ``(rows,) int64``, or None; class numbers, so an embedding's are not read.
         origin: where they come from.
+        answer: what the model's rows of logits are.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
     origin: Literal["dataset", "synthetic"]
+    answer: Answer
 
     @property
     def rows(self) -> int:
@@ -68,7 +70,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """What a model answered: ``(rows, classes) float32`` logits, and how long single rows took."""
+    """What a model answered: ``(rows, classes) float32`` logits or embeddings, and how long single rows took."""
 
     logits: Tensor
     latency_ms: dict[str, float]
@@ -81,16 +83,19 @@ def evaluation(found: Recognised, dataset: Path | None, rows: int, seed: int) ->
         BadCheckpointError: the dataset is no safetensors file or does not fit the model's inputs.
     """
     rows = max(1, min(rows, MAX_LOGIT_BYTES // (4 * found.num_classes)))
+    answer = architectures.answer_of(found.model_type, found.options)
     if dataset is None:
         inputs = architectures.synthetic_inputs(found.model_type, found.options, rows, seed)
-        return Evaluation(inputs, None, "synthetic")
+        return Evaluation(inputs, None, "synthetic", answer)
     specs = architectures.input_specs(found.model_type, found.options)
+    num_classes = found.num_classes if answer == "classes" else None
     try:
-        return _read_dataset(dataset, specs, found.num_classes, rows, seed)
-    except BadCheckpointError as error:
-        raise BadCheckpointError(f"evaluation data: {error.detail}", error.hint) from error
+        inputs, labels = _read_dataset(dataset, specs, num_classes, rows, seed)
+    except (BadCheckpointError, UnsafeCheckpointError) as error:
+        raise type(error)(f"evaluation data: {error.detail}", error.hint) from error
     except OSError as error:
         raise BadCheckpointError(f"evaluation data: {error.strerror or error}") from error
+    return Evaluation(inputs, labels, "dataset", answer)
 
 
 def run(model: nn.Module, inputs: Mapping[str, Tensor], *, is_batchable: bool) -> Run:
@@ -106,13 +111,15 @@ def run(model: nn.Module, inputs: Mapping[str, Tensor], *, is_batchable: bool) -
 
 def compare(source: Run, packed: Run, data: Evaluation) -> dict[str, Any]:
     """Return the ``gate`` object of the result event."""
-    labels = data.labels
+    labels, is_embedding = data.labels, data.answer == "embedding"
+    agreement = metrics.neighbour_agreement if is_embedding else metrics.agreement
     return {
         "rows": data.rows,
         "inputs": data.origin,
-        "agreement": metrics.agreement(source.logits, packed.logits),
+        "answer": data.answer,
+        "agreement": agreement(source.logits, packed.logits),
         "cosine": metrics.cosine(source.logits, packed.logits),
-        "kl": metrics.divergence(source.logits, packed.logits),
+        "kl": None if is_embedding else metrics.divergence(source.logits, packed.logits),
         "accuracy_source": None if labels is None else metrics.accuracy(source.logits, labels),
         "accuracy": None if labels is None else metrics.accuracy(packed.logits, labels),
         "non_finite": metrics.non_finite_rows(packed.logits),
@@ -122,10 +129,13 @@ def compare(source: Run, packed: Run, data: Evaluation) -> dict[str, Any]:
 
 
 def write_gate_file(path: Path, data: Evaluation, source: Run) -> None:
-    """Write what the server needs to repeat the comparison: inputs, the source's top classes, labels if known."""
+    """Write what the server needs to repeat the comparison: inputs, what the source answered, labels if known.
+
+    ``expected`` holds the source's top classes, ``(rows,) int64``, or its embeddings, ``(rows, width) float32``.
+    """
     is_single = len(data.inputs) == 1
     tensors = {SINGLE if is_single else name: tensor.contiguous() for name, tensor in data.inputs.items()}
-    tensors["expected"] = source.logits.argmax(dim=1)
+    tensors["expected"] = source.logits.contiguous() if data.answer == "embedding" else source.logits.argmax(dim=1)
     if data.labels is not None:
         tensors["labels"] = data.labels
     save_file(tensors, path)
@@ -133,7 +143,10 @@ def write_gate_file(path: Path, data: Evaluation, source: Run) -> None:
         os.fsync(file.fileno())
 
 
-def _read_dataset(path: Path, specs: Sequence[TensorSpec], num_classes: int, rows: int, seed: int) -> Evaluation:
+def _read_dataset(
+    path: Path, specs: Sequence[TensorSpec], num_classes: int | None, rows: int, seed: int
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return inputs and labels; without a number of classes there are none."""
     header = read_header(path)
     names = {spec.name: _dataset_name(spec, specs, header.tensors) for spec in specs}
     total = {header.tensors[name].shape[:1] for name in names.values()}
@@ -143,8 +156,9 @@ def _read_dataset(path: Path, specs: Sequence[TensorSpec], num_classes: int, row
     chosen = _subset(count, rows, seed)
     with safe_open(path, framework="pt") as file:
         inputs = {spec.name: _fit(file.get_tensor(names[spec.name])[chosen], spec) for spec in specs}
-        labels = _labels(file.get_tensor("labels"), count, num_classes)[chosen] if "labels" in header.tensors else None
-    return Evaluation(inputs, labels, "dataset")
+        if num_classes is None or "labels" not in header.tensors:
+            return inputs, None
+        return inputs, _labels(file.get_tensor("labels"), count, num_classes)[chosen]
 
 
 def _dataset_name(spec: TensorSpec, specs: Sequence[TensorSpec], held: Mapping[str, Any]) -> str:

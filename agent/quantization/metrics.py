@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from agent.quantization import neighbours
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,6 +33,14 @@ def agreement(source: Tensor, other: Tensor) -> float:
     """Return the share of rows whose largest logit is at the same class; a non-finite row never agrees."""
     same = source.argmax(dim=1) == other.argmax(dim=1)
     return float((same & finite_rows(source) & finite_rows(other)).double().mean())
+
+
+def neighbour_agreement(source: Tensor, other: Tensor) -> float | None:
+    """Return the share of rows of ``(rows, width)`` embeddings whose nearest other row by cosine is the same.
+
+    None if the rows are too few to tell; see ``neighbours`` for that, for ties and for rows that are not finite.
+    """
+    return neighbours.agreement(source.numpy(), other.numpy())
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -118,16 +118,18 @@ class Gate(_Closed):
     """How many rows."""
     inputs: Literal["dataset", "synthetic"]
     """Whether they were given or made."""
-    agreement: Share
-    """Share of rows whose largest logit is at the same class."""
+    answer: Literal["classes", "embedding"] = "classes"
+    """What a row of logits is; it decides what agreement means."""
+    agreement: Share | None
+    """Share of rows with the same top class, of embeddings the same nearest row; null for fewer than 3 of those."""
     cosine: Annotated[float, Field(ge=-1.001, le=1.001)] | None
     """Mean cosine between rows of logits, rounding included; null if no row is finite on both sides."""
     kl: Annotated[float, Field(ge=0)] | None
-    """Mean divergence KL(source || artifact) in nats; null as above."""
+    """Mean divergence KL(source || artifact) in nats; null as above, and for embeddings."""
     accuracy_source: Share | None
-    """Share of right answers at source precision, null without labels."""
+    """Share of right answers at source precision, null without labels and for embeddings."""
     accuracy: Share | None
-    """Share of right answers of the artifact, null without labels."""
+    """Share of right answers of the artifact, null without labels and for embeddings."""
     non_finite: Count
     """Rows in which the artifact answered NaN or infinity."""
     latency_ms: Latency

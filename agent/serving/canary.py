@@ -1,7 +1,8 @@
 """A gate file's inputs through a loaded release, on the device and through the queue that requests take.
 
 A gate file is a safetensors file: the model's inputs by name (a single one may be called ``inputs``), ``expected``,
-the top-1 classes of the source precision as int64, and optionally ``labels``. This file measures and does not judge.
+what the source precision answered, and optionally ``labels``. ``expected`` is its top-1 classes, ``(rows,) int64``, or
+its embeddings, ``(rows, width)`` floats, of which no label is read. This file measures and does not judge.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from agent.quantization import neighbours
 from agent.serving.errors import BadRequestError, ModelFailedError
 from agent.serving.stats import percentiles_ms
 from agent.serving.tensors import DATATYPES, Tensor, is_finite
@@ -31,8 +33,10 @@ TIMED_CALLS = 64
 
 
 async def measure(model: Model, slot: Slot, gate: Path) -> dict[str, Any]:
-    """Return ``rows``, ``agreement``, ``accuracy`` (None without labels), ``non_finite`` rows, ``latency_ms``.
+    """Return ``rows``, ``answer``, ``agreement``, ``accuracy``, ``non_finite`` rows and ``latency_ms``.
 
+    ``answer`` is what was compared, ``classes`` or ``embedding``; see ``neighbours`` for the latter's agreement, None
+    for too few rows. Accuracy is None without labels and for embeddings.
     Latencies are those of up to ``TIMED_CALLS`` calls of one row, without the time in the queue.
 
     Raises:
@@ -41,8 +45,9 @@ async def measure(model: Model, slot: Slot, gate: Path) -> dict[str, Any]:
     """
     data = await asyncio.to_thread(_read, gate)
     question = check_inputs(_inputs(data, slot.network, gate), slot.network.inputs)
-    expected = _classes(data, "expected", question.rows, gate)
-    labels = _classes(data, "labels", question.rows, gate) if "labels" in data else None
+    expected = _expected(data, slot.network, question.rows, gate)
+    is_embedding = expected.ndim > 1
+    labels = _classes(data, "labels", question.rows, gate) if "labels" in data and not is_embedding else None
     spec = slot.network.outputs[0]
     scores = await _scores(model, slot, question)
     latencies = [
@@ -50,10 +55,16 @@ async def measure(model: Model, slot: Slot, gate: Path) -> dict[str, Any]:
         for row in range(min(question.rows, TIMED_CALLS))
     ]
     finite = np.array([is_finite(Tensor(spec.name, spec.datatype, row)) for row in scores])
-    answers = np.where(finite, np.argmax(scores.reshape(question.rows, -1), axis=-1), -1)
+    scores = scores.reshape(question.rows, -1)
+    answers = np.where(finite, np.argmax(scores, axis=-1), -1)
+    if is_embedding:
+        agreement = await asyncio.to_thread(neighbours.agreement, expected, scores)
+    else:
+        agreement = float(np.mean(answers == expected))
     return {
         "rows": question.rows,
-        "agreement": float(np.mean(answers == expected)),
+        "answer": "embedding" if is_embedding else "classes",
+        "agreement": agreement,
         "accuracy": None if labels is None else float(np.mean(answers == labels)),
         "non_finite": int((~finite).sum()),
         "latency_ms": percentiles_ms(latencies, (50, 99)),
@@ -104,6 +115,18 @@ def _inputs(data: dict[str, Array], network: Network, gate: Path) -> list[Tensor
 def _tensor(spec: TensorSpec, data: Array) -> Tensor:
     # Evaluation data may be stored in another float or integer width than the model takes.
     return Tensor(spec.name, spec.datatype, data.astype(DATATYPES[spec.datatype], copy=False))
+
+
+def _expected(data: dict[str, Array], network: Network, rows: int, gate: Path) -> Array:
+    """Return the source's vectors if the file has such, else its classes."""
+    expected = data.get("expected")
+    if expected is None or expected.ndim != 2 or expected.dtype.kind != "f":  # noqa: PLR2004 - rows and width
+        return _classes(data, "expected", rows, gate)
+    width = network.outputs[0].shape[-1]
+    if len(expected) != rows or width not in (-1, expected.shape[1]):
+        found, needed = list(expected.shape), [rows, width]
+        raise BadRequestError(f"the gate file {gate} has {found} as 'expected', vectors of shape {needed} are needed")
+    return expected
 
 
 def _classes(data: dict[str, Array], key: str, rows: int, gate: Path) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agent import architectures
@@ -19,6 +20,8 @@ from agent.quantization import artifact, gate, huggingface_directory, jobs
 from agent.quantization.errors import BadCheckpointError, BuildError, UnsafeCheckpointError, UnsupportedError
 from agent.quantization.packed import PackedTensor
 from agent.quantization.safetensors_header import read_header
+from agent.serving import network
+from tests.fakes.serving import harness, run
 
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="the extra 'transformers' is not installed")
 
@@ -176,6 +179,56 @@ def test_a_checkpoint_with_a_classifier_keeps_its_pooler_and_a_bare_encoder_lose
     assert found.unused == ("network.pooler.dense.bias", "network.pooler.dense.weight")
     found = architectures.recognise(head.shapes, head.told, head.hint)
     assert found.unused == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [("bert", "embedding"), ("bert-classifier", "classes"), ("vit", "classes")]
+)
+def test_the_gate_compares_classes_or_neighbours_as_the_task_has_them(name: str, answer: str, tmp_path: Path) -> None:
+    saved(tmp_path / "source", name)
+    result = built(tmp_path / "source", "nf4", gate={"rows": 40})
+    measured = result["gate"]
+    assert (measured["answer"], measured["kl"] is None) == (answer, answer == "embedding")
+    assert 0 < measured["agreement"] <= 1
+    assert architectures.answer_of("hf", result["options"]) == answer
+    expected = load_file(result["gate_file"])["expected"]
+    wanted = (torch.float32, (40, 64)) if answer == "embedding" else (torch.int64, (40,))
+    assert (expected.dtype, tuple(expected.shape)) == wanted
+
+
+def test_two_texts_are_too_few_for_neighbours(tmp_path: Path) -> None:
+    saved(tmp_path / "source", "bert")
+    measured = built(tmp_path / "source", gate={"rows": 2})["gate"]
+    assert (measured["rows"], measured["agreement"]) == (2, None)
+    assert measured["cosine"] == pytest.approx(1.0)
+
+
+def test_labels_beside_texts_to_embed_are_not_read(tmp_path: Path) -> None:
+    saved(tmp_path / "source", "bert")
+    ids = torch.arange(1, 41).reshape(8, 5)
+    data = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full((8,), 10**6)}
+    save_file(data, tmp_path / "data")
+    result = built(tmp_path / "source", gate={"dataset": str(tmp_path / "data")})
+    measured = result["gate"]
+    assert (measured["rows"], measured["inputs"], measured["agreement"]) == (8, "dataset", 1.0)
+    assert measured["accuracy"] is measured["accuracy_source"] is None
+    assert "labels" not in load_file(result["gate_file"])
+
+
+def test_the_canary_of_an_embedding_finds_the_neighbours_that_the_gate_found(tmp_path: Path) -> None:
+    saved(tmp_path / "source", "bert")
+    result = built(tmp_path / "source", "fp4", gate={"rows": 40})
+
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", network.load(Path(result["artifact"]), "cpu"))
+            measured = (await it.change("m", "canary", release="r1", gate=result["gate_file"])).json()
+            assert (measured["answer"], measured["accuracy"], measured["non_finite"]) == ("embedding", None, 0)
+            # The server computes in batches of another size; a neighbour may hang by the last bits.
+            assert measured["agreement"] == pytest.approx(result["gate"]["agreement"], abs=0.05)
+
+    assert result["gate"]["agreement"] < 1.0, "a method that keeps everything would show nothing"
+    run(scenario)
 
 
 def test_how_a_sentence_becomes_a_vector_is_read_from_the_directory(tmp_path: Path) -> None:

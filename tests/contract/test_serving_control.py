@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -219,6 +221,15 @@ def gate_file(folder: Path, rows: int = 20, **changes: Any) -> Path:
     return path
 
 
+# A unit matrix is answered with the weights, of which 0 and 1 are nearest to each other, and so are 2 and 3. Here the
+# last is nearest to 1.
+UNLIKE_WEIGHTS = np.array([[1, 0, 0], [1, 0.1, 0], [0, 0, 1], [1, 0.5, 0.5]], np.float32)
+
+
+def vectors_file(folder: Path, **changes: Any) -> Path:
+    return gate_file(folder, **{"inputs": np.eye(4, dtype=np.float32), "expected": WEIGHTS, **changes})
+
+
 class TestCanary:
     def test_it_measures_a_staged_release_without_counting_as_traffic(self, tmp_path: Path) -> None:
         async def scenario() -> None:
@@ -269,11 +280,50 @@ class TestCanary:
 
         run(scenario)
 
+    def test_vectors_agree_by_their_nearest_neighbours_and_their_labels_are_not_read(self, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            async with harness() as it:
+                await it.serve("m", FakeNetwork())
+                for vectors, agreement in ((WEIGHTS, 1.0), (UNLIKE_WEIGHTS, 0.75)):
+                    gate = vectors_file(tmp_path, expected=vectors, labels=np.zeros((4, 2), np.int64))
+                    measured = (await it.change("m", "canary", release="r1", gate=str(gate))).json()
+                    assert (measured["answer"], measured["agreement"]) == ("embedding", agreement)
+                    assert (measured["rows"], measured["accuracy"], measured["non_finite"]) == (4, None, 0)
+
+        run(scenario)
+
+    def test_vectors_that_are_not_finite_agree_with_nothing(self, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            async with harness() as it:
+                await it.serve("m", FakeNetwork(bias=float("inf")))
+                measured = (await it.change("m", "canary", release="r1", gate=str(vectors_file(tmp_path)))).json()
+                assert (measured["non_finite"], measured["agreement"]) == (4, 0.0)
+
+        run(scenario)
+
+    def test_two_vectors_are_too_few_to_agree_or_disagree(self, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            async with harness() as it:
+                await it.serve("m", FakeNetwork())
+                gate = gate_file(tmp_path, rows=2, expected=np.ones((2, 3), np.float32))
+                measured = (await it.change("m", "canary", release="r1", gate=str(gate))).json()
+                assert (measured["rows"], measured["agreement"]) == (2, None)
+
+        run(scenario)
+
+    def test_measuring_imports_no_torch(self) -> None:
+        told = "import sys, agent.serving.canary; print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.strip() == "False"
+
     @pytest.mark.parametrize(
         ("changes", "complaint"),
         [
             ({"expected": None}, "has nothing as 'expected', 20 classes are needed"),
             ({"expected": np.zeros(19, np.int64)}, "has [19] as 'expected'"),
+            ({"expected": np.zeros((19, 3), np.float32)}, "has [19, 3] as 'expected', vectors of shape [20, 3]"),
+            ({"expected": np.zeros((20, 4), np.float32)}, "has [20, 4] as 'expected', vectors of shape [20, 3]"),
+            ({"expected": np.zeros((20, 3), np.int64)}, "has [20, 3] as 'expected', 20 classes are needed"),
             ({"inputs": None}, "lacks input"),
             ({"inputs": np.zeros((20, 5), np.float32)}, "has shape [20, 5]"),
             ({"labels": np.zeros((20, 2), np.int64)}, "has [20, 2] as 'labels'"),

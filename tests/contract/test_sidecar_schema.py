@@ -94,6 +94,12 @@ def test_the_sidecar_of_a_build_judged_by_labelled_data_fits(kanji: Path, tmp_pa
     assert complaints(sidecar) == []
 
 
+def test_a_sidecar_of_before_answers_were_told_still_fits(sound: Any) -> None:
+    sidecar = copy.deepcopy(sound)
+    assert sidecar["gate"].pop("answer") == "classes"
+    assert complaints(sidecar) == []
+
+
 @pytest.mark.parametrize("key", sorted(schema.json_schema()["required"]))
 def test_a_sidecar_without_one_of_its_keys_is_refused(key: str, sound: Any) -> None:
     assert complaints({name: value for name, value in sound.items() if name != key})
@@ -122,6 +128,7 @@ def _set(sidecar: Any, path: str, value: Any) -> None:
         ("gate.agreement", 2),
         ("gate.kl", -0.5),
         ("gate.inputs", "invented"),
+        ("gate.answer", "image"),
         ("gate.latency_ms.p50", None),
         ("versions.torch", None),
         ("undescribed", 1),

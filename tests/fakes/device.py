@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 GOOD_GATE = {
+    "answer": "classes",
     "rows": 16,
     "non_finite": 0,
     "agreement": 0.99,

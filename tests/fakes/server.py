@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
     from agent.deployment.models import Release, Served
 
-GOOD_CANARY = {"rows": 16, "non_finite": 0, "agreement": 1.0, "accuracy": None, "latency_ms": {"p50": 1.5}}
+GOOD_CANARY = {
+    "answer": "classes",
+    "rows": 16,
+    "non_finite": 0,
+    "agreement": 1.0,
+    "accuracy": None,
+    "latency_ms": {"p50": 1.5},
+}
 _CODES = {
     "restore": ErrorCode.LOAD_FAILED,
     "load": ErrorCode.LOAD_FAILED,

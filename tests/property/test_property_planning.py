@@ -84,7 +84,8 @@ measurements = st.fixed_dictionaries(
     {
         "rows": st.integers(1, 1000),
         "non_finite": st.integers(0, 10),
-        "agreement": st.floats(0, 1) | st.just(float("nan")),
+        "answer": st.sampled_from(["classes", "embedding"]),
+        "agreement": st.none() | st.floats(0, 1) | st.just(float("nan")),
         "accuracy": st.none() | st.floats(0, 1),
         "accuracy_source": st.none() | st.floats(0, 1),
         "latency_ms": st.fixed_dictionaries({"p50": st.floats(0, 1e6)}),

@@ -33,6 +33,16 @@ def test_what_just_reaches_every_threshold_passes() -> None:
         ({"accuracy_source": 0.95}, "accuracy fell from 0.9500 to 0.9000, a drop of 0.021 is allowed"),
         ({"accuracy": None}, "accuracy 0.9 demanded, but the evaluation data has no labels"),
         ({"latency_ms": {"p50": 3.01}}, "latency p50 3.01 ms, at most 3.0 ms demanded"),
+        ({"agreement": 0.9, "answer": "classes"}, "agreement 0.9000 with the source, 0.95 demanded"),
+        (
+            {"agreement": 0.9, "answer": "embedding"},
+            "agreement of nearest neighbours 0.9000 with the source, 0.95 demanded",
+        ),
+        (
+            {"agreement": None, "answer": "embedding", "rows": 2},
+            "agreement of nearest neighbours 0.95 demanded, but 2 rows are too few to tell; give at least 3",
+        ),
+        ({"accuracy": None, "answer": "embedding"}, "accuracy 0.9 demanded, but an embedding has no classes"),
         ({"agreement": NAN}, "agreement nan with the source, 0.95 demanded"),
         ({"accuracy_source": NAN}, "accuracy fell from nan to 0.9000, a drop of 0.021 is allowed"),
         ({"latency_ms": {"p50": NAN}}, "latency p50 nan ms, at most 3.0 ms demanded"),
@@ -68,6 +78,13 @@ def test_made_up_inputs_are_judged_by_cosine_unless_an_agreement_was_demanded() 
     assert len(judge({**measured, "cosine": None}, Thresholds())) == 1
     demanded = Thresholds(judges_synthetic=True)
     assert judge(measured, demanded) == ["agreement 0.5000 with the source, 0.95 demanded"]
+
+
+def test_neighbours_that_too_few_rows_cannot_tell_are_missed_only_by_who_demands_some() -> None:
+    measured = {**GOOD, "answer": "embedding", "agreement": None, "rows": 2, "accuracy": None, "accuracy_source": None}
+    assert judge(measured, Thresholds(min_agreement=0.0)) == []
+    assert len(judge(measured, Thresholds())) == 1
+    assert judge({**measured, "inputs": "synthetic", "cosine": 0.99}, Thresholds()) == []
 
 
 def test_a_canary_on_made_up_inputs_has_no_cosine_and_is_judged_by_the_rest() -> None:
