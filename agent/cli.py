@@ -1,22 +1,118 @@
 """``nibbled``: the command of the device. Parses arguments and hands over; every command's work lives elsewhere.
 
 Imports are made inside the commands, so that ``nibbled run`` carries nothing that only another command needs.
+Exit status: 0 done, 1 it could not be done and a sentence on stderr says why, 2 wrong usage.
 """
 # ruff: noqa: PLC0415 - see above
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import agent
+from agent.planning.gate import Thresholds
+from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, compute_dtype
 
-_CONFIG = click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file; default /etc/nibbled/nibbled.toml if it exists."
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from agent.workbench.builds import Request
+
+
+class _FailureError(click.ClickException):
+    """What could not be done, as people read it: a sentence, the next step on a line of its own, exit status 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"nibbled: {self.message}", file=file, err=True)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the errors that people can act on into a sentence; what a path on the command line causes is one."""
+    from agent.deployment.ports import StepError
+
+    try:
+        yield
+    except StepError as error:
+        raise _FailureError(f"{error}\n  {error.hint}" if error.hint else str(error)) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise _FailureError(f"{error.filename}: {error.strerror}") from None
+
+
+def _listed(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Return the methods of a comma-separated list, all of them without one."""
+    known = click.Choice(list(METHODS))
+    return tuple(known.convert(name.strip(), option, context) for name in value.split(",")) if value else tuple(METHODS)
+
+
+_METHOD = click.option("--method", type=click.Choice(["auto", *METHODS]), default="auto", show_default=True)
+_BLOCKSIZE = click.option(
+    "--blocksize",
+    type=click.Choice([str(size) for size in BLOCKSIZES]),
+    default=str(DEFAULT_BLOCKSIZE),
+    show_default=True,
+    callback=lambda _context, _option, value: int(value),
+    help="Weights that share a scale.",
 )
+_OUTPUT = click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Directory.")
+_SHARE = click.FloatRange(0, 1)
+_REQUEST = (
+    click.option(
+        "--model-path",
+        "path",
+        required=True,
+        type=click.Path(exists=True, path_type=Path),
+        help="Checkpoint: .pt, .pth, safetensors, or a Hugging Face model.",
+    ),
+    click.option("--model-type", default="auto", show_default=True, help="auto recognises it by its tensors."),
+    click.option(
+        "--eval",
+        "dataset",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Gate data: safetensors with inputs and, if known, labels. Without it, inputs are made up.",
+    ),
+    click.option("--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Inputs compared at most."),
+    _BLOCKSIZE,
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option(
+        "--min-agreement",
+        type=_SHARE,
+        default=Thresholds.min_agreement,
+        show_default=True,
+        help="Least share of answers that stay what they were. On made-up inputs judged only if given.",
+    ),
+    click.option(
+        "--max-accuracy-drop",
+        type=_SHARE,
+        default=Thresholds.max_accuracy_drop,
+        show_default=True,
+        help="Largest loss of accuracy, with labels.",
+    ),
+)
+
+
+def _requesting(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what to build from and what it has to prove; they reach ``command`` as ``request``."""
+
+    @functools.wraps(command)
+    def with_request(*, min_agreement: float, max_accuracy_drop: float, **options: Any) -> None:
+        from agent.workbench.builds import Request
+
+        source = click.get_current_context().get_parameter_source("min_agreement")
+        demanded = Thresholds(min_agreement, max_accuracy_drop, judges_synthetic=source is not ParameterSource.DEFAULT)
+        wanted = {name: options.pop(name) for name in ("path", "model_type", "dataset", "rows", "blocksize", "device")}
+        command(request=Request(**wanted, demanded=demanded), **options)
+
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(_REQUEST), with_request)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,7 +122,9 @@ def main() -> None:
 
 
 @main.command()
-@_CONFIG
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file; default /etc/nibbled/nibbled.toml if it exists."
+)
 def run(config: Path | None) -> None:
     """Run the agent until it is stopped."""
     # structlog imports rich where it finds it, for tracebacks that a daemon never draws: 3 MiB of a process that
@@ -41,15 +139,16 @@ def run(config: Path | None) -> None:
         logs.set_up(loaded.logging.level, loaded.logging.format, device=loaded.device_id)
         supervisor = Supervisor(loaded)
     except (settings.ConfigError, StartError, JournalVersionError) as error:
-        _fail(str(error))
+        raise _FailureError(str(error)) from None
     supervisor.run()
 
 
 @main.command()
 @click.option("--keep", is_flag=True, help="Leave broker, agent and page running until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one summary object as the last line of stdout.")
-@click.option("--method", default="auto", show_default=True, help="Method of the first deploy.")
+@_METHOD
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Keep state here instead of a temporary directory.")
+@_explained()
 def demo(*, keep: bool, as_json: bool, method: str, state_dir: Path | None) -> None:
     """Show the whole line here and now: sign, deploy, decide, quantize, serve, switch and roll back."""
     from agent.demo.scenario import DemoError, play
@@ -57,67 +156,65 @@ def demo(*, keep: bool, as_json: bool, method: str, state_dir: Path | None) -> N
     try:
         summary = play(method=method, keep=keep, as_json=as_json, state_dir=state_dir)
     except DemoError as error:
-        _fail(str(error))
+        raise _FailureError(str(error)) from None
     sys.exit(0 if summary["ok"] else 1)
 
 
 @main.command()
-@click.option("--model-path", required=True, type=click.Path(exists=True, path_type=Path), help="Checkpoint.")
-@click.option("--model-type", default="auto", show_default=True)
-@click.option("--method", default="auto", show_default=True, help="auto, nf4, fp4, int8, fp16, fp32; nf4-dq, fp4-dq.")
+@_requesting
+@_METHOD
 @click.option("--double-quant", is_flag=True, help="Quantize the scales too.")
-@click.option("--blocksize", default=64, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--eval", "dataset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Gate data.")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Directory.")
+@click.option("--strict", "is_strict", is_flag=True, help="Fail, and write nothing, if the gate refuses the method.")
+@_OUTPUT
 @click.option("--json", "as_json", is_flag=True, help="Print the builder's result as JSON.")
-def quantize(*, double_quant: bool, method: str, output: Path, as_json: bool, **fields: Any) -> None:
-    """Quantize a checkpoint into an artifact: {type}_4bit_{NF4,FP4}[_dq].safetensors and .json."""
+@_explained()
+def quantize(
+    *, request: Request, method: str, double_quant: bool, is_strict: bool, output: Path, as_json: bool
+) -> None:
+    """Quantize a checkpoint into an artifact: {type}_4bit_{NF4,FP4}[_dq].safetensors and .json.
+
+    Source and artifact then answer the same inputs, and the gate compares the answers. auto starts with the method
+    that fits this machine and goes on to one with more bits as long as the gate refuses; only the one that passes is
+    kept. A method that was named is written whatever the gate says, with a warning; with --strict it is not.
+    """
     from agent.workbench import shell
 
-    sys.exit(shell.quantize(method, output, double_quant=double_quant, as_json=as_json, **fields))
+    if double_quant and method != "auto" and METHODS[method].quant_type is None:
+        raise click.UsageError(f"--double-quant quantizes the scales of a 4-bit method; {method} has none to quantize")
+    shell.quantize(request, method, output, double_quant=double_quant, is_strict=is_strict, as_json=as_json)
 
 
 @main.command()
-@click.option("--model-path", required=True, type=click.Path(exists=True, path_type=Path), help="Checkpoint.")
-@click.option("--model-type", default="auto", show_default=True)
-@click.option("--eval", "dataset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Gate data.")
-@click.option("--methods", help="Comma-separated; default: all.")
-@click.option("--blocksize", default=64, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Directory.")
+@_requesting
+@click.option("--methods", callback=_listed, help="Comma-separated; default: all.")
+@_OUTPUT
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def compare(*, methods: str | None, output: Path, as_json: bool, **fields: Any) -> None:
-    """Measure every method on a checkpoint; write compare.json and compare.html."""
+@_explained()
+def compare(*, request: Request, methods: tuple[str, ...], output: Path, as_json: bool) -> None:
+    """Measure every method on a checkpoint; write compare.json and compare.html, which mark what auto keeps here."""
     from agent.workbench import shell
 
-    sys.exit(shell.compare(methods, output, as_json=as_json, **fields))
+    shell.compare(request, methods, output, as_json=as_json)
 
 
 @main.command()
-@click.option("--blocksize", default=64, show_default=True)
+@_BLOCKSIZE
 def methods(blocksize: int) -> None:
     """List the quantization methods: exact bits per weight, kernel and compute dtype."""
-    from agent.planning.methods import METHODS, compute_dtype
-
     dtypes = f"{compute_dtype('cpu')} (CPU), {compute_dtype('cuda')} or {compute_dtype('cuda', (8, 0))} (GPU)"
     click.echo(f"{'method':<8}{'bits':>7}{'of fp32':>9}  {'kernel':<13} computes in")
-    for method in METHODS.values():
-        bits = method.bits_per_weight(blocksize)
-        click.echo(f"{method.name:<8}{bits:>7.3f}{f'1/{32 / bits:.2f}':>9}  {method.kernel:<13} {dtypes}")
+    for known in METHODS.values():
+        bits = known.bits_per_weight(blocksize)
+        click.echo(f"{known.name:<8}{bits:>7.3f}{f'1/{32 / bits:.2f}':>9}  {known.kernel:<13} {dtypes}")
 
 
 @main.command()
 @click.argument("artifact", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--to", "target", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: beside the artifact.")
+@_explained()
 def export(artifact: Path, target: str, output: Path | None) -> None:
     """Export an artifact with its weights unpacked, checked against the other runtime."""
     from agent.workbench import shell
 
-    sys.exit(shell.export(artifact, output or artifact.with_suffix(f".{target}")))
-
-
-def _fail(text: str) -> NoReturn:
-    click.echo(f"nibbled: {text}", err=True)
-    sys.exit(1)
+    shell.export(artifact, output or artifact.with_suffix(f".{target}"))

@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters import headers
 from agent.adapters.builder import BuilderProcess
+from agent.contract.errors import ErrorCode
+from agent.deployment.ports import StepError
 from agent.deployment.runner import WorkWatch
 from agent.devices.probe import DeviceProbe, SelfTest
+from agent.planning.gate import Thresholds
 from agent.planning.methods import METHODS
 from agent.planning.plan import Plan, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 JsonObject = dict[str, Any]
+OnProgress = Callable[[int, int | None, str], None]
 RESERVE_BYTES = 512 * 2**20
-
-
-class WorkbenchError(Exception):
-    """What was asked for cannot be done; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to build from.
+    """What to build from, and what the result has to prove.
 
     Attributes:
-        path: a ``.pt``, ``.pth`` or safetensors file, or a Hugging Face directory.
+        path: a ``.pt``, ``.pth`` or safetensors file, or a Hugging Face model.
         model_type: its name, or ``auto`` to recognise it by its tensors.
         dataset: evaluation data (safetensors with ``inputs`` and optional ``labels``), or None.
         blocksize: weights that share a scale.
         threads: of torch in the builder.
         device: where to pack and measure: ``auto``, ``cpu`` or ``cuda``.
+        rows: inputs to compare on, at most.
+        demanded: the gate's thresholds.
     """
 
     path: Path
@@ -46,45 +48,24 @@ class Request:
     blocksize: int = 64
     threads: int = 1
     device: str = "auto"
+    rows: int = 256
+    demanded: Thresholds = field(default_factory=Thresholds)
 
 
-def method_name(method: str, *, double_quant: bool) -> str:
-    """Return the method that ``--method`` and ``--double-quant`` mean together.
-
-    Raises:
-        WorkbenchError: for double quantization of a method that has none.
-    """
-    if not double_quant or method == "auto" or method.endswith("-dq"):
-        return method
-    if f"{method}-dq" not in METHODS:
-        raise WorkbenchError(f"--double-quant quantizes the scales of a 4-bit method; {method} has none to quantize")
-    return f"{method}-dq"
+def double_quantized(method: str) -> str:
+    """Return ``method`` with quantized scales, or as it is where there are none to quantize."""
+    return f"{method}-dq" if f"{method}-dq" in METHODS else method
 
 
-def decide(path: Path, requested: str, *, budget_bytes: int | None = None) -> Plan:
-    """Return the plan for a file on this machine, by the matrix and the memory that is free now."""
-    probe = DeviceProbe(reserve_bytes=RESERVE_BYTES, limit_bytes=budget_bytes, self_test=_untested)
+def decide(path: Path, requested: str) -> Plan:
+    """Return the plan for a checkpoint on this machine, by the matrix and the memory that is free now."""
+    probe = DeviceProbe(reserve_bytes=RESERVE_BYTES, limit_bytes=None, self_test=_untested)
     return plan(_numels(path), probe.budget(), requested=requested)
 
 
-def build(
-    request: Request, method: str, output: Path, on_progress: Callable[[int, int | None, str], None]
-) -> JsonObject:
-    """Quantize into ``output``; return the builder's result with the files' final paths.
-
-    The files appear under their names only when they are whole.
-
-    Raises:
-        agent.deployment.ports.StepError: with the builder's code, sentence and hint.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".nibbled-", dir=output) as staging:
-        result = run_builder(build_job(request, method, Path(staging)), on_progress, threads=request.threads)
-        for name in ("artifact", "sidecar"):
-            final = output / Path(result[name]).name
-            Path(result[name]).replace(final)
-            result[name] = str(final)
-    return {name: value for name, value in result.items() if name != "gate_file"}
+def order(decision: Plan) -> tuple[str, ...]:
+    """Return the methods that ``auto`` builds until the gate accepts one; none when nothing fits."""
+    return tuple(candidate.method for candidate in (decision.chosen, *decision.fallbacks) if candidate)
 
 
 def build_job(request: Request, method: str, directory: Path) -> JsonObject:
@@ -97,26 +78,33 @@ def build_job(request: Request, method: str, directory: Path) -> JsonObject:
         "blocksize": request.blocksize,
         "device": request.device,
         "output_dir": str(directory),
-        "gate": {"dataset": str(request.dataset.resolve()) if request.dataset else None},
+        "gate": {"dataset": str(request.dataset.resolve()) if request.dataset else None, "rows": request.rows},
     }
 
 
-def run_builder(
-    job: JsonObject, on_progress: Callable[[int, int | None, str], None], *, threads: int = 1
-) -> JsonObject:
-    """Run one job in a builder child and return its result."""
+def run_builder(job: JsonObject, on_progress: OnProgress, *, threads: int = 1) -> JsonObject:
+    """Run one job in a builder child and return its result.
+
+    Raises:
+        StepError: with the builder's code, sentence and hint.
+    """
     return BuilderProcess(threads).build(job, WorkWatch(on_progress))
 
 
 @contextlib.contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
-    """Yield an empty directory below ``directory`` that is gone afterwards."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=".nibbled-", dir=directory))
+    """Yield an empty directory below ``directory`` that is gone afterwards; what is whole is moved out of it.
+
+    Raises:
+        OSError: ``directory``, which it names, cannot be written to.
+    """
     try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = tempfile.TemporaryDirectory(prefix=".nibbled-", dir=directory)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(directory)) from None
+    with path as name:
+        yield Path(name)
 
 
 def _numels(path: Path) -> tuple[int, ...]:
@@ -124,7 +112,7 @@ def _numels(path: Path) -> tuple[int, ...]:
         return headers.numels(path)
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise WorkbenchError(f"{path}: no .safetensors file in this directory")
+        raise StepError(ErrorCode.BAD_CHECKPOINT, f"{path}: no .safetensors file in this directory")
     return tuple(numel for file in files for numel in headers.numels(file))
 
 

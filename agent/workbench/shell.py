@@ -1,112 +1,127 @@
-"""``nibbled quantize``, ``compare`` and ``export`` on a terminal: progress on stderr, results on stdout, a status."""
+"""``nibbled quantize``, ``compare`` and ``export`` on a terminal: progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
-from agent.planning.methods import METHODS, UnknownMethodError, method
+from agent.planning.gate import judge
 from agent.planning.plan import size
 from agent.workbench import builds
 from agent.workbench import compare as comparison
+from agent.workbench.report import agreement, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
 JsonObject = dict[str, Any]
 
 
 def quantize(
-    requested: str,
-    output: Path,
-    *,
-    double_quant: bool,
-    as_json: bool,
-    model_path: Path,
-    model_type: str,
-    blocksize: int,
-    dataset: Path | None,
-    device: str,
-) -> int:
-    """Quantize one checkpoint; return the exit status."""
-    with _explained() as status:
-        chosen = builds.method_name(requested, double_quant=double_quant)
-        if chosen == "auto":
-            chosen = _decide(model_path, double_quant=double_quant)
-        request = builds.Request(model_path, model_type, dataset, blocksize, device=device)
-        with _bar(f"{model_path.name} → {method(chosen).name}") as progress:
-            result = builds.build(request, chosen, output, progress)
-        click.echo(json.dumps(result) if as_json else _described(result))
-    return status[0]
+    request: builds.Request, method: str, output: Path, *, double_quant: bool, is_strict: bool, as_json: bool
+) -> None:
+    """Quantize one checkpoint; the artifact appears in ``output`` once it is whole and the gate has spoken.
+
+    Raises:
+        StepError: with the builder's code, ``insufficient_memory`` or ``gate_failed``.
+    """
+    is_auto = method == "auto"
+    methods = _order(request.path) if is_auto else (method,)
+    overruled: list[str] = []
+    for name in map(builds.double_quantized, methods) if double_quant else methods:
+        if overruled:
+            click.echo(f"auto: the gate refuses {overruled[-1]}; {name} is next", err=True)
+        with builds.scratch(output) as directory:
+            with _bar(f"{request.path.name} → {name}") as progress:
+                job = builds.build_job(request, name, directory)
+                result = builds.run_builder(job, progress, threads=request.threads)
+            complaints = judge(result["gate"], request.demanded)
+            if not complaints or not (is_auto or is_strict):
+                _keep(result, output, complaints=complaints, overruled=overruled, as_json=as_json)
+                return
+        overruled.append(f"{name}: {'; '.join(complaints)}")
+    raise StepError(
+        ErrorCode.GATE_FAILED,
+        " | ".join(overruled),
+        "nothing was written; name a method with more bits, or give --min-agreement and --max-accuracy-drop",
+    )
 
 
-def compare(
-    methods: str | None,
-    output: Path,
-    *,
-    as_json: bool,
-    model_path: Path,
-    model_type: str,
-    blocksize: int,
-    dataset: Path | None,
-    device: str,
-) -> int:
-    """Compare methods on one checkpoint; return the exit status."""
-    with _explained() as status:
-        names = [method(name.strip()).name for name in methods.split(",")] if methods else list(METHODS)
-        request = builds.Request(model_path, model_type, dataset, blocksize, device=device)
-        with _bar(model_path.name) as progress:
-            table = comparison.compare(
-                request, names, output, lambda _name, position: progress(position, len(names), "methods")
-            )
-        click.echo(json.dumps(table) if as_json else "\n".join(comparison.lines(table)))
-        click.echo(f"{output / 'compare.html'}  {output / 'compare.json'}", err=True)
-    return status[0]
+def compare(request: builds.Request, methods: Sequence[str], output: Path, *, as_json: bool) -> None:
+    """Compare methods on one checkpoint.
+
+    Raises:
+        StepError: when the checkpoint itself cannot be used.
+    """
+    with _bar(request.path.name) as progress:
+        table = comparison.compare(request, methods, output, progress)
+    click.echo(json.dumps(table) if as_json else "\n".join(comparison.lines(table)))
+    click.echo(f"{output / 'compare.html'}  {output / 'compare.json'}", err=True)
 
 
-def export(artifact: Path, output: Path) -> int:
-    """Export one artifact; return the exit status."""
-    with _explained() as status:
-        job = {"job": "export", "artifact": str(artifact.resolve()), "output": str(output.resolve())}
+def export(artifact: Path, output: Path) -> None:
+    """Export one artifact; the file, and the one that holds weights over 2 GiB, appear once they are whole.
+
+    Raises:
+        StepError: with the builder's code.
+    """
+    with builds.scratch(output.parent) as directory:
+        job = {"job": "export", "artifact": str(artifact.resolve()), "output": str(directory.resolve() / output.name)}
         with _bar(artifact.name) as progress:
             result = builds.run_builder(job, progress)
-        difference = result["max_difference"]
-        click.echo(f"{output}  {size(result['bytes'])}, differs from the artifact by at most {difference:.1e}")
-    return status[0]
+        for file in directory.iterdir():
+            file.replace(output.with_name(file.name))
+    difference = result["max_difference"]
+    click.echo(f"{output}  {size(result['bytes'])}, differs from the artifact by at most {difference:.1e}")
 
 
-def _decide(path: Path, *, double_quant: bool) -> str:
-    plan = builds.decide(path, "auto")
-    click.echo(f"auto: {plan.reason}", err=True)
-    if plan.chosen is None:
-        raise builds.WorkbenchError("no method fits; free memory, or name one with --method")
-    return builds.method_name(plan.chosen.method, double_quant=double_quant)
+def _order(path: Path) -> tuple[str, ...]:
+    decision = builds.decide(path, "auto")
+    click.echo(f"auto: {decision.reason}", err=True)
+    if decision.chosen is None:
+        raise StepError(ErrorCode.INSUFFICIENT_MEMORY, "no method fits", "free memory, or name a method with --method")
+    return builds.order(decision)
+
+
+def _keep(
+    result: JsonObject, output: Path, *, complaints: Sequence[str], overruled: Sequence[str], as_json: bool
+) -> None:
+    """Move what was built into ``output`` and print the result."""
+    for name in ("artifact", "sidecar"):
+        final = output / Path(result[name]).name
+        Path(result[name]).replace(final)
+        result[name] = str(final)
+    del result["gate_file"]
+    result |= {"complaints": list(complaints), "overruled": list(overruled)}
+    click.echo(json.dumps(result) if as_json else _described(result))
+    if complaints:
+        refusal = f"the gate refuses {result['method']}: {'; '.join(complaints)}"
+        click.echo(f"nibbled: warning: {refusal}; written because it was asked for by name", err=True)
 
 
 def _described(result: JsonObject) -> str:
     gate = result["gate"]
-    accuracy = gate["accuracy"]
+    width = "classes" if gate.get("answer", "classes") == "classes" else "numbers an answer"
+    latency, source = gate["latency_ms"]["p50"], gate["source_latency_ms"]["p50"]
     rows = [
         ("artifact", result["artifact"]),
-        ("model", f"{result['model_type']}, {result['num_classes']} classes"),
+        ("model", f"{result['model_type']}, {result['num_classes']} {width}"),
         ("file", f"{size(result['artifact_bytes'])} from {size(result['source_tensor_bytes'])} of weights"),
         ("resident", f"{size(result['resident_bytes'])}, {100 * result['coverage']:.1f} % of the parameters as codes"),
-        ("agreement", f"{100 * gate['agreement']:.2f} % on {gate['rows']} {gate['inputs']} inputs"),
+        ("agreement", f"{agreement(gate)} on {gate['rows']} {gate['inputs']} inputs"),
         ("cosine", "not finite" if gate["cosine"] is None else f"{gate['cosine']:.5f} between the answers"),
-        (
-            "latency",
-            f"{gate['latency_ms']['p50']:.2f} ms, source {gate['source_latency_ms']['p50']:.2f} ms (p50, one row)",
-        ),
+        ("latency", f"{latency:.2f} ms, source {source:.2f} ms (p50, one row)"),
     ]
-    if accuracy is not None:
-        rows.append(("accuracy", f"{100 * accuracy:.2f} %, source {100 * gate['accuracy_source']:.2f} %"))
+    if gate["accuracy"] is not None:
+        rows.append(("accuracy", f"{percent(gate['accuracy'])}, source {percent(gate['accuracy_source'])}"))
     if gate["inputs"] == "synthetic":
         rows.append(("note", "made-up inputs say little about agreement; give --eval with real ones"))
     rows += [("note", note) for note in result["notes"]]
@@ -114,29 +129,10 @@ def _described(result: JsonObject) -> str:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[list[int]]:
-    """Turn the errors that people can act on into a sentence on stderr and an exit status."""
-    status = [0]
-    try:
-        yield status
-    except StepError as error:
-        status[0] = 1
-        click.echo(f"nibbled: {error.code}: {error.detail}", err=True)
-        if error.hint:
-            click.echo(f"  {error.hint}", err=True)
-    except builds.WorkbenchError as error:
-        status[0] = 1
-        click.echo(f"nibbled: {error}", err=True)
-    except UnknownMethodError as error:
-        status[0] = 2
-        click.echo(f"nibbled: {error}", err=True)
-
-
-@contextlib.contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int | None, str], None]]:
+def _bar(title: str) -> Iterator[builds.OnProgress]:
     """Show one progress bar on stderr; yield what moves it."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None)
 

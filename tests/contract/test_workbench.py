@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
 from agent.cli import main
+from agent.planning.gate import Thresholds
 from agent.workbench import builds
-from agent.workbench.compare import lines
-from agent.workbench.report import render
+from agent.workbench.compare import keeps, lines
+from agent.workbench.report import agreement, render
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +51,40 @@ def test_auto_says_which_method_it_took_and_why(kanji: Path, tmp_path: Path) -> 
     assert (tmp_path / "cnn_4bit_NF4.safetensors").exists()
 
 
+def test_auto_climbs_while_the_gate_refuses_and_keeps_only_what_passed(kanji: Path, tmp_path: Path) -> None:
+    checkpoint, demanded = str(kanji / "checkpoint_best.pt"), ("--min-agreement", "1", "--rows", "128")
+    result = call("quantize", "--model-path", checkpoint, *demanded, "--output", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["gate"]["rows"] == 128
+    assert told["gate"]["agreement"] == 1
+    assert told["complaints"] == []
+    assert told["overruled"][0].startswith("nf4: agreement 0.")
+    assert all(refusal in result.stderr for refusal in told["overruled"])
+    assert told["method"] in ("int8", "fp16")
+    assert {path.stem for path in tmp_path.iterdir()} == {f"cnn_{told['method']}"}
+
+
+def test_a_named_method_that_the_gate_refuses_is_written_with_a_warning(kanji: Path, tmp_path: Path) -> None:
+    result = refused(kanji, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "warning: the gate refuses nf4: agreement 0." in result.stderr
+    assert (tmp_path / "cnn_4bit_NF4.safetensors").exists()
+
+
+def test_under_strict_a_refused_method_is_an_error_and_nothing_is_written(kanji: Path, tmp_path: Path) -> None:
+    result = refused(kanji, tmp_path, "--strict")
+    assert result.exit_code == 1
+    assert "nibbled: gate_failed: nf4: agreement 0." in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(kanji: Path, output: Path, *more: str) -> Any:
+    """Quantize by a method that cannot give every answer to noise unchanged, and demand that it does."""
+    checkpoint, demanded = str(kanji / "checkpoint_best.pt"), ("--min-agreement", "1", "--rows", "128")
+    return call("quantize", "--model-path", checkpoint, "--method", "nf4", *demanded, "--output", str(output), *more)
+
+
 def test_a_file_that_is_no_checkpoint_ends_with_its_code_and_leaves_nothing(tmp_path: Path) -> None:
     path, output = tmp_path / "notes.pt", tmp_path / "out"
     path.write_text("hello")
@@ -69,48 +106,125 @@ def test_a_comparison_measures_each_method_and_writes_table_and_page(kanji: Path
     table = json.loads((tmp_path / "compare.json").read_text())
     nf4, int8 = table["rows"]
     assert (nf4["method"], int8["method"]) == ("nf4", "int8")
-    assert nf4["resident_bytes"] < int8["resident_bytes"] < nf4["source_bytes"]
+    assert nf4["resident_bytes"] < int8["resident_bytes"] < nf4["source_tensor_bytes"]
+    assert table["auto"]["keeps"] == "nf4"
+    assert [line.split()[:2] for line in result.stdout.splitlines()[1:3]] == [["→", "nf4"], ["int8", "1.0"]]
     page = (tmp_path / "compare.html").read_text()
+    assert page.count("class='kept'") == 4
     assert page.count("<svg") == 3
     assert "<script" not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.html", "compare.json"]
 
 
-def test_an_unknown_method_is_a_usage_error_that_names_the_known_ones(kanji: Path) -> None:
-    result = call("compare", "--model-path", str(kanji / "checkpoint_best.pt"), "--methods", "nf4,nf5")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("compare", "--methods", "nf4,nf5"), "nf4-dq"),
+        (("quantize", "--method", "nf5"), "nf4-dq"),
+        (("quantize", "--method", "int8", "--double-quant"), "int8 has none"),
+        (("quantize", "--blocksize", "63"), "64"),
+        (("quantize", "--rows", "0"), "--rows"),
+        (("quantize", "--min-agreement", "95"), "--min-agreement"),
+    ],
+)
+def test_a_wrong_argument_is_a_usage_error_that_names_what_is_right(
+    arguments: tuple[str, ...], told: str, kanji: Path
+) -> None:
+    result = call(*arguments, "--model-path", str(kanji / "checkpoint_best.pt"))
     assert result.exit_code == 2
-    assert "nf4-dq" in result.stderr
+    assert told in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("method", "double_quant", "meant"),
+    "command",
     [
-        ("nf4", True, "nf4-dq"),
-        ("fp4", True, "fp4-dq"),
-        ("nf4-dq", True, "nf4-dq"),
-        ("auto", True, "auto"),
-        ("int8", False, "int8"),
+        "quantize --model-path {checkpoint} --method nf4 --output {bad}",
+        "compare --model-path {checkpoint} --output {bad}",
+        "export {checkpoint} --output {bad}/model.onnx",
+        "demo --state-dir {bad}",
     ],
 )
-def test_double_quant_and_method_mean_one_method_together(method: str, *, double_quant: bool, meant: str) -> None:
-    assert builds.method_name(method, double_quant=double_quant) == meant
+def test_a_place_that_cannot_be_written_to_is_named_in_one_line(command: str, kanji: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "file" / "out"
+    bad.parent.touch()
+    words = command.format(checkpoint=kanji / "checkpoint_best.pt", bad=bad).split(" ")
+    done = subprocess.run([sys.executable, "-m", "agent", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"nibbled: {bad}: Not a directory"
+    assert "Traceback" not in done.stderr
 
 
-def test_double_quant_of_a_method_without_scales_to_quantize_is_refused() -> None:
-    with pytest.raises(builds.WorkbenchError, match="int8 has none"):
-        builds.method_name("int8", double_quant=True)
+def test_evaluation_data_of_another_format_ends_with_a_sentence_and_leaves_nothing(kanji: Path, tmp_path: Path) -> None:
+    data, output = tmp_path / "notes.txt", tmp_path / "out"
+    data.write_text("hello, I am no safetensors file")
+    arguments = ("--method", "nf4", "--eval", str(data), "--output", str(output))
+    result = call("quantize", "--model-path", str(kanji / "checkpoint_best.pt"), *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("nibbled: ")
+    assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "meant"), [("nf4", "nf4-dq"), ("fp4", "fp4-dq"), ("nf4-dq", "nf4-dq"), ("int8", "int8")]
+)
+def test_double_quant_means_the_method_with_quantized_scales_where_there_are_any(method: str, meant: str) -> None:
+    assert builds.double_quantized(method) == meant
+
+
+def gate(share: float) -> dict[str, Any]:
+    """Return a gate with an agreement of ``share``; as far as it is judged and shown."""
+    latency = {"p50": 1.0, "p99": 2.0}
+    return {
+        "rows": 200, "inputs": "dataset", "agreement": share, "cosine": None, "non_finite": 0,
+        "accuracy": None, "accuracy_source": None, "latency_ms": latency, "source_latency_ms": latency,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("order", "kept", "refused"),
+    [
+        (("nf4", "int8", "fp16"), "int8", ["nf4"]),
+        (("nf4",), None, ["nf4"]),
+        (("nf4", "fp16"), None, ["nf4", "fp16"]),
+        ((), None, []),
+    ],
+)
+def test_auto_keeps_the_first_method_of_its_order_that_passes_if_all_before_were_measured(
+    order: tuple[str, ...], kept: str | None, refused: list[str]
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"method": "nf4", "gate": gate(0.5)},
+        {"method": "int8", "gate": gate(0.99)},
+        {"method": "fp16", "error": ""},
+    ]
+    found, overruled = keeps(order, rows, Thresholds())
+    assert found == kept
+    assert [refusal.partition(":")[0] for refusal in overruled] == refused
+
+
+def test_the_agreement_of_an_embedding_is_said_to_be_that_of_neighbours() -> None:
+    assert agreement(gate(0.975)) == "97.50 %"
+    assert agreement({**gate(0.975), "answer": "embedding"}) == "97.50 % of nearest neighbours kept"
+    assert agreement({**gate(0.0), "answer": "embedding", "agreement": None}) == "not told by fewer than 3 rows"
 
 
 def test_names_cannot_become_markup_and_a_failed_method_keeps_its_row() -> None:
+    figures = {"bits_per_weight": 4.5, "artifact_bytes": 1, "resident_bytes": 1, "source_tensor_bytes": 4}
     table = {
         "model_path": "<script>alert(1)</script>.pt",
         "model_type": "cnn",
-        "inputs": "dataset",
-        "gate_rows": 1,
-        "machine": {"system": "Linux", "processor": "x86_64", "device": None},
-        "rows": [{"method": "nf4", "error": "build_killed: <b>gone</b>"}],
+        "machine": {"system": "Linux", "processor": "x86_64", "device": "auto"},
+        "auto": {"keeps": None, "reason": "nf4 needs <i>more</i>", "overruled": []},
+        "rows": [
+            {"method": "nf4", "error": "build_killed: <b>gone</b>"},
+            {"method": "int8", "gate": gate(0.5), **figures},
+        ],
     }
     page = render(table)
     assert "<script>" not in page
+    assert "<i>" not in page
     assert "&lt;b&gt;gone" in page
-    assert "build_killed" in lines(table)[1]
+    assert "not finite" in page
+    told = lines(table)
+    assert "build_killed" in told[1]
+    assert told[-1].startswith("auto keeps none here: nf4 needs")
