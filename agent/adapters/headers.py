@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 import zipfile
 from typing import TYPE_CHECKING, Any
 
+from agent.archives import ArchiveError, Member, is_archive, members
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 
@@ -32,23 +32,41 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16
 def numels(path: Path) -> tuple[int, ...]:
     """Return the number of weights of each tensor in a ``.pt`` or safetensors file, told apart by content.
 
-    A ``.pt`` archive names no types in its directory: its storages are counted as float32, which is what training
-    writes.
+    Of a Hugging Face directory or archive they are those of its safetensors files. A ``.pt`` archive names no types in
+    its directory: its storages are counted as float32, which is what training writes.
 
     Raises:
         StepError: ``unsafe_checkpoint`` for a container made to deceive, ``bad_checkpoint`` for anything else.
     """
+    if path.is_dir() or is_archive(path):
+        return _packed_numels(path)
     with path.open("rb") as file:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04"):
         return _zip_numels(path)
     if len(head) == 9 and head[8:9] == b"{":  # noqa: PLR2004 - 8 bytes of length, then JSON
-        return _safetensors_numels(path, struct.unpack("<Q", head[:8])[0])
+        return _safetensors_numels(Member(path, 0, path.stat().st_size))
     raise StepError(
         ErrorCode.BAD_CHECKPOINT,
         f"neither a torch zip archive nor safetensors: it begins with {head[:8].hex(' ') or 'nothing'}",
         "save it with torch.save (its default format) or as safetensors",
     )
+
+
+def _packed_numels(path: Path) -> tuple[int, ...]:
+    try:
+        files = members(path)
+    except ArchiveError as error:
+        code = ErrorCode.UNSAFE_CHECKPOINT if error.is_unsafe else ErrorCode.BAD_CHECKPOINT
+        raise StepError(code, error.detail, error.hint) from None
+    weights = [file for name, file in files.items() if name.endswith(".safetensors") and "/" not in name]
+    if not weights:
+        raise StepError(
+            ErrorCode.BAD_CHECKPOINT,
+            f"no safetensors file among {', '.join(sorted(files)[:8]) or 'no files'}",
+            "save the model with model.save_pretrained(directory), which writes safetensors",
+        )
+    return tuple(numel for file in weights for numel in _safetensors_numels(file))
 
 
 def _zip_numels(path: Path) -> tuple[int, ...]:
@@ -90,13 +108,16 @@ def _check_entries(entries: list[zipfile.ZipInfo], length: int) -> None:
         raise _unsafe(f"a pickle of {pickles[0].file_size} bytes, at most {MAX_PICKLE_BYTES} are accepted")
 
 
-def _safetensors_numels(path: Path, header_bytes: int) -> tuple[int, ...]:
-    length = path.stat().st_size
-    if header_bytes > min(MAX_HEADER_BYTES, length - 8):
-        raise _unsafe(f"a safetensors header of {header_bytes} bytes in a file of {length}; at most {MAX_HEADER_BYTES}")
-    with path.open("rb") as file:
-        file.seek(8)
-        raw = file.read(header_bytes)
+def _safetensors_numels(file: Member) -> tuple[int, ...]:
+    with file.path.open("rb") as opened:
+        opened.seek(file.start)
+        length = file.size
+        header_bytes = int.from_bytes(opened.read(8), "little")
+        if header_bytes > min(MAX_HEADER_BYTES, length - 8):
+            raise _unsafe(
+                f"a safetensors header of {header_bytes} bytes in a file of {length}; at most {MAX_HEADER_BYTES}"
+            )
+        raw = opened.read(header_bytes)
     try:
         header = json.loads(raw, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -28,11 +28,12 @@ from agent.architectures.huggingface_network import (
     create,
 )
 from agent.architectures.model_type import Answer, ModelType, Options, Reading, Shapes, TensorSpec
+from agent.planning.model_types import HUGGING_FACE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NAME = "hf"
+NAME = HUGGING_FACE
 POOLINGS = ("mean", "cls")
 CONFIG = "config"
 """Key of the configuration in what accompanies a checkpoint, and in the options."""

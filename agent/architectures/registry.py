@@ -111,8 +111,7 @@ def find(model_type: str) -> ModelType:
 
 def is_known(model_type: str) -> bool:
     """Return whether a name is one of a type, or an alias; nothing is imported to find out."""
-    is_named = bool(model_types.named(model_type)) or model_type in names()
-    return is_named or model_type == HF.name or model_type.startswith(timm_models.PREFIX)
+    return bool(model_types.named(model_type)) or model_type in names() or model_types.is_library(model_type)
 
 
 def build(model_type: str, num_classes: int, *, inference_only: bool = False, **options: Any) -> nn.Module:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from agent.architectures.errors import UnknownModelTypeError, UnrecognisedCheckpointError
 from agent.architectures.model_type import ModelType, Options, Reading, Shapes, TensorSpec
 from agent.architectures.optional import require
+from agent.planning.model_types import TIMM_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PREFIX = "timm:"
+PREFIX = TIMM_PREFIX
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 _IMAGE = (3, 224, 224)
 """Channels, height and width where nothing is known of a checkpoint: what most published weights take."""

@@ -15,6 +15,7 @@ from agent.contract.topics import is_id
 from agent.deployment.facts import source_of
 from agent.deployment.machine import Operation
 from agent.deployment.phases import RULES, State
+from agent.planning.model_types import HUGGING_FACE, TIMM_PREFIX, is_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +150,7 @@ class Intake:
             raise RefusalError(ErrorCode.BUSY, f"{len(waiting)} operations are waiting", "send it again later")
         if isinstance(command, Deploy):
             sequence = self._check_trust(command, now)
-            self._check_model_type(source_of(command.model_dump(mode="json")).model_type)
+            self._check_source(command)
             return sequence
         if all(operation.model != command.model for operation in waiting):
             self._check_served(command.name, command.model)
@@ -175,9 +176,17 @@ class Intake:
                 ErrorCode.NOTHING_TO_ROLL_BACK, f"{model} has no release before {served[model].current.id}"
             )
 
-    def _check_model_type(self, name: str) -> None:
-        if name not in self._model_types:
-            known = ", ".join(sorted(self._model_types))
+    def _check_source(self, command: Deploy) -> None:
+        files = command.manifest.manifest().files if command.manifest else ()
+        if len(files) > 1:
+            raise RefusalError(
+                ErrorCode.BAD_REQUEST,
+                f"the manifest names {len(files)} files, a model is deployed from one",
+                "pack a Hugging Face directory into one file: tar -chf model.tar -C DIRECTORY .",
+            )
+        name = source_of(command.model_dump(mode="json")).model_type
+        if name not in self._model_types and not is_library(name):
+            known = ", ".join([*sorted(self._model_types), HUGGING_FACE, f"{TIMM_PREFIX}NAME"])
             raise RefusalError(ErrorCode.UNKNOWN_MODEL_TYPE, f"unknown model_type {name!r}", f"known here: {known}")
 
     def _check_trust(self, command: Deploy, now: datetime) -> int | None:

@@ -57,3 +57,15 @@ def named(name: str) -> tuple[str, ...]:
     if name in MODEL_TYPES:
         return (name,)
     return tuple(info.name for info in MODEL_TYPES.values() if name in info.aliases)
+
+
+HUGGING_FACE = "hf"
+TIMM_PREFIX = "timm:"
+
+
+def is_library(name: str) -> bool:
+    """Return whether ``name`` is one of another library's models: ``hf``, or ``timm:`` and a name of that package.
+
+    Whether the library is there and knows the name is found out by the builder, which is where it would be.
+    """
+    return name == HUGGING_FACE or (name.startswith(TIMM_PREFIX) and len(name) > len(TIMM_PREFIX))

@@ -12,9 +12,12 @@ What the weights mean is decided elsewhere (``agent.architectures``).
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +30,8 @@ from agent.quantization.safetensors_header import DTYPES, MAX_RANK, MAX_TENSORS,
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from agent.quantization.safetensors_header import TensorInfo
 
 OLDEST_TORCH_FOR_PICKLES = (2, 10)
 """Before it, ``weights_only=True`` had ways around it (CVE-2025-32434 up to 2.5, memory corruption up to 2.9)."""
@@ -91,27 +96,38 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise BadCheckpointError(f"the checkpoint cannot be read: {error.strerror or error}") from error
 
 
-def safetensors_entries(path: Path) -> dict[str, Entry]:
+def safetensors_entries(path: Path, start: int = 0, size: int | None = None) -> dict[str, Entry]:
     """Return the tensors of a safetensors file under the names that it has for them.
+
+    Args:
+        path: the file, or an archive with the file in it.
+        start: where it begins there.
+        size: its bytes; to the end by default.
 
     Raises:
         UnsafeCheckpointError: it deceives.
         BadCheckpointError: it is damaged or empty.
     """
-    from safetensors import safe_open  # noqa: PLC0415 - not needed for pickles
-
-    header = read_header(path)
+    header = read_header(path, start, size)
     if not header.tensors:
         raise BadCheckpointError("the file holds no tensors")
-    file: Any = safe_open(path, framework="pt")
-
-    def reader(name: str) -> Callable[[], Tensor]:
-        return lambda: cast("Tensor", file.get_tensor(name))
-
+    with path.open("rb") as file:
+        # A private mapping that nobody writes to: its pages stay the file's.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    data = start + header.data_start
     return {
-        name: Entry(info.shape, info.dtype, info.end - info.start, reader(name))
+        name: Entry(info.shape, info.dtype, info.end - info.start, partial(_mapped, mapped, info, data))
         for name, info in header.tensors.items()
     }
+
+
+def _mapped(data: mmap.mmap, info: TensorInfo, offset: int) -> Tensor:
+    if info.start == info.end:
+        return torch.empty(info.shape, dtype=info.dtype)
+    begin = offset + info.start
+    if begin % info.dtype.itemsize:  # in a zip, members lie anywhere
+        data, begin = bytearray(data[begin : offset + info.end]), 0  # type: ignore[assignment]  # a buffer too
+    return torch.frombuffer(data, dtype=info.dtype, count=prod(info.shape), offset=begin).view(info.shape)
 
 
 def _open_safetensors(path: Path, size: int) -> Checkpoint:

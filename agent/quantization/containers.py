@@ -31,7 +31,10 @@ _KNOWN_OTHERS = (
     (b"\x89HDF", "an HDF5 file"),
     (b"\x1f\x8b", "gzip-compressed"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed"),
+    (b"\xfd7zXZ", "xz-compressed"),
+    (b"BZh", "bzip2-compressed"),
 )
+_UNPACK = "unpack it; a Hugging Face directory goes into one file with tar -chf model.tar -C DIRECTORY ."
 _SAVE_AGAIN = "load it where you trust it and save the state dict with torch.save or safetensors"
 
 
@@ -55,8 +58,9 @@ def detect(path: Path) -> Format:
         raise UnsafeCheckpointError("a bare pickle (torch's format before 1.6), which can run code", _SAVE_AGAIN)
     known = next((what for magic, what in _KNOWN_OTHERS if head.startswith(magic)), None)
     begins = f"begins with {head[:8].hex(' ')}" if head else "is empty"
+    hint = _UNPACK if known and known.endswith("compressed") else _SAVE_AGAIN
     raise BadCheckpointError(
-        f"{known or 'neither safetensors nor a torch.save archive'}: the file of {size} bytes {begins}", _SAVE_AGAIN
+        f"{known or 'neither safetensors nor a torch.save archive'}: the file of {size} bytes {begins}", hint
     )
 
 

@@ -16,8 +16,9 @@ import torch
 
 from agent import architectures
 from agent.architectures.optional import MissingPackageError
+from agent.archives import is_archive
 from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, Method
-from agent.quantization import artifact, gate, huggingface_directory, modules, onnx, process, quantizer, sidecar
+from agent.quantization import artifact, gate, huggingface_files, modules, onnx, process, quantizer, sidecar
 from agent.quantization.checkpoint import Checkpoint, open_checkpoint
 from agent.quantization.errors import UnsupportedError, UnsupportedMethodError
 from agent.quantization.probe import probe
@@ -39,7 +40,7 @@ class BuildJob:
     """A ``build`` job after validation.
 
     Attributes:
-        checkpoint: a file, or a Hugging Face directory.
+        checkpoint: a file, or a Hugging Face model in a directory, a tar or a zip.
         told: the JSON file that came with the checkpoint, for what no tensor shape tells.
         device: where weights are packed, and source and result compared: ``cpu``, ``cuda``, or ``auto`` for what the
             server will use.
@@ -208,11 +209,18 @@ def _blocksize(value: Any) -> int:
 
 
 def _open(path: Path) -> Checkpoint:
-    return huggingface_directory.open_directory(path) if path.is_dir() else open_checkpoint(path)
+    return huggingface_files.open_files(path) if _has_files(path) else open_checkpoint(path)
 
 
 def _digest(path: Path) -> str:
-    return huggingface_directory.digest(path) if path.is_dir() else sidecar.sha256(path)
+    return huggingface_files.digest(path) if _has_files(path) else sidecar.sha256(path)
+
+
+def _has_files(path: Path) -> bool:
+    try:
+        return path.is_dir() or is_archive(path)
+    except OSError:
+        return False  # opening it says why it cannot be read
 
 
 def _recognise(checkpoint: Checkpoint, told: Mapping[str, Any], model_type: str | None) -> architectures.Recognised:

@@ -50,23 +50,24 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """All tensors by name, the metadata, and where the data begins in the file."""
+    """All tensors by name, the metadata, and where the data begins, from the header's first byte."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     data_start: int
 
 
-def read_header(path: Path) -> Header:
-    """Read and check a header.
+def read_header(path: Path, start: int = 0, size: int | None = None) -> Header:
+    """Read and check the header of ``size`` bytes of a file from ``start`` on, of all of it by default.
 
     Raises:
         BadCheckpointError: the file is truncated or breaks the format.
         UnsafeCheckpointError: it is over a cap, or says one thing twice.
     """
-    size = path.stat().st_size
+    size = path.stat().st_size - start if size is None else size
     with path.open("rb") as file:
-        prefix = file.read(8)
+        file.seek(start)
+        prefix = file.read(min(8, size))
         if len(prefix) < 8:  # noqa: PLR2004 - the length field
             raise BadCheckpointError(f"the file of {size} bytes is too short for a safetensors header")
         (length,) = struct.unpack("<Q", prefix)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from agent.adapters import headers
 from agent.adapters.builder import BuilderProcess
-from agent.contract.errors import ErrorCode
-from agent.deployment.ports import StepError
 from agent.deployment.runner import WorkWatch
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.planning.gate import Thresholds
@@ -60,7 +58,7 @@ def double_quantized(method: str) -> str:
 def decide(path: Path, requested: str) -> Plan:
     """Return the plan for a checkpoint on this machine, by the matrix and the memory that is free now."""
     probe = DeviceProbe(reserve_bytes=RESERVE_BYTES, limit_bytes=None, self_test=_untested)
-    return plan(_numels(path), probe.budget(), requested=requested)
+    return plan(headers.numels(path), probe.budget(), requested=requested)
 
 
 def order(decision: Plan) -> tuple[str, ...]:
@@ -105,15 +103,6 @@ def scratch(directory: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(directory)) from None
     with path as name:
         yield Path(name)
-
-
-def _numels(path: Path) -> tuple[int, ...]:
-    if not path.is_dir():
-        return headers.numels(path)
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise StepError(ErrorCode.BAD_CHECKPOINT, f"{path}: no .safetensors file in this directory")
-    return tuple(numel for file in files for numel in headers.numels(file))
 
 
 def _untested() -> SelfTest:

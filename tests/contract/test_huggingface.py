@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agent import architectures
+from agent.adapters import headers
 from agent.architectures import huggingface_config
 from agent.architectures.errors import UnrecognisedCheckpointError
-from agent.quantization import artifact, gate, huggingface_directory, jobs
+from agent.quantization import artifact, gate, huggingface_files, jobs
 from agent.quantization.errors import BadCheckpointError, BuildError, UnsafeCheckpointError, UnsupportedError
 from agent.quantization.packed import PackedTensor
 from agent.quantization.safetensors_header import read_header
@@ -156,7 +160,7 @@ def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
     model = saved(tmp_path / "source", "bert")
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    whole, parts = (huggingface_directory.open_directory(tmp_path / name) for name in ("source", "shards"))
+    whole, parts = (huggingface_files.open_files(tmp_path / name) for name in ("source", "shards"))
     assert parts.shapes == whole.shapes
     assert all(torch.equal(parts.entries[name].read(), entry.read()) for name, entry in whole.entries.items())
 
@@ -174,7 +178,7 @@ def test_half_precision_sources_make_float32_networks(dtype: torch.dtype, tmp_pa
 def test_a_checkpoint_with_a_classifier_keeps_its_pooler_and_a_bare_encoder_loses_it(tmp_path: Path) -> None:
     saved(tmp_path / "bare", "bert")
     saved(tmp_path / "head", "bert-classifier")
-    bare, head = (huggingface_directory.open_directory(tmp_path / name) for name in ("bare", "head"))
+    bare, head = (huggingface_files.open_files(tmp_path / name) for name in ("bare", "head"))
     found = architectures.recognise(bare.shapes, bare.told, bare.hint)
     assert found.unused == ("network.pooler.dense.bias", "network.pooler.dense.weight")
     found = architectures.recognise(head.shapes, head.told, head.hint)
@@ -326,11 +330,11 @@ def test_an_index_that_leads_astray_is_refused(
 
 def test_a_directory_without_safetensors_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    with pytest.raises(BadCheckpointError, match=r"config.json cannot be read: No such file"):
+    with pytest.raises(BadCheckpointError, match=r"config.json is missing; there are no files"):
         built(tmp_path / "source")
     (tmp_path / "source" / "config.json").write_text("{}")
     (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(BadCheckpointError, match=r"holds config.json, pytorch_model.bin"):
+    with pytest.raises(BadCheckpointError, match=r"beside config.json, but config.json, pytorch_model.bin"):
         built(tmp_path / "source")
     (tmp_path / "source" / "config.json").write_text("[" * 100_000)
     with pytest.raises(BadCheckpointError, match="is not JSON"):
@@ -340,11 +344,11 @@ def test_a_directory_without_safetensors_says_what_it_holds(tmp_path: Path) -> N
 def test_the_digest_of_a_directory_follows_every_file_that_is_read_and_no_other(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     saved(folder, "bert")
-    before = huggingface_directory.digest(folder)
+    before = huggingface_files.digest(folder)
     (folder / "README.md").write_text("other")
-    assert huggingface_directory.digest(folder) == before
+    assert huggingface_files.digest(folder) == before
     edited(folder, layer_norm_eps=1e-6)
-    assert huggingface_directory.digest(folder) != before
+    assert huggingface_files.digest(folder) != before
 
 
 def test_without_the_library_a_directory_is_unsupported_with_the_line_that_installs_it(
@@ -387,3 +391,44 @@ def test_a_decoder_that_classifies_needs_a_padding_id_to_find_the_ends_of_texts(
     edited(tmp_path / "source", pad_token_id=None)
     with pytest.raises(UnrecognisedCheckpointError, match="needs pad_token_id in its configuration"):
         built(tmp_path / "source")
+
+
+def packed(folder: Path, kind: str) -> Path:
+    """Pack a directory into one file that tells its kind by its content alone."""
+    path = folder.parent / "one-file"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(folder.iterdir()):
+                archive.write(file, f"any-length-of-name/{file.name}")
+        return path
+    with tarfile.open(path, "w") as tar:
+        tar.add(folder, arcname="." if kind == "tar" else "some-model")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar with a folder", "zip"])
+def test_an_archive_gives_the_artifact_of_its_directory(tmp_path: Path, kind: str) -> None:
+    saved(tmp_path / "source", "bert-classifier")
+    from_directory = Path(built(tmp_path / "source", "nf4")["artifact"]).read_bytes()
+    result = built(packed(tmp_path / "source", kind), "nf4")
+    assert result["model_type"] == "hf"
+    assert Path(result["artifact"]).read_bytes() == from_directory
+    assert headers.numels(tmp_path / "one-file") == headers.numels(tmp_path / "source")
+
+
+def test_an_archive_of_shards_is_read_as_one_model(tmp_path: Path) -> None:
+    model = saved(tmp_path / "source", "gpt2", max_shard_size="100KB")
+    result = built(packed(tmp_path / "source", "tar"))
+    held = {file.name for file in (tmp_path / "source").glob("*.safetensors")}
+    assert len(held) > 1
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        want = model(input_ids=ids).logits[:, -1]
+        got = artifact.load(result["artifact"], "cpu")(ids, torch.ones_like(ids))
+    assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_the_digest_of_an_archive_is_that_of_the_file(tmp_path: Path) -> None:
+    saved(tmp_path / "source", "bert")
+    path = packed(tmp_path / "source", "tar")
+    assert huggingface_files.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()

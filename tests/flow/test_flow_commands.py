@@ -295,3 +295,30 @@ def test_a_manifest_for_another_model_is_refused(tmp_path: Path) -> None:
 
     assert box.report("d-1")["error"]["code"] == "bad_request"
     box.journal.close()
+
+
+def test_a_manifest_of_several_files_is_refused_with_how_to_make_one(tmp_path: Path) -> None:
+    (tmp_path / "trust.d").mkdir()
+    private, _ = keys.generate(tmp_path / "trust.d", "fleet")
+    box = Box(tmp_path, KeyDirectory(tmp_path / "trust.d"))
+    files = [{"name": name, **ARTIFACT} for name in ("config.json", "model.safetensors")]
+    manifest = {"model": "kanji", "version": "v1", "sequence": 1, "files": files}
+    box.send("deploy", {"id": "d-1", "model": "kanji", "manifest": keys.sign(manifest, private)})
+    box.settle()
+
+    error = box.report("d-1")["error"]
+    assert (error["code"], error["detail"]) == (
+        "bad_request",
+        "the manifest names 2 files, a model is deployed from one",
+    )
+    assert "tar -chf" in error["hint"]
+    box.journal.close()
+
+
+@pytest.mark.parametrize("name", ["hf", "timm:resnet50.a1_in1k", "auto", "cnn"])
+def test_names_of_known_types_and_of_other_libraries_are_left_to_the_builder(tmp_path: Path, name: str) -> None:
+    box = Box(tmp_path)
+    box.send("deploy", {"id": "d-1", "model": "kanji", "artifact": ARTIFACT, "model_type": name})
+    box.settle()
+    assert box.report("d-1")["state"] == "succeeded"
+    box.journal.close()
