@@ -135,6 +135,7 @@ def _measure(
     job: BuildJob, checkpoint: Checkpoint, found: architectures.Recognised, data: gate.Evaluation, path: Path
 ) -> JsonObject:
     """Run source and result, one after the other on the same device, and write the gate file in between."""
+    process.keep_little_freed_memory()  # the peak is here, where the artifact is held beside what a layer unpacks to
     is_batchable = architectures.is_batchable(found.model_type)
     device = artifact.resolve(job.device)
     source = gate.run(quantizer.source_model(checkpoint, found).to(device), data.inputs, is_batchable=is_batchable)

@@ -6,9 +6,10 @@ Goals, judged on the builder's rows: anonymous memory over its own base at most 
 largest tensor, and time at most 1.25 times that of bitsandbytes' bare calls on the same tensors. Exit status 1 if one
 is missed.
 
-Rules: every way runs alone in a process of its own, with the same number of threads, from a warm page cache. The bare
-calls run first, in the middle and last, and count with their median, because a shared machine drifts. Time is judged
-by the processor's seconds, which neighbours disturb least; the wall's are shown.
+Rules: every way runs alone in a process of its own, with the same number of threads, from a warm page cache. All take
+turns, round after round, because a shared machine drifts. The highest peak of a way is judged, for an allocator has its
+bad days, and the median of its times. Time is judged by the processor's seconds, which neighbours disturb least; the
+wall's are shown.
 """
 
 from __future__ import annotations
@@ -28,19 +29,7 @@ from deploy.bench.anonymous import ChildError, Watched, watch
 MEMORY_GOAL, TIME_GOAL = 4.5, 1.25
 """Largest tensors over the packed size; and times the bare calls."""
 
-ORDER = (
-    "bare",
-    "builder-pt",
-    "transformers",
-    "builder-safetensors",
-    "bare",
-    "naive",
-    "builder-alone",
-    "transformers",
-    "bare",
-)
-"""What runs when. transformers loads in threads ahead of quantizing, so its peak differs from run to run."""
-
+ROUNDS = 5
 BUILDER = ("builder-pt", "builder-safetensors", "builder-alone")
 TITLES = {
     "builder-pt": "builder, `.pt`, gate included",
@@ -83,28 +72,31 @@ class Report:
     @property
     def bare_s(self) -> float:
         """Median processor seconds of the bare calls."""
-        return median(trial.quantize_s for trial in self.trials if trial.way == "bare")
+        return self.quantize_s("bare")
 
     def of(self, way: str) -> list[Trial]:
         """Return the trials of one way."""
         return [trial for trial in self.trials if trial.way == way]
+
+    def quantize_s(self, way: str) -> float:
+        """Return the median processor seconds of one way."""
+        return median(trial.quantize_s for trial in self.of(way))
 
     def allowed_bytes(self, trial: Trial) -> float:
         """Return the memory goal of a builder's trial."""
         return int(trial.watched.result["packed_bytes"]) + MEMORY_GOAL * self.form.largest_bytes
 
     def missed(self) -> list[str]:
-        """Return a sentence for every goal that a builder's trial misses."""
+        """Return a sentence for every goal that a builder's way misses."""
         complaints = []
-        for trial in self.trials:
-            if trial.way not in BUILDER:
-                continue
-            peak, allowed = trial.watched.peak_bytes, self.allowed_bytes(trial)
+        for way in (way for way in BUILDER if self.of(way)):
+            highest = max(self.of(way), key=lambda trial: trial.watched.peak_bytes)
+            peak, allowed = highest.watched.peak_bytes, self.allowed_bytes(highest)
             if peak > allowed:
-                complaints.append(f"{trial.way} took {_mib(peak)} MiB, {_mib(allowed)} are allowed")
-            ratio = trial.quantize_s / self.bare_s
+                complaints.append(f"{way} took {_mib(peak)} MiB, {_mib(allowed)} are allowed")
+            ratio = self.quantize_s(way) / self.bare_s
             if ratio > TIME_GOAL:
-                complaints.append(f"{trial.way} took {ratio:.2f} times the bare calls, {TIME_GOAL} are allowed")
+                complaints.append(f"{way} took {ratio:.2f} times the bare calls, {TIME_GOAL} are allowed")
         return complaints
 
 
@@ -113,7 +105,7 @@ def run(form: weights.Form, folder: Path, threads: int) -> Report:
     paths = {name: str(path) for name, path in weights.write(form, folder).items()}
     trials: list[Trial] = []
     absent: dict[str, str] = {}
-    for way in ORDER:
+    for way in ROUNDS * tuple(TITLES):
         job = json.dumps({**paths, "output": str(folder / way), "form": asdict(form), "threads": threads})
         command = [sys.executable, "-m", "deploy.bench.contenders", way, job]
         try:
@@ -134,8 +126,8 @@ def part(report: Report) -> str:
         f"A transformer of {form.blocks} blocks, {form.total_bytes / 2**30:.2f} GiB of float32, the largest tensor "
         f"{_mib(form.largest_bytes)} MiB, to NF4 with double quantization. {told} Memory is anonymous, over each "
         f"process's own base; `allowed` is packed size + {MEMORY_GOAL} x largest tensor. Time is until the last tensor "
-        "is packed, by the processor and by the wall, and in bare calls; of several runs the median, of peaks the "
-        f"extremes.\n\n"
+        f"is packed, by the processor and by the wall, and in bare calls; of {ROUNDS} runs the median, of peaks the "
+        "extremes.\n\n"
         f"{_table(report)}{peers}"
     )
 
@@ -155,9 +147,9 @@ def _row(report: Report, way: str) -> tuple[str, ...]:
         _range([_mib(trial.watched.peak_bytes) for trial in trials]),
         _mib(report.allowed_bytes(trials[0])) if way in BUILDER else "-",
         _mib(trials[0].watched.base_bytes),
-        f"{median(trial.quantize_s for trial in trials):.1f}",
+        f"{report.quantize_s(way):.1f}",
         f"{median(trial.quantize_wall_s for trial in trials):.1f}",
-        f"{median(trial.quantize_s for trial in trials) / report.bare_s:.2f}",
+        f"{report.quantize_s(way) / report.bare_s:.2f}",
     )
 
 

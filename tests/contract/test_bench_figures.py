@@ -125,6 +125,16 @@ def test_a_builder_over_its_memory_or_time_is_named_and_others_are_not_judged() 
     assert "Goal missed" in memory.part(found)
 
 
+def test_of_several_runs_the_highest_peak_and_the_median_time_are_judged() -> None:
+    edge = 100 * MIB + int(4.5 * weights.Form().largest_bytes)
+    bare = trial("bare", peak=0, seconds=4.0)
+    good = trial("builder-pt", peak=edge, seconds=5.0)
+    assert report(bare, good, trial("builder-pt", peak=edge, seconds=99.0), good).missed() == []
+    assert report(bare, good, trial("builder-pt", peak=edge + MIB, seconds=5.0), good).missed() == [
+        f"builder-pt took {edge // MIB + 1} MiB, {edge // MIB} are allowed"
+    ]
+
+
 def test_the_peaks_of_several_runs_are_shown_as_their_extremes() -> None:
     found = report(
         trial("bare", peak=0, seconds=1.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -199,7 +200,7 @@ def test_layers_compute_the_same(make: Callable[[], nn.Module], args: tuple[Tens
 
 
 def test_a_wide_linear_is_unpacked_in_pieces_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "UNPACKED_NUMEL", 128 * 10)
+    monkeypatch.setattr(layers, "UNPACKED_NUMEL_CPU", 128 * 10)
     pieces = []
     whole = PackedTensor.unpack_in_steps
 
@@ -211,6 +212,22 @@ def test_a_wide_linear_is_unpacked_in_pieces_with_the_same_result(monkeypatch: p
     monkeypatch.setattr(PackedTensor, "unpack_in_steps", counted)
     assert_same_function(nn.Linear(128, 96), torch.randn(2, 3, 128))
     assert pieces == [10] * 9 + [6]
+
+
+def test_a_piece_is_gone_before_the_next_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "UNPACKED_NUMEL_CPU", 128 * 10)
+    pieces: list[weakref.ref[Tensor]] = []
+    unpack = PackedTensor._unpack_some
+
+    def watched(self: PackedTensor, rows: Tensor | slice, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        assert all(piece() is None for piece in pieces)
+        piece = unpack(self, rows, scales, dtype)
+        pieces.append(weakref.ref(piece))
+        return piece
+
+    monkeypatch.setattr(PackedTensor, "_unpack_some", watched)
+    assert_same_function(nn.Linear(128, 96), torch.randn(2, 3, 128))
+    assert len(pieces) == 10
 
 
 def sequences() -> PackedSequence:
