@@ -28,7 +28,7 @@ UNPACKED_NUMEL, UNPACKED_NUMEL_CPU = 1 << 20, 1 << 19
 """Weights of a Linear that are unpacked at a time: 4 MiB, or 2 MiB on a CPU.
 
 glibc's ``posix_memalign``, which torch allocates with, looks for more than it hands out: a freed block is too small for
-the next piece of its own size unless its neighbours are free too. A run leaves some fifteen such blocks in the heap, of
+the next piece of its own size unless its neighbours are free too. A run leaves up to twenty such blocks in the heap, of
 whatever size a piece has. Pieces of 1 MiB leave less, but their many calls cost time; of 1, 2 and 4 MiB, 2 is the
 fastest. A GPU has torch's own allocator, and pays for every call.
 """

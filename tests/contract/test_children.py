@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     StartServer = Callable[..., ServerProcess]
+
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="the child itself needs torch")
 
 
 def silent(_done: int, _total: int | None, _unit: str) -> None:
@@ -68,10 +71,12 @@ def test_a_server_that_gives_no_answer_is_killed_and_counts_as_a_crash(server: S
     assert len(exits) == 1
 
 
+@needs_torch
 def test_a_model_that_the_server_does_not_hold_can_be_undeployed(server: StartServer) -> None:
     server("--device", "cpu").undeploy("kanji")
 
 
+@needs_torch
 def test_a_builder_whose_result_nobody_wants_is_killed() -> None:
     watch = WorkWatch(silent)
     job = {"job": "probe", "methods": ["nf4"]}
