@@ -192,7 +192,8 @@ class Steps:
         if operation.command == "rollback":
             facts["release"] = previous_release(operation, served).to_json()
         release = Release.from_json(facts["release"])
-        loaded = self._ports.server.load(str(operation.model), release)
+        unload_first = (operation.decision or {}).get("admission") == "unload_first"
+        loaded = self._ports.server.load(str(operation.model), release, unload_first=unload_first)
         decision = amended(operation, resident_bytes=loaded["resident_bytes"], load_ms=loaded["load_ms"])
         if operation.command == "rollback":
             decision |= {"method": release.method, "reason": f"{release.id} was served before and is whole"}
@@ -213,9 +214,9 @@ class Steps:
     def _activate(self, operation: Operation, _served: Mapping[str, Served], _watch: Watch) -> Done:
         if operation.command == "undeploy":
             self._ports.server.undeploy(str(operation.model))
-        else:
-            self._ports.server.activate(str(operation.model), Release.from_json(operation.facts["release"]))
-        return Done(Phase.ACTIVATING)
+            return Done(Phase.ACTIVATING)
+        activated = self._ports.server.activate(str(operation.model), Release.from_json(operation.facts["release"]))
+        return Done(Phase.ACTIVATING, {}, amended(operation, gap_ms=activated["gap_ms"]))
 
     def _trial(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
         release = Release.from_json(operation.facts["release"])

@@ -36,6 +36,7 @@ class FakeServer:
 
     Attributes:
         canary_answer: what a canary measures.
+        gap_ms: how long nothing answered, for every switch that lets the old release go first.
         on_exit: called when the server dies, as the real one's watcher does.
         starts: how often it was started.
     """
@@ -44,9 +45,11 @@ class FakeServer:
         self.canary_answer: dict[str, Any] = dict(GOOD_CANARY)
         self.on_exit: Callable[[str], None] = lambda _detail: None
         self.starts = 0
+        self.gap_ms = 250.0
         self.counters = {"requests": 0, "failures": 0, "non_finite": 0}
         self._pid: int | None = None
         self._held: dict[str, dict[str, bool]] = {}
+        self._gaps: set[str] = set()
         self._faults: defaultdict[str, deque[Callable[[], None]]] = defaultdict(deque)
 
     def answers(self) -> dict[str, str]:
@@ -84,7 +87,7 @@ class FakeServer:
     def die(self) -> None:
         """End as after a SIGKILL: everything in memory is gone."""
         self._pid = None
-        self._held = {}
+        self._held, self._gaps = {}, set()
         self.on_exit("was killed by SIGKILL")
 
     def restore(self, served: Mapping[str, Served]) -> None:
@@ -93,21 +96,29 @@ class FakeServer:
             self._held.setdefault(name, {}).setdefault(item.current.id, False)
             self._point(name, item.current.id)
         self._held = {name: {item.current.id: True} for name, item in served.items()}
+        self._gaps.clear()
 
-    def load(self, model: str, release: Release) -> dict[str, Any]:
+    def load(self, model: str, release: Release, *, unload_first: bool = False) -> dict[str, Any]:
+        if unload_first and release.id not in self._held.get(model, {}):
+            # Before any fault: a load that fails after the old release is gone is the case that matters.
+            self._gaps |= {model} & set(self.answers())
+            self._held.pop(model, None)
         self._enter("load", starts=True)
         self._held.setdefault(model, {}).setdefault(release.id, False)
-        return {"resident_bytes": release.resident_bytes, "load_ms": 2.0}
+        gap_ms = self.gap_ms if model in self._gaps else 0.0
+        return {"resident_bytes": release.resident_bytes, "load_ms": 2.0, "gap_ms": gap_ms}
 
     def canary(self, model: str, release: Release) -> dict[str, Any]:
         self._enter("canary")
         self._demand(model, release, ErrorCode.CANARY_FAILED)
         return dict(self.canary_answer)
 
-    def activate(self, model: str, release: Release) -> None:
+    def activate(self, model: str, release: Release) -> dict[str, Any]:
         self._enter("activate")
         self._demand(model, release, ErrorCode.ACTIVATION_FAILED)
+        gap_ms = self.gap_ms if model in self._gaps else 0.0
         self._point(model, release.id)
+        return {"gap_ms": gap_ms}
 
     def undeploy(self, model: str) -> None:
         self._enter("undeploy", starts=True)
@@ -133,3 +144,4 @@ class FakeServer:
 
     def _point(self, model: str, release: str) -> None:
         self._held[model] = {name: name == release for name in self._held[model]}
+        self._gaps.discard(model)
