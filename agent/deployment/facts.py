@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent.contract.commands import Gate
@@ -10,7 +12,9 @@ from agent.contract.errors import ErrorCode
 from agent.contract.manifest import Envelope
 from agent.deployment.models import Release, release_id
 from agent.deployment.ports import StepError
+from agent.planning.explain import explain
 from agent.planning.gate import Thresholds
+from agent.planning.methods import FOUR_BIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,11 +118,36 @@ def previous_release(operation: Operation, served: Mapping[str, Served]) -> Rele
     return item.previous
 
 
+def mix_job(decision: Mapping[str, Any], demanded: Thresholds) -> JsonObject:
+    """Return what the search for a mix of methods needs: where it starts, how far it may go, and what is enough."""
+    planned = str(decision.get("planned"))
+    mix = {
+        "base": planned if planned in FOUR_BIT else "nf4",
+        "budget_bytes": decision.get("mixed_budget_bytes"),
+    }
+    return {"mixed": mix, "gate": {"thresholds": asdict(demanded)}}
+
+
+def variant(method: str, extra: Mapping[str, Any]) -> str:
+    """Return what an artifact is called in the store: its method, and for a mix also what was demanded of it."""
+    if not extra:
+        return method
+    return f"{method}-{hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+_TOLD = ("scenario", "rule", "share", "rationale", "requested", "planned", "budget", "candidates", "reason")
+
+
+def told(decision: Mapping[str, Any]) -> JsonObject:
+    """Return the part of the decision record that goes into the artifact's sidecar: why it was built."""
+    return {**{name: decision[name] for name in _TOLD if name in decision}, "explanation": explain(decision)}
+
+
 def release_of(facts: JsonObject, result: JsonObject) -> Release:
     """Return the release that the builder's ``result`` makes of a verified checkpoint's ``facts``."""
     gate = result["gate"]
     return Release(
-        id=release_id(facts["version"], facts["sha256"], facts["method"]),
+        id=release_id(facts["version"], facts["sha256"], result.get("variant") or facts["method"]),
         version=facts["version"],
         sha256=facts["sha256"],
         model_type=result["model_type"],
@@ -140,6 +169,8 @@ _MEASURED = (
     "source_tensor_bytes",
     "artifact_bytes",
     "resident_bytes",
+    "working_bytes",
+    "mixed",
     "coverage",
     "skipped",
     "skipped_count",

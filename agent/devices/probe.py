@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.devices import nvml, system, tegra
 from agent.devices.system import ROOT
-from agent.planning.plan import Budget
+from agent.planning.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
