@@ -96,10 +96,8 @@ def _ancestry(root: Path, version: _Version, own: str) -> Iterator[tuple[Path, b
     top, mountpoint = _mount(root, version)
     mounted = root / mountpoint.lstrip("/")
     group = PurePosixPath("/" + own.lstrip("/"))
-    # A container sees the top as it is named outside; a process moved above it (`/..`) has nothing but the top.
+    # A container sees its top as it is named outside. Of `/..`, the name of a group above that, only the top is there.
     inner = group.relative_to(top) if group.is_relative_to(top) else PurePosixPath()
-    if ".." in inner.parts:
-        inner = PurePosixPath()
     for index, each in enumerate((inner, *inner.parents) if inner.parts else (inner,)):
         yield mounted / each, index == 0
 

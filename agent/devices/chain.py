@@ -108,7 +108,7 @@ def wants_cuda(seen: Snapshot, tested: SelfTest | None, asked: Answer = NOT_ASKE
     if device.has_gpu.value and not device.is_integrated.value:
         return _pair(seen.gpu or Gpu()) is None
     unsettled = (device.has_gpu, device.capability, device.is_integrated)
-    return tested is None and any(figure.value is None for figure in unsettled)
+    return any(figure.value is None for figure in unsettled)
 
 
 def _torch(tested: SelfTest | None) -> Cuda:

@@ -28,6 +28,7 @@ def describe(seen: Snapshot, device: Device, budget: Budget, cuda: Answer) -> di
         "files_source": seen.files_source,
         "memory": _memory(seen, device, budget),
         "temperatures_c": dict(seen.readings.temperatures_c),
+        "temperatures_source": "sysfs" if seen.readings.temperatures_c else None,
         "power": _power(seen),
     }
 

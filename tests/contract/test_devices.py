@@ -170,6 +170,13 @@ def test_a_torch_that_does_not_know_shared_memory_yet_is_not_believed_on_a_chip_
     assert child.asked == 0
 
 
+def test_a_torch_that_leaves_shared_memory_open_leaves_it_to_cuda_in_a_child() -> None:
+    device = probe(seen(), child := Child(Answer(CARD, "ok")), {"capability": [8, 6], "is_integrated": None})
+    device.self_test()
+    assert device.budget().source == "cuda"
+    assert (sources(device)["is_integrated"], child.asked) == ("cuda", 1)
+
+
 def test_a_gpu_that_torch_cannot_use_is_none_and_nobody_else_is_asked() -> None:
     device = probe(seen(gpu_of((8, 6), None)), child := Child(Answer(CARD, "ok")))
     device.self_test()

@@ -265,6 +265,7 @@ def test_each_board_s_power_and_temperatures_are_read(box: str, probe: DevicePro
     found = None if power is None else (power["total_w"], power["total_rail"], len(power["rails_w"]))
     assert found == expected.power
     assert len(facts["temperatures_c"]) == expected.zones
+    assert facts["temperatures_source"] == ("sysfs" if expected.zones else None)
 
 
 def test_cuda_is_asked_in_a_child_only_where_nobody_else_knows(box: str, probe: DeviceProbe, child: Child) -> None:

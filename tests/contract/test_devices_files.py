@@ -172,7 +172,7 @@ def test_every_module_in_the_table_shares_its_memory() -> None:
     assert {module.capability for module in hardware.MODULES} <= hardware.SHARED_MEMORY_CAPABILITIES
 
 
-@pytest.mark.parametrize(("mode", "bandwidth"), [("0001", 68.0), ("0002", 102.0), (None, 68.0)])
+@pytest.mark.parametrize(("mode", "bandwidth"), [("0001", 68.0), ("0002", 102.0), ("0003", 68.0), (None, 68.0)])
 def test_an_orin_nano_s_memory_is_faster_in_the_super_mode(mode: str | None, bandwidth: float, tmp_path: Path) -> None:
     tree = orin()
     changed = {**tree.files, "var/lib/nvpmodel/status": f"pmode:{mode}" if mode else ""}

@@ -159,6 +159,7 @@ def test_a_version_1_group_and_those_above_it_count(tmp_path: Path) -> None:
     found = memory.read(root)
     assert (found.available_bytes, found.total_bytes) == (GIB * 3 // 2, 3 * GIB)
     assert found.detail == f"/{V1}/system.slice/memory.limit_in_bytes"
+    assert [each.limit_bytes for each in cgroup.limits(root)] == [8 * GIB, 3 * GIB]
 
 
 def test_a_version_1_group_that_does_not_count_its_children_does_not_limit_them(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def orin() -> Tree:
                 release="R36 4.7",
                 kernel="5.15.148-tegra",
             ),
-            **nvpmodel("0002", _0="15W", _1="25W", _2="MAXN_SUPER"),
+            **nvpmodel("0002", _0="15W", _1="25W", _2="MAXN_SUPER", _3="MAXN"),
             **thermal(
                 ("cpu-thermal", "48250"),
                 ("gpu-thermal", "47500"),
