@@ -68,6 +68,11 @@ bench-minilm: install
 bench-latency: install
 	nice -n 10 $(BIN)/python -m deploy.bench.latency
 
+# The tables of docs/decisions.md.
+.PHONY: decisions
+decisions: install
+	nice -n 10 $(BIN)/python -m deploy.bench.decisions
+
 # Trained once, in minutes; needs the fonts that it names when they are absent.
 deploy/bench/out/%.pt: | $(STAMP)
 	nice -n 10 $(BIN)/python -m deploy.bench.train_kanji $*

@@ -14,13 +14,14 @@ from agent.deployment.models import Release, release_id
 from agent.deployment.ports import StepError
 from agent.planning.explain import explain
 from agent.planning.gate import Thresholds
-from agent.planning.methods import FOUR_BIT
+from agent.planning.methods import FOUR_BIT, MIXED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.deployment.machine import Operation
     from agent.deployment.models import Served
+    from agent.planning.memory import Learned
 
 JsonObject = dict[str, Any]
 
@@ -184,6 +185,31 @@ _MEASURED = (
 def measurements(result: JsonObject) -> JsonObject:
     """Return the part of the builder's result that belongs into the decision record."""
     return {name: result.get(name) for name in _MEASURED}
+
+
+def lesson(
+    decision: Mapping[str, Any], method: str, loaded: Mapping[str, Any], learned: Learned
+) -> tuple[JsonObject | None, Learned]:
+    """Return how far the estimate of a release was off, and what is known after learning from it.
+
+    Errors are estimate over measurement, less one. The peak is that of the process that serves, or of its memory on the
+    GPU where it has one; nothing is learned from a load that was not measured, nor from a mix, whose estimate is only
+    its least.
+    """
+    estimate = decision.get("estimates", {}).get(method)
+    before, peak = loaded.get("before_bytes"), loaded.get("peak_bytes")
+    if estimate is None or method == MIXED or before is None or peak is None:
+        return None, learned
+    weights, working = loaded["resident_bytes"], peak - before - loaded["resident_bytes"]
+    expected = before + estimate["weights_bytes"] + estimate["working_bytes"]
+    errors = {
+        "weights": round(estimate["weights_bytes"] / weights - 1, 4) if weights else None,
+        "process_peak": round(expected / peak - 1, 4) if peak else None,
+    }
+    after = learned.after(
+        raw_working_bytes=estimate["raw_working_bytes"], measured_working_bytes=working, runtime_bytes=before
+    )
+    return errors, after
 
 
 def amended(operation: Operation, **measured: Any) -> JsonObject:

@@ -122,6 +122,10 @@ class Estimate:
         """What has to be free for the model to be loaded and to answer."""
         return self.weights_bytes + self.working_bytes
 
+    def to_json(self) -> dict[str, int]:
+        """Return the three figures for the decision record."""
+        return asdict(self)
+
 
 def estimate(
     footprint: Footprint, method: Method, blocksize: int = DEFAULT_BLOCKSIZE, learned: Learned | None = None

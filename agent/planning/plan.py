@@ -130,6 +130,7 @@ class Plan:
             "alternatives": [candidate.method for candidate in self.alternatives],
             "fallbacks": [candidate.method for candidate in self.fallbacks],
             "mixed_budget_bytes": self.mixed_budget_bytes,
+            "estimates": {each.method: each.estimate.to_json() for each in (*self.candidates, *self.fallbacks)},
             "admission": self.admission,
             "reason": self.reason,
         }
