@@ -17,6 +17,7 @@ from agent.serving.http import HttpApp
 from agent.serving.loader import TorchLoader
 from agent.serving.process import configure_log, log, serve, tie_to_parent
 from agent.serving.slots import Loader, Models
+from agent.serving.waiting import HOLD_S
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None, loader: Loader | None = None) -> No
 
 async def _run(options: argparse.Namespace, loader: Loader) -> None:
     plane = DataPlane(Models())
-    control = ControlPlane(plane, loader)
+    control = ControlPlane(plane, loader, options.hold_s)
     responses: Counter[int] = Counter()
     preparing = control.prepare()
     preparing.add_done_callback(_report)
@@ -67,6 +68,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each model")
     parser.add_argument("--drain-s", type=float, default=10.0, help="seconds that a shutdown may take")
+    parser.add_argument(
+        "--hold-s", type=float, default=HOLD_S, help="seconds that a request waits while its model is switched"
+    )
     parser.add_argument("--max-body-mib", type=int, default=64)
     return parser.parse_args(arguments)
 

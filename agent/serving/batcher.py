@@ -86,8 +86,18 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._queue)
 
+    def most_rows(self, slot: Slot) -> int:
+        """Return how many rows are joined at most; a request of rows that are not joined is computed as it came."""
+        return self.max_rows if slot.network.is_batchable else 1
+
     def submit(
-        self, slot: Slot, question: Question, timeout_s: float | None = None, *, is_probe: bool = False
+        self,
+        slot: Slot,
+        question: Question,
+        timeout_s: float | None = None,
+        *,
+        waited_s: float = 0.0,
+        is_probe: bool = False,
     ) -> asyncio.Future[Answer]:
         """Queue a question.
 
@@ -97,6 +107,7 @@ class Batcher:
             slot: what shall answer.
             question: checked against the slot's specs.
             timeout_s: how long it may wait, in seconds; it is not interrupted once it is being computed.
+            waited_s: how much of that has passed already.
             is_probe: whether it is a canary's.
 
         Raises:
@@ -107,7 +118,7 @@ class Batcher:
         form = tuple(array.shape[1:] for array in question.arrays)
         work = Work(slot, question, self._loop.create_future(), is_probe, time.perf_counter(), form)
         if timeout_s is not None:
-            work.expiry = self._loop.call_later(timeout_s, self._expire, work, timeout_s)
+            work.expiry = self._loop.call_later(max(0.0, timeout_s - waited_s), self._expire, work, timeout_s)
         work.future.add_done_callback(lambda future: self._drop(work) if future.cancelled() else None)
         slot.acquire()
         with self._changed:

@@ -1,8 +1,9 @@
 """The supervisor's routes: the repository extension of the Open Inference Protocol, with releases, and a status.
 
 Served on the supervisor's Unix socket only. One change of a model happens at a time; loading runs in a thread of its
-own, one load at a time for the whole process, and neither stops inference nor health checks. Whether a canary is good
-enough is not decided here.
+own, one load at a time for the whole process, and neither stops inference nor health checks. A load may let the model's
+other releases go first: its requests wait from then on until a release is activated. Whether a canary is good enough is
+not decided here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import asyncio
 import contextlib
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +21,17 @@ import structlog
 from agent.serving.batcher import Batcher
 from agent.serving.canary import measure
 from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllowedError, NotFoundError
-from agent.serving.memory import is_out_of_memory, rss_bytes
+from agent.serving.loading import LoadingThread
+from agent.serving.memory import rss_bytes
 from agent.serving.slots import Model, Slot
 from agent.serving.stats import percentiles_ms
+from agent.serving.waiting import HOLD_S, WaitingRoom
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.serving.dataplane import DataPlane
-    from agent.serving.slots import Loader, Network
+    from agent.serving.slots import Loader
 
 log = structlog.get_logger("control")
 JsonObject = dict[str, Any]
@@ -42,17 +44,19 @@ class ControlPlane:
     Args:
         plane: the models.
         loader: how artifacts become networks.
+        hold_s: how long a request waits for a release to become active during a switch, in seconds.
     """
 
-    def __init__(self, plane: DataPlane, loader: Loader) -> None:
+    def __init__(self, plane: DataPlane, loader: Loader, hold_s: float = HOLD_S) -> None:
         self._plane = plane
-        self._loader = loader
-        # One thread: the first load waits for the imports, and two loads never need their memory at the same time.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._hold_s = hold_s
+        self._thread = LoadingThread(loader)
+        # Nothing is let go for a load that would then have to wait for another one.
+        self._turn = asyncio.Lock()
 
     def prepare(self) -> asyncio.Future[None]:
         """Begin with the slow imports."""
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._loader.prepare)
+        return self._thread.prepare()
 
     async def answer(self, group: str, rest: list[str], method: str, body: bytes) -> Any:
         """Answer ``/v2/<group>/<rest>`` with a JSON value.
@@ -87,7 +91,8 @@ class ControlPlane:
             case "load":
                 release, version = _text(parameters, "release"), _text(parameters, "version")
                 artifact = Path(_text(parameters, "artifact"))
-                return await self.load(name, release, version, artifact, activate=bool(parameters.get("activate")))
+                activate, unload_first = _flag(parameters, "activate"), _flag(parameters, "unload_first")
+                return await self.load(name, release, version, artifact, activate=activate, unload_first=unload_first)
             case "canary":
                 return await self.canary(name, _text(parameters, "release"), Path(_text(parameters, "gate")))
             case "activate":
@@ -95,20 +100,36 @@ class ControlPlane:
         return await self.unload(name, _text(parameters, "release") if "release" in parameters else None)
 
     async def load(
-        self, name: str, release: str, version: str, artifact: Path, *, activate: bool = False
+        self,
+        name: str,
+        release: str,
+        version: str,
+        artifact: Path,
+        *,
+        activate: bool = False,
+        unload_first: bool = False,
     ) -> JsonObject:
-        """Load a release beside what answers; one that is loaded already is left alone."""
+        """Load a release beside what answers, or in its place; one that is loaded already is left alone.
+
+        With ``unload_first`` the other releases of the model finish their requests and are freed before. Requests that
+        come wait until a release is activated, also when this load fails.
+        """
         if not 0 < len(name) <= MAX_NAME:
             raise BadRequestError(f"a model's name has 1 to {MAX_NAME} characters, this one has {len(name)}")
         async with self._changing(name) as model:
-            slot = model.slots.get(release) or await self._load(model, release, version, artifact)
+            slot = model.slots.get(release)
+            if slot is None:
+                slot = await self._load(model, release, version, artifact, unload_first=unload_first)
+            gap_ms = model.room.gap_ms
             if activate:
                 model.activate(release)
         return {
             "release": release,
             "resident_bytes": slot.network.resident_bytes,
-            "load_ms": round(slot.load_ms, 3),
+            "max_batch_rows": model.batcher.most_rows(slot),
+            "gap_ms": gap_ms,
             "rss_bytes": rss_bytes(),
+            **slot.figures,
         }
 
     @contextlib.asynccontextmanager
@@ -117,66 +138,73 @@ class ControlPlane:
         while True:
             model = self._plane.models.find(name)
             if model is None:
-                model = Model(name, Batcher(name, asyncio.get_running_loop()))
+                room = WaitingRoom(name, self._hold_s)
+                model = Model(name, Batcher(name, asyncio.get_running_loop()), room)
                 self._plane.models.add(model)
-            async with model.changes:
+            async with _change(model):
                 # While this waited for its turn, the name may have been unloaded as a whole.
                 if self._plane.models.find(name) is model:
                     yield model
                     return
 
-    async def _load(self, model: Model, release: str, version: str, artifact: Path) -> Slot:
+    async def _load(self, model: Model, release: str, version: str, artifact: Path, *, unload_first: bool) -> Slot:
         model.loading, model.failure = (release, version), None
         try:
-            network, load_ms = await self._in_thread(self._timed_load, artifact)
+            async with self._turn:
+                if unload_first:
+                    await self._thread.check(artifact)
+                    await self._make_room(model)
+                network, figures = await self._thread.load(artifact, model.batcher.max_rows)
         except LoadFailedError as error:
             model.failure = (release, version, str(error))
             log.warning("load_failed", model=model.name, release=release, code=error.code, detail=str(error))
-            await self._in_thread(self._loader.release_memory)
+            await self._thread.release_memory()
             raise
         finally:
             model.loading = None
-        slot = Slot(model.name, release, version, network, load_ms)
-        model.slots[release] = slot
-        log.info("loaded", model=model.name, release=release, resident_bytes=network.resident_bytes, ms=round(load_ms))
+        slot = model.slots[release] = Slot(model.name, release, version, network, figures)
+        log.info("loaded", model=model.name, release=release, resident_bytes=network.resident_bytes, **figures)
         return slot
 
-    def _timed_load(self, artifact: Path) -> tuple[Network, float]:
-        began = time.perf_counter()
-        network = self._loader.load(artifact)
-        try:
-            network.warm_up()
-        except Exception as error:
-            code = "insufficient_memory" if is_out_of_memory(error) else "bad_artifact"
-            raise LoadFailedError(code, f"the warm-up failed: {type(error).__name__}: {error}") from error
-        return network, (time.perf_counter() - began) * 1e3
+    async def _make_room(self, model: Model) -> None:
+        """Free every release of a model; if one of them answers, requests wait from now on."""
+        doomed = list(model.slots)
+        if model.active is not None:
+            model.room.open()
+        for release in doomed:
+            await self._unload(model, release)
+        if doomed:
+            await self._thread.release_memory()
+            log.info("made_room", model=model.name, releases=doomed, rss_bytes=rss_bytes(), gap_ms=model.room.gap_ms)
 
     async def canary(self, name: str, release: str, gate: Path) -> JsonObject:
         """Run a gate file through a loaded release, active or not; see ``canary.measure``."""
         model = self._plane.models.get(name)
-        async with model.changes:
+        async with _change(model):
             return await measure(model, model.slot(release), gate)
 
     async def activate(self, name: str, release: str) -> JsonObject:
-        """Let a loaded release answer from now on."""
+        """Let a loaded release answer from now on, to the requests that waited for one as well."""
         model = self._plane.models.get(name)
-        async with model.changes:
+        async with _change(model):
+            gap_ms = model.room.gap_ms
             previous = model.activate(release)
-        log.info("activated", model=name, release=release, previous=previous)
-        return {"previous": previous}
+        log.info("activated", model=name, release=release, previous=previous, gap_ms=gap_ms)
+        return {"previous": previous, "gap_ms": gap_ms}
 
     async def unload(self, name: str, release: str | None) -> JsonObject:
         """Free a release once its requests are answered, or the whole model; a model without releases is forgotten."""
         model = self._plane.models.get(name)
         before = rss_bytes()
-        async with model.changes:
+        async with _change(model):
             doomed = list(model.slots) if release is None else [model.slot(release).release]
             for each in doomed:
                 await self._unload(model, each)
             if not model.slots:
                 self._plane.models.remove(name)
+                model.room.turn_away(f"model {name!r} was unloaded")
                 model.batcher.stop()
-        await self._in_thread(self._loader.release_memory)
+        await self._thread.release_memory()
         log.info("unloaded", model=name, releases=doomed)
         return {"unloaded": doomed, "rss_bytes_before": before, "rss_bytes_after": rss_bytes()}
 
@@ -186,6 +214,8 @@ class ControlPlane:
             model.active = None
         await slot.drained()
         del model.slots[release]
+        # Replies that are still being written look at the slot, and must not keep its weights.
+        slot.network.close()
 
     def index(self, request: JsonObject) -> list[JsonObject]:
         """Return every release that is loaded, being loaded, or failed to load last."""
@@ -203,17 +233,26 @@ class ControlPlane:
         return [entry for entry in entries if entry["state"] == "READY" or not request.get("ready")]
 
     def status(self) -> JsonObject:
-        """Return counters and memory of every model that answers."""
+        """Return counters of every model that answers, how every model was switched last, and the memory."""
         return {
             "pid": os.getpid(),
             "models": {model.name: _status(model, model.active) for model in self._plane.models if model.active},
+            "gaps": {model.name: model.room.to_json() for model in self._plane.models},
+            "memory": self._thread.memory(),
             "rss_bytes": rss_bytes(),
             "draining": self._plane.is_draining,
             "uptime_s": round(time.monotonic() - self._plane.started_at, 3),
         }
 
-    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+@contextlib.asynccontextmanager
+async def _change(model: Model) -> AsyncIterator[None]:
+    """Hold a model for changes."""
+    async with model.changes:
+        try:
+            yield
+        finally:
+            model.room.touch()
 
 
 def _parse(body: bytes) -> JsonObject:
@@ -233,6 +272,13 @@ def _text(parameters: JsonObject, key: str) -> str:
     return value
 
 
+def _flag(parameters: JsonObject, key: str) -> bool:
+    value = parameters.get(key, False)
+    if not isinstance(value, bool):
+        raise BadRequestError(f"parameter {key!r} must be true or false")
+    return value
+
+
 def _entry(name: str, version: str, state: str, reason: str, release: str, *, active: bool = False) -> JsonObject:
     parameters = {"release": release, "active": active}
     return {"name": name, "version": version, "state": state, "reason": reason, "parameters": parameters}
@@ -245,6 +291,7 @@ def _status(model: Model, slot: Slot) -> JsonObject:
         "version": slot.version,
         "method": slot.network.method,
         "resident_bytes": slot.network.resident_bytes,
+        "max_batch_rows": model.batcher.most_rows(slot),
         "requests": sum(stats.outcomes.values()),
         "failures": stats.outcomes["failed"],
         "non_finite": stats.non_finite,

@@ -65,8 +65,37 @@ class DataPlane:
         """Whether requests should be sent here."""
         return self.models.is_ready and not self.is_draining
 
-    async def infer(self, slot: Slot, request: InferRequest) -> Inference:
-        """Answer a request with ``slot``.
+    def drain(self) -> None:
+        """Begin to end: what waits for a switch is answered, as no release may come any more."""
+        self.is_draining = True
+        for model in self.models:
+            model.room.turn_away("the server is shutting down")
+
+    def expect(self, name: str, version: str | None) -> None:
+        """Raise for a request that would be refused whatever its body says: 404 or 503."""
+        if self.models.answering(name, version) is None:
+            self.models.get(name).room.expect_place()
+
+    async def await_slot(self, name: str, version: str | None, size: int, timeout_s: float | None) -> Slot:
+        """Return the slot that answers, as soon as one does.
+
+        Args:
+            name: of the model.
+            version: compared with that of the release that becomes active.
+            size: of the request's body, in bytes.
+            timeout_s: the request's own, None for none.
+
+        Raises:
+            NotFoundError: there is no such model, or another version answers.
+            UnavailableError: nothing came in time, or too many wait already.
+        """
+        since = asyncio.get_running_loop().time()
+        while (slot := self.models.answering(name, version)) is None:
+            await self.models.get(name).room.wait(size, since, timeout_s)
+        return slot
+
+    async def infer(self, slot: Slot, request: InferRequest, waited_s: float = 0.0) -> Inference:
+        """Answer a request with ``slot``; ``waited_s`` of its timeout have passed.
 
         The caller looks the slot up and calls this without giving up the event loop in between, and counts the
         outcome once it knows whether the answer could be sent.
@@ -80,7 +109,7 @@ class DataPlane:
         wanted = check_outputs(request, slot.network.outputs)
         batcher = self.models.get(slot.model).batcher
         try:
-            answer = await batcher.submit(slot, question, timeout_s(request))
+            answer = await batcher.submit(slot, question, timeout_s(request), waited_s=waited_s)
         except ServingError:
             raise
         except Exception as error:

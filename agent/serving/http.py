@@ -29,6 +29,7 @@ from agent.serving.exposition import CONTENT_TYPE
 from agent.serving.metrics import render
 from agent.serving.oip import format_response, parse_request
 from agent.serving.replies import Reply, error_reply, infer_reply, json_reply, send_reply
+from agent.serving.validation import timeout_s
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from agent.serving.body import Receive
     from agent.serving.control import ControlPlane
     from agent.serving.dataplane import DataPlane
+    from agent.serving.oip import InferRequest
     from agent.serving.replies import Send
+    from agent.serving.slots import Slot
 
 log = structlog.get_logger("http")
 HEADER_LENGTH = b"inference-header-content-length"
@@ -156,27 +159,43 @@ class HttpApp:
 
     async def _infer(self, request: _Request, name: str, version: str | None) -> Reply:
         began = time.perf_counter()
-        self._plane.models.active(name, version)
+        self._plane.expect(name, version)
         body = await self._body(request)
         # Looked up again: another release may have been activated while the body came in.
-        slot = self._plane.models.active(name, version)
+        slot = self._plane.models.answering(name, version)
         watch = DisconnectWatch(request.receive)
         try:
-            question = parse_request(body, _header_length(request.headers), slot.network.inputs)
-            response = await self._plane.infer(slot, question)
+            length, question, waited_s = _header_length(request.headers), None, 0.0
+            if slot is None:
+                slot, question, waited_s = await self._wait(name, version, body, length)
+            question = question or parse_request(body, length, slot.network.inputs)
+            response = await self._plane.infer(slot, question, waited_s)
             reply = infer_reply(*format_response(response.wire))
         except ServingError as error:
-            slot.stats.refused(error.outcome, time.perf_counter() - began)
+            if slot is not None:
+                slot.stats.refused(error.outcome, time.perf_counter() - began)
             raise
         except asyncio.CancelledError:
             if not watch.has_left:
                 raise
-            slot.stats.refused("canceled", time.perf_counter() - began)
+            if slot is not None:
+                slot.stats.refused("canceled", time.perf_counter() - began)
             raise DisconnectedError from None
         finally:
             watch.close()
         slot.stats.answered(response.rows, time.perf_counter() - began, response.timing, time.time_ns() // 1_000_000)
         return reply
+
+    async def _wait(
+        self, name: str, version: str | None, body: bytes, length: int | None
+    ) -> tuple[Slot, InferRequest | None, float]:
+        """Wait for the end of a switch; return the slot that answers, the request if it was read, and the seconds."""
+        began = time.perf_counter()
+        # All but a raw request is read before the wait: mistakes are told at once, and the client's timeout is in it.
+        question = None if length == 0 else parse_request(body, length)
+        limit_s = None if question is None else timeout_s(question)
+        slot = await self._plane.await_slot(name, version, len(body), limit_s)
+        return slot, question, time.perf_counter() - began
 
     async def _body(self, request: _Request) -> bytes:
         return await read_body(request.headers, request.receive, self._max_body_bytes)

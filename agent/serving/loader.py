@@ -7,6 +7,7 @@ artifact is a safetensors file with a JSON sidecar.
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from agent.serving.errors import LoadFailedError
@@ -31,22 +32,42 @@ class TorchLoader:
     def __init__(self, device: str, threads: int) -> None:
         self._device = device
         self._threads = threads
+        self._is_prepared = False
 
     def prepare(self) -> None:
-        """Import torch and the artifact reader, and fix the number of threads before any of them starts."""
-        _torch_side().configure(self._threads)
+        """Import torch and the artifact reader, fix the number of threads, and make the device's context."""
+        _torch_side().configure(self._threads, self._device)
+        self._is_prepared = True
+
+    def check(self, artifact: Path) -> None:
+        """Read the sidecar and the file's directory; raises ``LoadFailedError``."""
+        try:
+            _torch_side().check(artifact)
+        except Exception as error:
+            raise explain(error) from error
 
     def load(self, artifact: Path) -> Network:
         """Load an artifact onto the device; raises ``LoadFailedError``."""
         try:
             network: Network = _torch_side().load(artifact, self._device)
         except Exception as error:
+            # The frames of what failed hold what was loaded so far, for as long as the error is known to anybody.
+            traceback.clear_frames(error.__traceback__)
             raise explain(error) from error
         return network
 
     def release_memory(self) -> None:
         """Give memory that nothing uses any more back to the system."""
         _torch_side().release_memory()
+
+    def reset_device_peak(self) -> None:
+        """Let the device's peak begin anew."""
+        _torch_side().reset_device_peak()
+
+    def device_memory(self) -> dict[str, int] | None:
+        """Return the GPU's memory; None without one, and before the imports are done."""
+        memory: dict[str, int] | None = _torch_side().device_memory() if self._is_prepared else None
+        return memory
 
 
 def explain(error: Exception) -> LoadFailedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ OUT_OF_MEMORY_TEXTS = (
 )
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STATM = Path("/proc/self/statm")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -30,6 +32,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 def rss_bytes() -> int:
     """Return the resident set of this process: second field of ``/proc/self/statm``, proc(5)."""
     return int(STATM.read_text().split()[1]) * PAGE_BYTES
+
+
+def reset_peak_rss() -> bool:
+    """Let the high-water mark of the resident set begin anew; return whether the system permits that.
+
+    Value 5 of ``/proc/self/clear_refs``, proc(5).
+    """
+    with contextlib.suppress(OSError):
+        CLEAR_REFS.write_text("5", encoding="ascii")
+        return True
+    return False
 
 
 def trim_heap() -> None:

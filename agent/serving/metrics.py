@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from agent.serving.dataplane import DataPlane
     from agent.serving.slots import Slot
     from agent.serving.stats import Histogram
+    from agent.serving.waiting import WaitingRoom
 
 PREFIX = "nibbled_inference"
 
@@ -25,6 +26,11 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
         name: str, kind: str, text: str, read: Callable[[Slot], float | Histogram], prefix: str = PREFIX
     ) -> Family:
         return Family(f"{prefix}_{name}", kind, text, {labels: read(slot) for labels, slot in slots.items()})
+
+    rooms: dict[Labels, WaitingRoom] = {(("model", model.name),): model.room for model in plane.models}
+
+    def of_rooms(name: str, kind: str, text: str, read: Callable[[WaitingRoom], float]) -> Family:
+        return Family(f"{PREFIX}_{name}", kind, text, {labels: read(room) for labels, room in rooms.items()})
 
     outcomes = {
         (*labels, ("outcome", outcome)): count
@@ -45,6 +51,12 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             each("resident_bytes", "gauge", "Weights.", lambda slot: slot.network.resident_bytes, "nibbled_model"),
             Family("nibbled_model_active", "gauge", "Whether the release answers.", _active(plane)),
             Family("nibbled_inference_queue_length", "gauge", "Requests that wait.", _queues(plane)),
+            of_rooms("waiting", "gauge", "Requests that wait for a switch.", len),
+            of_rooms("held_total", "counter", "Requests that have waited for a switch.", lambda room: room.held),
+            of_rooms("held_expired_total", "counter", "Those that waited too long.", lambda room: room.expired),
+            of_rooms("held_canceled_total", "counter", "Those whose client left.", lambda room: room.canceled),
+            of_rooms("shed_total", "counter", "Requests refused as too many waited.", lambda room: room.shed),
+            Family("nibbled_model_gap_seconds", "gauge", "Last or running time without an answer.", _gaps(plane)),
             Family("nibbled_http_responses_total", "counter", "HTTP replies by status.", _statuses(responses)),
             Family("nibbled_server_resident_memory_bytes", "gauge", "Resident set of the server.", {(): rss_bytes()}),
         ]
@@ -61,6 +73,11 @@ def _active(plane: DataPlane) -> dict[Labels, float]:
 
 def _queues(plane: DataPlane) -> dict[Labels, float]:
     return {(("model", model.name),): len(model.batcher) for model in plane.models}
+
+
+def _gaps(plane: DataPlane) -> dict[Labels, float]:
+    gaps = {model.name: model.room.gap_ms or model.room.last_gap_ms for model in plane.models}
+    return {(("model", name),): gap_ms / 1e3 for name, gap_ms in gaps.items() if gap_ms is not None}
 
 
 def _statuses(responses: Mapping[int, int]) -> dict[Labels, float]:

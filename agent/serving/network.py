@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from agent import architectures
 from agent.quantization import artifact as artifacts
@@ -17,15 +19,24 @@ from agent.serving.memory import trim_heap
 from agent.serving.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from agent.serving.tensors import Array
 
+WARM_UP_S = 1.0
+"""How long the largest batch of a warm-up may take: clients may be waiting for its end."""
 
-def configure(threads: int) -> None:
-    """Fix the number of threads of one operation and import the kernels; must come before the first operation."""
+
+def configure(threads: int, device: str) -> None:
+    """Fix the number of threads of one operation and import the kernels; must come before the first operation.
+
+    Unless ``device`` is ``cpu``, the GPU's context is made, so that what a first load takes is its own.
+    """
     torch.set_num_threads(threads)
+    if device != "cpu" and torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # a load will meet it again, and say so to whoever asked for it
+            torch.zeros(1, device="cuda")
     with contextlib.suppress(ImportError, OSError, RuntimeError):
         # One that cannot be imported is not needed: artifacts then use the kernels that torch alone offers.
         kernels.bitsandbytes()
@@ -35,6 +46,13 @@ def configure(threads: int) -> None:
     # while they hold the interpreter's lock.
     gc.collect()
     gc.freeze()
+
+
+def check(artifact: Path) -> None:
+    """Read the sidecar and the directory, which must agree with the file's length; raises whatever that raises."""
+    artifacts.load_sidecar(artifact)
+    with safe_open(artifact, framework="np"):
+        """Opening it is the check."""
 
 
 def load(artifact: Path, device: str) -> TorchNetwork:
@@ -52,6 +70,31 @@ def release_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     trim_heap()
+
+
+def reset_device_peak() -> None:
+    """Let CUDA's peak begin anew."""
+    if _uses_cuda():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def device_memory() -> dict[str, int] | None:
+    """Return what torch and the device say of its memory, in bytes; None while CUDA is not in use."""
+    if not _uses_cuda():
+        return None
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return {
+        "allocated_bytes": torch.cuda.memory_allocated(),
+        "reserved_bytes": torch.cuda.memory_reserved(),
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "free_bytes": free_bytes,
+        "total_bytes": total_bytes,
+    }
+
+
+def _uses_cuda() -> bool:
+    is_initialized: Callable[[], bool] = torch.cuda.is_initialized
+    return is_initialized()
 
 
 class TorchNetwork:
@@ -74,21 +117,38 @@ class TorchNetwork:
         counts_rows = all(spec.shape and spec.shape[0] == -1 for spec in self.inputs + self.outputs)
         self.is_batchable = counts_rows and bool(sidecar["batchable"])
         self.resident_bytes = resident_bytes
-        self._module = module.eval()
+        self._module: torch.nn.Module | None = module.eval()
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         self._examples = examples
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs."""
+        if self._module is None:
+            raise RuntimeError("the model was closed")
         with torch.inference_mode():
             given = [self._to_tensor(array, spec) for array, spec in zip(arrays, self.inputs, strict=True)]
             answer = self._in_order(self._module(*given))
             return [_to_array(tensor, spec) for tensor, spec in zip(answer, self.outputs, strict=True)]
 
-    def warm_up(self) -> None:
-        """Compute one row, and two where rows are joined, of plausible made-up inputs."""
-        for rows in (1, 2) if self.is_batchable else (1,):
-            self.run([array[:rows] for array in self._examples])
+    def warm_up(self, rows: int) -> int:
+        """Compute plausible made-up inputs: one row, and where rows are joined two, then as many as time allows."""
+        self._compute(1)
+        if not self.is_batchable:
+            return 1
+        began = time.perf_counter()
+        self._compute(2)
+        affordable = int(WARM_UP_S / (time.perf_counter() - began) * 2)
+        largest = max(2, min(rows, affordable))
+        if largest > 2:  # noqa: PLR2004 - as above
+            self._compute(largest)
+        return largest
+
+    def close(self) -> None:
+        """Let go of the module and the examples."""
+        self._module, self._examples = None, ()
+
+    def _compute(self, rows: int) -> None:
+        self.run([np.resize(array, (rows, *array.shape[1:])) for array in self._examples])
 
     def _to_tensor(self, array: Array, spec: TensorSpec) -> torch.Tensor:
         # torch wants memory that it may write to; a batch that was just joined already is.

@@ -120,7 +120,7 @@ async def serve(
             log.warning("forced")
             for server in servers:
                 server.force_exit = True
-        plane.is_draining = True
+        plane.drain()
         asked.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,6 +4,7 @@ INVARIANTS:
 - A model answers with at most one release, the active one; activating is one assignment on the event loop.
 - A request holds on to the slot it was given: it is answered by that release, whatever is activated meanwhile.
 - A slot is freed only when no request holds it.
+- Requests wait for a release only in a gap that a switch made and that somebody is ending.
 - Everything here runs on the event loop. Loading, computing and HTTP are elsewhere.
 """
 
@@ -11,17 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.serving.errors import NotFoundError, UnavailableError
 from agent.serving.stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from agent.serving.batcher import Batcher
     from agent.serving.tensors import Array, TensorSpec
+    from agent.serving.waiting import WaitingRoom
 
 
 class Network(Protocol):
@@ -44,21 +46,44 @@ class Network(Protocol):
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs; the arrays may be read-only. Called from one thread at a time."""
 
-    def warm_up(self) -> None:
-        """Compute once on made-up inputs, so that the first request finds every kernel loaded."""
+    def warm_up(self, rows: int) -> int:
+        """Compute on made-up inputs, so that the first request finds every kernel loaded.
+
+        Args:
+            rows: of the largest batch to expect; types whose rows are not joined compute one.
+
+        Returns:
+            The rows of the largest batch that was computed: fewer where so many take too long.
+        """
+
+    def close(self) -> None:
+        """Let go of the weights; nothing is computed any more, while what describes the model stays."""
 
 
 class Loader(Protocol):
-    """What turns artifacts into networks. All calls come from threads other than the event loop's."""
+    """What turns artifacts into networks. Called from threads other than the event loop's, unless it says otherwise."""
 
     def prepare(self) -> None:
         """Import what is slow to import."""
+
+    def check(self, artifact: Path) -> None:
+        """Raise ``LoadFailedError`` for an artifact that can be told to be bad without loading it."""
 
     def load(self, artifact: Path) -> Network:
         """Load an artifact; raises ``LoadFailedError``."""
 
     def release_memory(self) -> None:
         """Give memory that nothing uses any more back to the system."""
+
+    def reset_device_peak(self) -> None:
+        """Let the device's ``peak_allocated_bytes`` begin anew."""
+
+    def device_memory(self) -> dict[str, int] | None:
+        """Return the accelerator's memory in bytes, None without one; may be called from the event loop.
+
+        ``allocated_bytes`` by tensors, ``reserved_bytes`` by the allocator, ``peak_allocated_bytes``, and of the whole
+        device ``free_bytes`` and ``total_bytes``.
+        """
 
 
 @dataclass(eq=False)
@@ -68,6 +93,7 @@ class Slot:
     Attributes:
         release: the supervisor's id for it.
         version: the operator's word for it; what clients see.
+        figures: what its load took, see ``loading``.
         in_flight: requests that hold it.
     """
 
@@ -75,7 +101,7 @@ class Slot:
     release: str
     version: str
     network: Network
-    load_ms: float
+    figures: Mapping[str, Any] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
     in_flight: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,10 +133,12 @@ class Model:
         loading: release and version that is being loaded, or None.
         failure: release, version and reason of the last load when it failed, else None.
         changes: held by whoever loads, activates or unloads; one change of a model at a time.
+        room: where requests wait while the active release is let go before the next one is there.
     """
 
     name: str
     batcher: Batcher
+    room: WaitingRoom
     slots: dict[str, Slot] = field(default_factory=dict)
     active: Slot | None = None
     loading: tuple[str, str] | None = None
@@ -128,7 +156,14 @@ class Model:
         """Let a loaded release answer from now on; return the id of the one that did before."""
         previous = self.active
         self.active = self.slot(release)
+        self.room.close()
         return previous.release if previous else None
+
+    @property
+    def is_switching(self) -> bool:
+        """Whether nothing answers, but something is about to: requests wait."""
+        is_tended = self.changes.locked() or not self.room.is_forsaken
+        return self.active is None and self.room.is_open and is_tended
 
 
 class Models:
@@ -171,6 +206,10 @@ class Models:
         if version is not None and version != model.active.version:
             raise NotFoundError(f"model {name!r} answers with version {model.active.version!r}, not {version[:128]!r}")
         return model.active
+
+    def answering(self, name: str, version: str | None = None) -> Slot | None:
+        """Return the slot that answers for ``name``, None while requests wait for one; raises as ``active`` does."""
+        return None if self.get(name).is_switching else self.active(name, version)
 
     def slots(self) -> Iterator[tuple[Model, Slot]]:
         """Yield every loaded release."""

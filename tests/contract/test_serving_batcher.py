@@ -31,7 +31,7 @@ def answer_to(asked: Question, bias: float = 0.0) -> Any:
 
 
 def slot_of(network: FakeNetwork, release: str = "r1") -> Slot:
-    return Slot("m", release, "1", network, 0.0)
+    return Slot("m", release, "1", network)
 
 
 @asynccontextmanager
@@ -228,6 +228,20 @@ def test_a_request_that_waited_for_its_timeout_is_not_computed() -> None:
             network.gate.set()
             await first
         assert network.calls == [1]
+
+    run(scenario)
+
+
+def test_what_a_request_waited_before_it_came_into_the_queue_counts() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        slot = slot_of(network)
+        async with batcher(network) as it:
+            first = await occupy(it, slot, network)
+            with pytest.raises(ExpiredError, match="60000000 us"):
+                await it.submit(slot, question(1.0), timeout_s=60.0, waited_s=61.0)
+            network.gate.set()
+            await first
 
     run(scenario)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +15,10 @@ import torch
 from torch import nn
 
 from agent import architectures
+from agent.serving import network as serving_network
 from agent.serving.batcher import Batcher
-from agent.serving.errors import BadRequestError
+from agent.serving.errors import BadRequestError, LoadFailedError
+from agent.serving.loader import TorchLoader
 from agent.serving.network import TorchNetwork
 from agent.serving.slots import Slot
 from agent.serving.tensors import Tensor
@@ -54,7 +58,7 @@ def rows_of(arrays: list[Array], row: int) -> Question:
 def test_answers_of_joined_requests_equal_those_of_single_ones(model_type: str) -> None:
     async def scenario() -> None:
         network, arrays = network_of(model_type)
-        slot = Slot("m", "r1", "1", network, 0.0)
+        slot = Slot("m", "r1", "1", network)
         batcher = Batcher("m", asyncio.get_running_loop())
         try:
             alone = [await batcher.submit(slot, rows_of(arrays, row)) for row in range(ROWS)]
@@ -74,7 +78,7 @@ def test_answers_of_joined_requests_equal_those_of_single_ones(model_type: str) 
 @pytest.mark.parametrize("model_type", architectures.names())
 def test_every_type_answers_with_the_outputs_that_it_declares(model_type: str) -> None:
     network, arrays = network_of(model_type)
-    network.warm_up()
+    network.warm_up(2)
     read_only = [array.copy() for array in arrays]
     for array in read_only:
         array.flags.writeable = False
@@ -85,6 +89,81 @@ def test_every_type_answers_with_the_outputs_that_it_declares(model_type: str) -
         ]
         assert output.dtype == np.float32
         assert np.isfinite(output).all()
+
+
+class Counting(nn.Module):
+    """Notes the rows of every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(given))
+        return given * self.weight
+
+
+def counting(*, is_batchable: bool = True) -> tuple[TorchNetwork, Counting]:
+    spec = {"datatype": "FP32", "shape": [-1, 2]}
+    sidecar = {"model_type": "counting", "method": "fp32", "batchable": is_batchable}
+    sidecar |= {"inputs": [{"name": "x", **spec}], "outputs": [{"name": "y", **spec}]}
+    module = Counting()
+    return TorchNetwork(module, sidecar, 0, [np.ones((2, 2), np.float32)]), module
+
+
+@pytest.mark.parametrize(
+    ("is_batchable", "limit_s", "passes"),
+    [(True, 60.0, [1, 2, 32]), (True, 0.0, [1, 2]), (False, 60.0, [1])],
+    ids=["joined", "slow", "alone"],
+)
+def test_a_warm_up_computes_the_largest_batch_that_time_allows(
+    monkeypatch: pytest.MonkeyPatch, *, is_batchable: bool, limit_s: float, passes: list[int]
+) -> None:
+    monkeypatch.setattr(serving_network, "WARM_UP_S", limit_s)
+    network, module = counting(is_batchable=is_batchable)
+    assert network.warm_up(32) == passes[-1]
+    assert module.rows == passes
+
+
+def test_a_closed_network_keeps_its_description_and_not_its_weights() -> None:
+    network, module = counting()
+    weights, inputs = weakref.ref(module), network.inputs
+    del module
+    network.close()
+    assert weights() is None
+    assert network.inputs == inputs
+    with pytest.raises(RuntimeError, match="was closed"):
+        network.run([np.ones((1, 2), np.float32)])
+
+
+def test_a_load_that_fails_keeps_nothing_of_what_it_had_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[nn.Module]] = []
+
+    def load(_artifact: Path, _device: str) -> TorchNetwork:
+        half = Counting()
+        loaded.append(weakref.ref(half))
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(serving_network, "load", load)
+    with pytest.raises(LoadFailedError) as caught:
+        TorchLoader("cpu", 1).load(Path("r1"))
+    assert caught.value.code == "insufficient_memory"
+    assert loaded[0]() is None
+
+
+def test_the_devices_memory_is_told_once_cuda_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TorchLoader("cpu", 1).device_memory() is None
+    figures = {"memory_allocated": 1, "memory_reserved": 2, "max_memory_allocated": 3}
+    for name, value in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4, 5))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert serving_network.device_memory() is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert serving_network.device_memory() == {
+        "allocated_bytes": 1, "reserved_bytes": 2, "peak_allocated_bytes": 3, "free_bytes": 4, "total_bytes": 5,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("model_type", ["rnn-stroke", "rnn-radical"])

@@ -46,6 +46,8 @@ class FakeNetwork:
     method: str = "nf4"
     resident_bytes: int = 48
     calls: list[int] = field(default_factory=list)
+    warm_up_rows: int = 0
+    is_closed: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
 
@@ -53,6 +55,7 @@ class FakeNetwork:
         self.gate.set()
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
+        assert not self.is_closed, "a model computes after its weights were let go"
         self.calls.append(len(arrays[0]))
         self.entered.set()
         self.gate.wait()
@@ -60,23 +63,31 @@ class FakeNetwork:
             raise self.error
         return [np.asarray(arrays[0], dtype=np.float32) @ WEIGHTS + np.float32(self.bias)]
 
-    def warm_up(self) -> None:
-        self.run([np.zeros((1, 4), np.float32)])
+    def warm_up(self, rows: int) -> int:
+        self.warm_up_rows = rows if self.is_batchable else 1
+        self.run([np.zeros((self.warm_up_rows, 4), np.float32)])
         self.calls.clear()
         self.entered.clear()
+        return self.warm_up_rows
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 @dataclass
 class FakeLoader:
     """Knows networks by the name of their artifact; loads of those in ``failures`` raise.
 
+    Those in ``bad`` can be told to be bad without a load. ``events`` says what was done, in order.
     ``gate`` lets a test hold a load; ``entered`` says that it is there.
     """
 
     networks: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, Exception] = field(default_factory=dict)
+    bad: dict[str, Exception] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
-    released: int = 0
+    events: list[str] = field(default_factory=list)
+    device: dict[str, int] | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
 
@@ -86,18 +97,33 @@ class FakeLoader:
     def prepare(self) -> None:
         return None
 
+    def check(self, artifact: Path) -> None:
+        if artifact.name in self.bad:
+            raise self.bad[artifact.name]
+
     def load(self, artifact: Path) -> Any:
         self.loads.append(artifact.name)
+        self.events.append(f"load {artifact.name}")
         self.entered.set()
         self.gate.wait()
         if artifact.name in self.failures:
             raise self.failures[artifact.name]
         if artifact.name not in self.networks:
             raise LoadFailedError("bad_artifact", f"{artifact} does not exist")
-        return self.networks[artifact.name]
+        network = self.networks[artifact.name]
+        if isinstance(network, FakeNetwork):
+            network.is_closed = False
+        return network
 
     def release_memory(self) -> None:
-        self.released += 1
+        closed = sorted(name for name, network in self.networks.items() if getattr(network, "is_closed", False))
+        self.events.append(f"release memory of {', '.join(closed) or 'nothing'}")
+
+    def reset_device_peak(self) -> None:
+        self.events.append("reset peak")
+
+    def device_memory(self) -> dict[str, int] | None:
+        return self.device
 
 
 @dataclass
@@ -123,11 +149,11 @@ class Harness:
 
 
 @asynccontextmanager
-async def harness(*, max_body_bytes: int = 64 * 1024 * 1024) -> AsyncIterator[Harness]:
+async def harness(*, max_body_bytes: int = 64 * 1024 * 1024, hold_s: float = 30.0) -> AsyncIterator[Harness]:
     """Yield a server with no model; its threads end with the block."""
     plane, loader = DataPlane(Models()), FakeLoader()
     responses: Counter[int] = Counter()
-    control = ControlPlane(plane, loader)
+    control = ControlPlane(plane, loader, hold_s)
     app = HttpApp(plane, responses, None, max_body_bytes)
     async with (
         _client(app) as data,
