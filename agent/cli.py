@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 import agent
 from agent.planning.gate import Thresholds
-from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, compute_dtype
+from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, NAMES, compute_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +37,7 @@ class _FailureError(click.ClickException):
 def _explained() -> Iterator[None]:
     """Turn the errors that people can act on into a sentence; what a path on the command line causes is one."""
     from agent.deployment.ports import StepError
+    from agent.workbench.errors import WrongInputError
 
     try:
         yield
@@ -46,15 +47,17 @@ def _explained() -> Iterator[None]:
         if error.filename is None:
             raise
         raise _FailureError(f"{error.filename}: {error.strerror}") from None
+    except WrongInputError as error:
+        raise _FailureError(str(error)) from None
 
 
 def _listed(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
     """Return the methods of a comma-separated list, all of them without one."""
-    known = click.Choice(list(METHODS))
+    known = click.Choice(list(NAMES))
     return tuple(known.convert(name.strip(), option, context) for name in value.split(",")) if value else tuple(METHODS)
 
 
-_METHOD = click.option("--method", type=click.Choice(["auto", *METHODS]), default="auto", show_default=True)
+_METHOD = click.option("--method", type=click.Choice(["auto", *NAMES]), default="auto", show_default=True)
 _BLOCKSIZE = click.option(
     "--blocksize",
     type=click.Choice([str(size) for size in BLOCKSIZES]),
@@ -179,7 +182,7 @@ def quantize(
     """
     from agent.workbench import shell
 
-    if double_quant and method != "auto" and METHODS[method].quant_type is None:
+    if double_quant and method != "auto" and (method not in METHODS or METHODS[method].quant_type is None):
         raise click.UsageError(f"--double-quant quantizes the scales of a 4-bit method; {method} has none to quantize")
     shell.quantize(request, method, output, double_quant=double_quant, is_strict=is_strict, as_json=as_json)
 
@@ -195,6 +198,33 @@ def compare(*, request: Request, methods: tuple[str, ...], output: Path, as_json
     from agent.workbench import shell
 
     shell.compare(request, methods, output, as_json=as_json)
+
+
+@main.command()
+@click.argument("checkpoint", metavar="CHECKPOINT_OR_URL")
+@click.option(
+    "--profile", "profile_name", metavar="NAME", help="A device that is not at hand; --profile list names them."
+)
+@click.option("--budget", metavar="SIZE", help="What all models together may take, such as 512MiB.")
+@click.option("--reserve", metavar="SIZE", default="512MiB", show_default=True, help="What stays free.")
+@click.option("--model-type", default="auto", show_default=True, help="auto recognises it by its tensors.")
+@_METHOD
+@click.option(
+    "--matrix", "matrix_file", type=click.Path(dir_okay=False, path_type=Path), help="Rows of your own (TOML)."
+)
+@click.option("--matrix-only", is_flag=True, help="Follow the matrix to the letter.")
+@click.option("--purpose", type=click.Choice(["serve", "research"]), default="serve", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the decision record as JSON.")
+@_explained()
+def plan(checkpoint: str, *, as_json: bool, **asked: Any) -> None:
+    """Explain what this device, or one of a profile, would do with a checkpoint, and why; nothing is built.
+
+    CHECKPOINT_OR_URL is a file or a Hugging Face model here, or an address with http, https or file. "list" as the
+    profile names all profiles. Exit status 1 if nothing fits.
+    """
+    from agent.workbench import shell
+
+    sys.exit(0 if shell.plan(checkpoint, as_json=as_json, **asked) else 1)
 
 
 @main.command()

@@ -128,6 +128,14 @@ class Deployment(_Section):
     build_threads: Annotated[int, Field(ge=1, le=256)] = 1
 
 
+class Planning(_Section):
+    """How the method for a model is chosen."""
+
+    matrix_file: Path | None = None
+    matrix_only: bool = False
+    purpose: Literal["serve", "research"] = "serve"
+
+
 class Logging(_Section):
     """What is written to the log."""
 
@@ -152,6 +160,7 @@ class Settings(BaseSettings):
     memory: Memory = Memory()
     health: Health = Health()
     deployment: Deployment = Deployment()
+    planning: Planning = Planning()
     logging: Logging = Logging()
 
     @classmethod

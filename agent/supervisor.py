@@ -18,18 +18,22 @@ from agent.adapters import systemd
 from agent.adapters.artifacts import ArtifactStore
 from agent.adapters.builder import BuilderProcess
 from agent.adapters.clock import SystemClock
-from agent.adapters.download import Downloader, Policy
+from agent.adapters.download import Downloader
+from agent.adapters.download import Policy as DownloadPolicy
 from agent.adapters.journal import SqliteJournal
+from agent.adapters.lessons import LessonFile
 from agent.adapters.mqtt import Broker, MqttTransport
 from agent.adapters.processes import use_one_arena
 from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
 from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.contract.manifest import Identity
+from agent.contract.matrix import MatrixError, parse_toml
 from agent.contract.topics import Topics
 from agent.deployment.engine import Engine
 from agent.deployment.inbox import CapabilitiesKnown, ServerLost, Stop
 from agent.deployment.intake import Intake
+from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports, StepError
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
 from agent.deployment.runner import Runner, WorkWatch
@@ -38,8 +42,10 @@ from agent.devices import system, tegra
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.health.reporter import HealthReporter
 from agent.health.web import StatusSite
+from agent.planning.matrix import MATRIX
 from agent.planning.methods import METHODS
 from agent.planning.model_types import MODEL_TYPES
+from agent.planning.plan import Policy
 
 if TYPE_CHECKING:
     import socket
@@ -68,6 +74,7 @@ class Supervisor:
         self._control_path = state_dir / "run" / "control.sock"
         self._http, self._control = _listen(settings.serving), _listen_control(self._control_path)
         self._clock = SystemClock()
+        self._policy = _policy(settings)
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
         self._journal = SqliteJournal(state_dir / "journal.db")
         self._relaxations = () if settings.trust.require_signature else ("trust.require_signature is off",)
@@ -150,7 +157,9 @@ class Supervisor:
     def _make_engine(self, state_dir: Path) -> Engine:
         settings = self._settings
         store = ArtifactStore(state_dir)
-        ports = Ports(self._clock, _downloader(settings), store, self._builder, self._device, self._server)
+        lessons = LessonFile(state_dir / "learned.json")
+        ports = Ports(self._clock, _downloader(settings), store, self._builder, self._device, self._server, lessons)
+        planner = Planner(ports, lambda: self._policy)
         identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), _hardware())
         return Engine(
             journal=self._journal,
@@ -163,7 +172,7 @@ class Supervisor:
                 require_signature=settings.trust.require_signature,
                 model_types=_known_types(),
             ),
-            steps=Steps(ports, soak_s=settings.deployment.soak_s),
+            steps=Steps(ports, planner, soak_s=settings.deployment.soak_s),
             runner=self._runner,
             reporting=Reporting(
                 self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
@@ -286,10 +295,23 @@ def _device(settings: Settings, self_test: Any) -> DeviceProbe:
     )
 
 
+def _policy(settings: Settings) -> Policy:
+    planning = settings.planning
+    matrix = MATRIX
+    if planning.matrix_file is not None:
+        try:
+            matrix = parse_toml(planning.matrix_file.read_text(encoding="utf-8"), str(planning.matrix_file))
+        except OSError as error:
+            raise StartError(f"planning.matrix_file {planning.matrix_file}: {error.strerror}") from None
+        except (MatrixError, UnicodeDecodeError) as error:
+            raise StartError(f"planning.matrix_file: {error}") from None
+    return Policy(matrix, planning.matrix_only, planning.purpose)
+
+
 def _downloader(settings: Settings) -> Downloader:
     downloads = settings.downloads
     return Downloader(
-        Policy(
+        DownloadPolicy(
             schemes=frozenset(downloads.allowed_schemes),
             hosts=frozenset(downloads.allowed_hosts),
             stall_s=downloads.stall_s,

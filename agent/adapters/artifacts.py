@@ -2,6 +2,7 @@
 
     downloads/<sha256>.part         what is being fetched
     artifacts/<sha256>/source       a verified checkpoint or data set
+    artifacts/<sha256>/footprint.json  what it will need in memory
     artifacts/<sha256>/<method>/    a finished artifact: packed weights, sidecar, gate inputs, result.json
     artifacts/<sha256>/<method>.tmp what is being built
 
@@ -30,6 +31,7 @@ CHUNK = 4 * 2**20
 RESERVE_BYTES = 64 * 2**20
 """Disk space that stays free so that journal and logs can go on."""
 RESULT = "result.json"
+FOOTPRINT = "footprint.json"
 
 
 class ArtifactStore:
@@ -132,6 +134,21 @@ class ArtifactStore:
         _sync(final.parent)
         shutil.rmtree(old, ignore_errors=True)
         return _with_paths(result, final)
+
+    def footprint(self, sha256: str) -> dict[str, Any] | None:
+        """Return what was found out about a checkpoint's needs, or None."""
+        try:
+            found: dict[str, Any] = json.loads((self._artifacts / sha256 / FOOTPRINT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def keep_footprint(self, sha256: str, footprint: dict[str, Any]) -> None:
+        """Remember a checkpoint's needs; what a power cut spoils is found out again."""
+        path = self._artifacts / sha256 / FOOTPRINT
+        partial = path.with_suffix(".tmp.json")
+        partial.write_text(json.dumps(footprint), encoding="utf-8")
+        partial.replace(path)
 
     def sweep(self, keep: set[str]) -> None:
         """Delete sources, artifacts and partial downloads of digests that are not in ``keep``."""

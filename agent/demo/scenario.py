@@ -28,7 +28,7 @@ from agent.demo.load import InferenceClient, Load, top
 from agent.demo.view import View
 from agent.fleet import keys
 from agent.fleet.client import FleetClient, NoAnswerError
-from agent.planning.plan import size
+from agent.planning.budget import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

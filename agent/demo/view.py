@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agent.planning.plan import size
+from agent.planning.budget import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent.contract.commands import Gate
@@ -10,13 +12,16 @@ from agent.contract.errors import ErrorCode
 from agent.contract.manifest import Envelope
 from agent.deployment.models import Release, release_id
 from agent.deployment.ports import StepError
+from agent.planning.explain import explain
 from agent.planning.gate import Thresholds
+from agent.planning.methods import FOUR_BIT, MIXED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.deployment.machine import Operation
     from agent.deployment.models import Served
+    from agent.planning.memory import Learned
 
 JsonObject = dict[str, Any]
 
@@ -114,11 +119,36 @@ def previous_release(operation: Operation, served: Mapping[str, Served]) -> Rele
     return item.previous
 
 
+def mix_job(decision: Mapping[str, Any], demanded: Thresholds) -> JsonObject:
+    """Return what the search for a mix of methods needs: where it starts, how far it may go, and what is enough."""
+    planned = str(decision.get("planned"))
+    mix = {
+        "base": planned if planned in FOUR_BIT else "nf4",
+        "budget_bytes": decision.get("mixed_budget_bytes"),
+    }
+    return {"mixed": mix, "gate": {"thresholds": asdict(demanded)}}
+
+
+def variant(method: str, extra: Mapping[str, Any]) -> str:
+    """Return what an artifact is called in the store: its method, and for a mix also what was demanded of it."""
+    if not extra:
+        return method
+    return f"{method}-{hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+_TOLD = ("scenario", "rule", "share", "rationale", "requested", "planned", "budget", "candidates", "reason")
+
+
+def told(decision: Mapping[str, Any]) -> JsonObject:
+    """Return the part of the decision record that goes into the artifact's sidecar: why it was built."""
+    return {**{name: decision[name] for name in _TOLD if name in decision}, "explanation": explain(decision)}
+
+
 def release_of(facts: JsonObject, result: JsonObject) -> Release:
     """Return the release that the builder's ``result`` makes of a verified checkpoint's ``facts``."""
     gate = result["gate"]
     return Release(
-        id=release_id(facts["version"], facts["sha256"], facts["method"]),
+        id=release_id(facts["version"], facts["sha256"], result.get("variant") or facts["method"]),
         version=facts["version"],
         sha256=facts["sha256"],
         model_type=result["model_type"],
@@ -140,6 +170,8 @@ _MEASURED = (
     "source_tensor_bytes",
     "artifact_bytes",
     "resident_bytes",
+    "working_bytes",
+    "mixed",
     "coverage",
     "skipped",
     "skipped_count",
@@ -153,6 +185,31 @@ _MEASURED = (
 def measurements(result: JsonObject) -> JsonObject:
     """Return the part of the builder's result that belongs into the decision record."""
     return {name: result.get(name) for name in _MEASURED}
+
+
+def lesson(
+    decision: Mapping[str, Any], method: str, loaded: Mapping[str, Any], learned: Learned
+) -> tuple[JsonObject | None, Learned]:
+    """Return how far the estimate of a release was off, and what is known after learning from it.
+
+    Errors are estimate over measurement, less one. The peak is that of the process that serves, or of its memory on the
+    GPU where it has one; nothing is learned from a load that was not measured, nor from a mix, whose estimate is only
+    its least.
+    """
+    estimate = decision.get("estimates", {}).get(method)
+    before, peak = loaded.get("before_bytes"), loaded.get("peak_bytes")
+    if estimate is None or method == MIXED or before is None or peak is None:
+        return None, learned
+    weights, working = loaded["resident_bytes"], peak - before - loaded["resident_bytes"]
+    expected = before + estimate["weights_bytes"] + estimate["working_bytes"]
+    errors = {
+        "weights": round(estimate["weights_bytes"] / weights - 1, 4) if weights else None,
+        "process_peak": round(expected / peak - 1, 4) if peak else None,
+    }
+    after = learned.after(
+        raw_working_bytes=estimate["raw_working_bytes"], measured_working_bytes=working, runtime_bytes=before
+    )
+    return errors, after
 
 
 def amended(operation: Operation, **measured: Any) -> JsonObject:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Release:
         agreement, accuracy, accuracy_source: what the gate measured; accuracies are None without labels.
         since: RFC 3339 time of the commit.
         sequence: sequence of the manifest that brought it, None without one.
+        decision: the decision record that led to it, with its measurements; None in records of older agents.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Release:
     accuracy_source: float | None
     since: str = ""
     sequence: int | None = None
+    decision: JsonObject | None = None
 
     def to_json(self) -> JsonObject:
         """Return a JSON object that ``from_json`` reads."""
@@ -95,6 +97,17 @@ def release_id(version: str, sha256: str, method: str) -> str:
     return f"{version}-{sha256[:12]}-{method}"
 
 
+def _kept(decision: JsonObject | None) -> JsonObject | None:
+    """Return a decision record as it is kept with a release: without the long list of weights that stayed as they are.
+
+    What is served by one device has to fit into one report, with every model's record.
+    """
+    if decision is None or not decision.get("measured"):
+        return decision
+    measured = {name: value for name, value in decision["measured"].items() if name not in ("skipped", "notes")}
+    return {**decision, "measured": measured}
+
+
 def settle(served: Served | None, operation: Operation, since: str) -> Served | None:
     """Return what stands behind the model's name once ``operation`` has succeeded.
 
@@ -111,6 +124,8 @@ def settle(served: Served | None, operation: Operation, since: str) -> Served | 
     if facts.get("already_applied"):
         return served
     release = Release.from_json({**facts["release"], "since": since})
+    if operation.command != "rollback":  # which goes back to a release with a decision of its own
+        release = replace(release, decision=_kept(operation.decision))
     dataset = facts.get("dataset") or (served.dataset if served else None)
     if operation.command == "rollback" or served is None:
         return Served(str(operation.model), release, None, dataset)

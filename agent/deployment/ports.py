@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from agent.contract.reports import Report
     from agent.deployment.machine import Operation
     from agent.deployment.models import Release, Served
-    from agent.planning.plan import Budget
+    from agent.planning.budget import Budget
+    from agent.planning.memory import Learned
 
 JsonObject = dict[str, Any]
 
@@ -173,6 +174,12 @@ class Store(Protocol):
         Raises ``StepError`` for a container that is malformed or made to deceive.
         """
 
+    def footprint(self, sha256: str) -> JsonObject | None:
+        """Return what was found out about a checkpoint's needs, or None."""
+
+    def keep_footprint(self, sha256: str, footprint: JsonObject) -> None:
+        """Remember a checkpoint's needs for as long as the checkpoint is there."""
+
     def sweep(self, keep: set[str]) -> None:
         """Delete sources, artifacts and leftovers of digests that are not in ``keep``."""
 
@@ -223,6 +230,16 @@ class Server(Protocol):
         """Return counters and memory; raises when the server does not answer."""
 
 
+class Lessons(Protocol):
+    """What this device has learned about its own estimates; survives restarts."""
+
+    def learned(self) -> Learned:
+        """Return what is known; the neutral value before the first deploy."""
+
+    def keep(self, learned: Learned) -> None:
+        """Remember it."""
+
+
 class Signatures(Protocol):
     """Who may deploy what."""
 
@@ -240,3 +257,4 @@ class Ports:
     builder: Builder
     device: Device
     server: Server
+    lessons: Lessons

@@ -9,6 +9,7 @@ from agent.contract.commands import COMMANDS
 from agent.contract.reports import Progress, Report
 from agent.contract.topics import is_id
 from agent.contract.wire import JsonObject, dump
+from agent.planning.explain import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -157,7 +158,8 @@ def _copy(report: Report, request: Mapping[str, Any]) -> list[Report]:
 def describe_served(item: Served) -> JsonObject:
     """Return what stands behind a model name, as ``reported`` and the status page show it."""
     previous = _release(item.previous) if item.previous else None
-    return {**_release(item.current), "state": "serving", "previous": previous}
+    decision = explained(item.current.decision)
+    return {**_release(item.current), "state": "serving", "previous": previous, "decision": decision}
 
 
 def describe_operation(operation: Operation) -> JsonObject:
@@ -169,9 +171,14 @@ def describe_operation(operation: Operation) -> JsonObject:
         "state": str(operation.state),
         "phase": None if operation.state.is_terminal else str(operation.phase),
         "attempt": operation.attempt,
-        "decision": operation.decision,
+        "decision": explained(operation.decision),
         "error": operation.error.model_dump(mode="json") if operation.error else None,
     }
+
+
+def explained(decision: JsonObject | None) -> JsonObject | None:
+    """Return a decision record with its sentences."""
+    return None if decision is None else {**decision, "explanation": explain(decision)}
 
 
 def _release(release: Release) -> JsonObject:

@@ -14,25 +14,30 @@ from agent.deployment.facts import (
     checkpoint_facts,
     gate_of,
     is_current,
-    measurements,
+    mix_job,
     previous_release,
     release_of,
     source_of,
     thresholds_of,
+    told,
+    variant,
 )
 from agent.deployment.machine import Done
 from agent.deployment.models import Release
 from agent.deployment.phases import Phase
 from agent.deployment.ports import StepError
+from agent.deployment.selection import select
 from agent.planning.gate import judge
-from agent.planning.plan import plan
+from agent.planning.methods import MIXED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.deployment.machine import Operation
     from agent.deployment.models import Served
+    from agent.deployment.planner import Planner
     from agent.deployment.ports import Ports, Watch
+    from agent.planning.gate import Thresholds
 
 JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
@@ -43,11 +48,13 @@ class Steps:
 
     Args:
         ports: the world.
+        planner: decides how a model is stored.
         soak_s: how long a trial lasts when the gate does not say.
     """
 
-    def __init__(self, ports: Ports, *, soak_s: float) -> None:
+    def __init__(self, ports: Ports, planner: Planner, *, soak_s: float) -> None:
         self._ports = ports
+        self._planner = planner
         self._soak_s = soak_s
         self._table = {
             Phase.DOWNLOADING: self._download,
@@ -114,16 +121,10 @@ class Steps:
         watch.check()
         facts = checkpoint_facts(operation, served)
         requested = "auto" if operation.command == "replan" else operation.request.get("method", "auto")
-        device = self._ports.device
-        usable = [name for name, result in device.usable_methods().items() if result["ok"]]
-        chosen = plan(
-            self._ports.store.numels(facts["sha256"]),
-            device.budget(),
-            requested=requested,
-            usable=usable,
-        )
+        footprint = self._planner.footprint(facts, watch)
+        chosen = self._planner.plan(str(operation.model), footprint, served, requested=requested)
         if chosen.chosen is None:
-            unusable = all(candidate.method not in usable for candidate in chosen.candidates)
+            unusable = all(candidate.is_broken for candidate in chosen.candidates)
             raise StepError(
                 ErrorCode.UNSUPPORTED_METHOD if unusable else ErrorCode.INSUFFICIENT_MEMORY,
                 chosen.reason,
@@ -140,34 +141,33 @@ class Steps:
             decision["reason"] += "; it is already being served"
         return Done(Phase.PLANNING, facts, decision)
 
-    def _build(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
-        """Build what was planned; what the gate refuses gives way to the plan's fallbacks, if it has any."""
-        facts = dict(operation.facts)
-        decision = dict(operation.decision or {})
-        refused: list[str] = []
-        for method in (facts["method"], *decision.get("fallbacks", ())):
-            facts["method"] = method
-            result, is_cached = self._artifact(facts, watch)
-            decision |= {"method": method, "measured": measurements(result), "cached": is_cached}
-            complaints = judge(result["gate"], thresholds_of(operation))
-            if not complaints:
-                return Done(
-                    Phase.BUILDING, {"method": method, "release": release_of(facts, result).to_json()}, decision
-                )
-            refused.append(f"{method}: {'; '.join(complaints)}")
-            decision |= {"overruled": list(refused), "reason": f"measurement overruled the plan: {' | '.join(refused)}"}
-        raise StepError(
-            ErrorCode.GATE_FAILED,
-            " | ".join(refused),
-            "choose a method with more bits, or give the gate other thresholds",
-            facts=decision,
-        )
+    def _build(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
+        """Build what was planned and measure it; see ``selection`` for what is kept in the end."""
+        facts, decision = dict(operation.facts), dict(operation.decision or {})
+        demanded = thresholds_of(operation)
 
-    def _artifact(self, facts: JsonObject, watch: Watch) -> tuple[JsonObject, bool]:
+        def measure(method: str) -> tuple[JsonObject, bool]:
+            return self._artifact(facts, method, decision, demanded, watch)
+
+        kept, decision = select(decision or {"method": facts["method"], "reason": "planned"}, measure, demanded)
+        facts["method"] = kept.method
+        release = release_of(facts, kept.result)
+        found: JsonObject = {"method": kept.method, "release": release.to_json()}
+        item = served.get(str(operation.model))
+        if item is not None and item.current.id == release.id and facts.get("dataset") == item.dataset:
+            found["already_applied"] = True
+            decision["reason"] += "; it is already being served"
+        return Done(Phase.BUILDING, found, decision)
+
+    def _artifact(
+        self, facts: JsonObject, method: str, decision: JsonObject, demanded: Thresholds, watch: Watch
+    ) -> tuple[JsonObject, bool]:
         """Return the builder's result for a method, from the store if it was built before, and whether it was."""
         store = self._ports.store
-        sha256, method, dataset = facts["sha256"], facts["method"], facts.get("dataset")
-        result = store.built(sha256, method, dataset)
+        sha256, dataset = facts["sha256"], facts.get("dataset")
+        extra = mix_job(decision, demanded) if method == MIXED else {}
+        name = variant(method, extra)
+        result = store.built(sha256, name, dataset)
         if result is not None:
             return result, True
         source = store.source(sha256)
@@ -179,12 +179,14 @@ class Steps:
             "checkpoint": str(source),
             "model_type": facts["model_type"],
             "method": method,
-            "output_dir": str(store.staging(sha256, method)),
+            "output_dir": str(store.staging(sha256, name)),
             "source_sha256": sha256,
-            "gate": {"dataset": str(store.source(dataset)) if dataset else None},
+            "gate": {"dataset": str(store.source(dataset)) if dataset else None, **extra.get("gate", {})},
+            "decision": told(decision),
+            **{key: value for key, value in extra.items() if key != "gate"},
         }
-        built = {**self._ports.builder.build(job, watch), "dataset": dataset}
-        return store.publish(sha256, method, built), False
+        built = {**self._ports.builder.build(job, watch), "dataset": dataset, "variant": name}
+        return store.publish(sha256, name, built), False
 
     def _load(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
         watch.check()

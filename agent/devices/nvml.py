@@ -1,82 +1,133 @@
 """The GPU as NVML tells it: the only place that knows ``pynvml``.
 
 NVML is an optional witness. On a Jetson it is missing, or it answers but knows no memory; a total of zero bytes has
-been seen too. Every figure that it does not know is None here, and nothing is ever raised.
+been seen too. Every figure that it does not know is None here, nothing is ever raised, and nobody waits for it longer
+than a deadline.
+
+The library stays initialised between looks. An initialised library keeps working after a driver package was upgraded
+under it, when a new ``nvmlInit`` fails for versions that do not match, and on a card without persistence mode an
+initialisation takes seconds, which a deadline would cut off at every look. The price, a driver that cannot be
+unloaded, is paid already by whoever serves from the card. What the library knows is dropped when the driver says that
+the card or the session is gone, and in a forked child, where a handle of the parent is worth nothing; the next look
+begins anew.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pynvml
 
+from agent.devices.bounded import DEADLINE_S, OK, Bounded
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_ENDED = (
+    "NVML_ERROR_UNINITIALIZED",
+    "NVML_ERROR_DRIVER_NOT_LOADED",
+    "NVML_ERROR_GPU_IS_LOST",
+    "NVML_ERROR_RESET_REQUIRED",
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH",
+)
+"""Answers that are about the session and not about the figure: no other figure is to be had any more."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     """What NVML says of the first GPU; None is "not known"."""
 
-    name: str | None
-    capability: tuple[int, int] | None
-    total_bytes: int | None
-    free_bytes: int | None
-    utilisation_percent: int | None
-    temperature_c: int | None
-    power_w: float | None
-    driver: str | None
+    name: str | None = None
+    capability: tuple[int, int] | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    utilisation_percent: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    memory_clock_mhz: int | None = None
+    memory_bus_bits: int | None = None
+    driver: str | None = None
 
 
-def read(library: Any = pynvml) -> tuple[Gpu | None, str]:
-    """Return the first GPU and a word on the answer: ``ok``, or why there is none.
+class Nvml:
+    """NVML, asked with a deadline.
 
     Args:
         library: the ``pynvml`` module, or something that behaves like it.
+        deadline_s: seconds that a caller waits at most.
     """
-    try:
-        library.nvmlInit()
-    except library.NVMLError as error:
-        return None, _name(error)
-    try:
-        handle = library.nvmlDeviceGetHandleByIndex(0)
-    except library.NVMLError as error:
-        return None, _name(error)
-    else:
-        return _read(library, handle), "ok"
-    finally:
-        _ask(library, library.nvmlShutdown)
+
+    def __init__(self, library: Any = pynvml, *, deadline_s: float = DEADLINE_S) -> None:
+        self._library = library
+        self._pid: int | None = None
+        self._handle: Any = None
+        self._bounded = Bounded(self._look, name="nvml", deadline_s=deadline_s)
+
+    def read(self) -> tuple[Gpu | None, str]:
+        """Return the first GPU and ``ok``, or None and why: the driver's words, or ``hung``."""
+        answer, word = self._bounded.ask()
+        return answer or (None, word)
+
+    def _look(self) -> tuple[Gpu | None, str]:
+        try:
+            self._open()
+            return _read(self._library, self._handle), OK
+        except self._library.NVMLError as error:
+            self._close()
+            return None, str(error) or type(error).__name__
+
+    def _open(self) -> None:
+        if self._pid == os.getpid():
+            return
+        # In a forked child the parent's session is left as it is: it is not the child's to shut down.
+        self._library.nvmlInit()
+        self._pid = os.getpid()
+        self._handle = self._library.nvmlDeviceGetHandleByIndex(0)
+
+    def _close(self) -> None:
+        opened, self._pid, self._handle = self._pid == os.getpid(), None, None
+        if opened:
+            _ask(self._library, self._library.nvmlShutdown, ended=())
 
 
 def _read(library: Any, handle: Any) -> Gpu:
-    memory = _ask(library, lambda: library.nvmlDeviceGetMemoryInfo(handle))
+    ended = tuple(getattr(library, name) for name in _ENDED)
+
+    def known(question: str, *arguments: Any) -> Any:
+        return _ask(library, lambda: getattr(library, question)(*arguments), ended=ended)
+
+    memory = known("nvmlDeviceGetMemoryInfo", handle)
     has_memory = memory is not None and memory.total > 0
-    utilisation = _ask(library, lambda: library.nvmlDeviceGetUtilizationRates(handle))
-    power = _ask(library, lambda: library.nvmlDeviceGetPowerUsage(handle))
-    capability = _ask(library, lambda: library.nvmlDeviceGetCudaComputeCapability(handle))
+    utilisation = known("nvmlDeviceGetUtilizationRates", handle)
+    power = known("nvmlDeviceGetPowerUsage", handle)
+    capability = known("nvmlDeviceGetCudaComputeCapability", handle)
     return Gpu(
-        name=_text(_ask(library, lambda: library.nvmlDeviceGetName(handle))),
+        name=_text(known("nvmlDeviceGetName", handle)),
         capability=(int(capability[0]), int(capability[1])) if capability else None,
         total_bytes=int(memory.total) if has_memory else None,
         free_bytes=int(memory.free) if has_memory else None,
         utilisation_percent=None if utilisation is None else int(utilisation.gpu),
-        temperature_c=_ask(library, lambda: library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU)),
+        temperature_c=known("nvmlDeviceGetTemperature", handle, library.NVML_TEMPERATURE_GPU),
         power_w=None if power is None else round(power / 1000, 2),
-        driver=_text(_ask(library, library.nvmlSystemGetDriverVersion)),
+        memory_clock_mhz=known("nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_MEM) or None,
+        memory_bus_bits=known("nvmlDeviceGetMemoryBusWidth", handle) or None,
+        driver=_text(known("nvmlSystemGetDriverVersion")),
     )
 
 
-def _ask(library: Any, question: Callable[[], Any]) -> Any:
+def _ask(library: Any, question: Callable[[], Any], *, ended: tuple[int, ...]) -> Any:
+    """Return an answer, None for a figure that is not known; raise when the session is over."""
     try:
         return question()
-    except library.NVMLError:
+    except library.NVMLError as error:
+        if error.value in ended:
+            raise
         return None
+    except (AttributeError, OSError, TypeError, ValueError):
+        return None  # a wrapper and a library that do not fit each other
 
 
 def _text(value: Any) -> str | None:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _name(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -1,51 +1,25 @@
-"""One look at the whole box: the chain of witnesses for memory, and the facts that reports carry.
+"""The device as planning and reports see it: looks, asks further where something is missing, remembers what is settled.
 
-Memory of a dedicated GPU comes from NVML. Where GPU and CPU share one memory (a Jetson, GB10), and on a box without
-a GPU, it comes from the operating system: NVML does not know it there, and CUDA counts the page cache as used.
-What CUDA itself says is asked once, in the builder child that runs the self-test, never in this process.
+Who is believed is decided in ``chain``. CUDA itself is asked by the builder's self-test once, and by a short child
+where neither that nor NVML tells a figure; never in this process.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from agent.devices import nvml, system, tegra
-from agent.devices.system import ROOT
-from agent.planning.plan import Budget
+from agent.devices import facts
+from agent.devices.chain import NOT_ASKED, Device, SelfTest, Snapshot, judge, wants_cuda
+from agent.devices.cuda_child import Answer, CudaChild
+from agent.devices.look import snapshot
+from agent.planning.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
-SHARED_MEMORY_CAPABILITIES = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0), (12, 1)})
-"""Compute capabilities of the chips whose GPU shares the CPU's memory: Nano/TX1, TX2, Xavier, Orin, Thor, GB10."""
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """What the builder's ``probe`` job found: real quantize-and-multiply per method, and CUDA's own words."""
-
-    methods: Mapping[str, dict[str, Any]]
-    cuda: Mapping[str, Any] | None
-    versions: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The box at one moment."""
-
-    memory: system.Memory
-    gpu: nvml.Gpu | None
-    gpu_source: str
-    board: tegra.Board
-
-
-def snapshot(root: Path = ROOT) -> Snapshot:
-    """Look at the box now."""
-    gpu, source = nvml.read()
-    return Snapshot(system.memory(root), gpu, source, tegra.read(root))
+__all__ = ["DeviceProbe", "SelfTest", "Snapshot", "snapshot"]
 
 
 class DeviceProbe:
@@ -54,8 +28,9 @@ class DeviceProbe:
     Args:
         reserve_bytes: what a model may never take.
         limit_bytes: a fixed budget, or None.
-        look: returns a snapshot.
         self_test: runs the builder's probe; slow, called at most once.
+        look: returns a snapshot.
+        ask_cuda: asks the driver in a child; takes seconds.
     """
 
     def __init__(
@@ -65,39 +40,28 @@ class DeviceProbe:
         limit_bytes: int | None,
         self_test: Callable[[], SelfTest],
         look: Callable[[], Snapshot] = snapshot,
+        ask_cuda: Callable[[], Answer] | None = None,
     ) -> None:
         self._reserve_bytes = reserve_bytes
         self._limit_bytes = limit_bytes
         self._look = look
+        self._ask_cuda = ask_cuda or CudaChild().ask
         self._run_self_test = self_test
         self._tested: SelfTest | None = None
+        self._cuda = NOT_ASKED
         self._last: Budget | None = None
         self._lock = threading.Lock()
 
     def budget(self) -> Budget:
-        """Return the memory that a model may take now, with its source."""
-        return self._weigh(self._look())
+        """Return the memory that a model may take now, with its source.
 
-    def _weigh(self, seen: Snapshot) -> Budget:
-        gpu = seen.gpu
-        cuda = self._tested.cuda if self._tested else None
-        capability = _capability(gpu, cuda)
-        shared = _is_shared(capability, cuda)
-        base = Budget(
-            available_bytes=seen.memory.available_bytes,
-            reserve_bytes=self._reserve_bytes,
-            source=seen.memory.source,
-            total_bytes=seen.memory.total_bytes,
-            limit_bytes=self._limit_bytes,
-            has_gpu=cuda is not None if self._tested else gpu is not None,
-            is_integrated=shared,
-            capability=capability,
-        )
-        if gpu is None or shared or gpu.free_bytes is None or gpu.total_bytes is None or not base.has_gpu:
-            self._last = base
-        else:
-            self._last = replace(base, available_bytes=gpu.free_bytes, source="nvml", total_bytes=gpu.total_bytes)
-        return self._last
+        Raises:
+            MemoryUnknownError: ``/proc/meminfo`` is missing or malformed.
+        """
+        seen = self._look()
+        if wants_cuda(seen, self._tested, self._cuda):
+            self._cuda = _kept(self._cuda, self._ask_cuda())
+        return self._weigh(self._judge(seen))
 
     def last_budget(self) -> Budget | None:
         """Return the budget as it was last seen, None before the first look: a driver may hang when it is asked."""
@@ -120,31 +84,37 @@ class DeviceProbe:
         return self._tested
 
     def facts(self) -> dict[str, Any]:
-        """Return the device for health reports, each figure with its source."""
+        """Return the device for health reports, each figure with its source.
+
+        No child is started for a report: what CUDA said when the last budget was asked for is repeated.
+
+        Raises:
+            MemoryUnknownError: ``/proc/meminfo`` is missing or malformed.
+        """
         seen = self._look()
-        budget = self._weigh(seen)
-        return {
-            "board": asdict(seen.board),
-            "gpu": {**asdict(seen.gpu), "source": "nvml"} if seen.gpu else None,
-            "gpu_source": seen.gpu_source,
-            "memory": {
-                **budget.to_json(),
-                "ram_total_bytes": seen.memory.total_bytes,
-                "ram_available_bytes": seen.memory.available_bytes,
-                "ram_source": seen.memory.source,
-            },
-            "temperatures_c": tegra.temperatures(),
-        }
+        device = self._judge(seen)
+        return facts.describe(seen, device, self._weigh(device), self._cuda)
+
+    def _judge(self, seen: Snapshot) -> Device:
+        return judge(seen, self._tested, self._cuda)
+
+    def _weigh(self, device: Device) -> Budget:
+        has_gpu = bool(device.has_gpu.value)
+        self._last = Budget(
+            available_bytes=device.available_bytes.value or 0,
+            reserve_bytes=self._reserve_bytes,
+            source=device.available_bytes.source or "meminfo",
+            total_bytes=device.total_bytes.value or 0,
+            limit_bytes=self._limit_bytes,
+            has_gpu=has_gpu,
+            is_integrated=bool(device.is_integrated.value),
+            capability=device.capability.value if has_gpu else None,
+        )
+        return self._last
 
 
-def _capability(gpu: nvml.Gpu | None, cuda: Mapping[str, Any] | None) -> tuple[int, int] | None:
-    if cuda is not None:
-        major, minor = cuda["capability"]
-        return int(major), int(minor)
-    return gpu.capability if gpu is not None else None
-
-
-def _is_shared(capability: tuple[int, int] | None, cuda: Mapping[str, Any] | None) -> bool:
-    if cuda is not None and cuda.get("is_integrated") is not None:
-        return bool(cuda["is_integrated"])
-    return capability in SHARED_MEMORY_CAPABILITIES
+def _kept(before: Answer, now: Answer) -> Answer:
+    """Return the new answer; one that says nothing leaves standing what never changes."""
+    if now.cuda is None and before.cuda is not None:
+        return replace(now, cuda=replace(before.cuda, free_bytes=None))
+    return now

@@ -1,22 +1,106 @@
-"""How much memory a model needs under a method. Exact for weights, an upper bound for what comes on top.
+"""How much memory a model needs under a method: exact for its weights, estimated for what comes on top.
 
-Sizes are estimates until the builder has measured; the decision record carries both.
+What decides on a device is more than weights: the process that serves (torch alone is hundreds of megabytes), the
+context that CUDA sets up, the largest weight while it is unpacked, and activations at the batch that is served. The
+last two are estimated from the model's definition before anything is built and measured once it is loaded; how far
+the estimates were off is remembered (`Learned`) and corrects the next ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from agent.planning.methods import DEFAULT_BLOCKSIZE, MIN_PACKED_NUMEL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping
 
     from agent.planning.methods import Method
 
 COMPUTE_BYTES = 4
 """Bytes of one unpacked weight: float32 on a CPU, the larger of the compute dtypes."""
+SERVED_ROWS = 32
+"""Rows of the largest batch that the server forms; activations are estimated and measured for it."""
+CUDA_CONTEXT_BYTES = 400 * 2**20
+"""What CUDA takes on a device before the first weight, until it was measured there: 287 MB with lazily loaded kernels
+and 667 MB without (pytorch PR #86509)."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model needs, as its definition tells without a weight being read.
+
+    Attributes:
+        matrices: number of weights of each tensor that has a packed form.
+        plain_bytes: everything else that is held: biases, norms, statistics, layers without a packed form.
+        transient_numel: most weights that are unpacked at one moment.
+        activation_bytes: peak of the intermediate results for one batch of ``rows``.
+        rows: the batch that this is for.
+    """
+
+    matrices: tuple[int, ...]
+    plain_bytes: int = 0
+    transient_numel: int = 0
+    activation_bytes: int = 0
+    rows: int = SERVED_ROWS
+
+    @classmethod
+    def of_numels(cls, numels: Iterable[int]) -> Footprint:
+        """Return what is known from a container's directory alone: every tensor could be a weight that is packed."""
+        matrices = tuple(numels)
+        return cls(matrices, transient_numel=max(matrices, default=0))
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Footprint:
+        """Read what the builder's ``inspect`` job reports as ``footprint``."""
+        return cls(
+            tuple(int(numel) for numel in body["matrices"]),
+            int(body["plain_bytes"]),
+            int(body["transient_numel"]),
+            int(body["activation_bytes"]),
+            int(body["rows"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``from_json`` reads."""
+        return {**asdict(self), "matrices": list(self.matrices)}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How far this device's estimates were off; persisted, and applied to the next ones.
+
+    Attributes:
+        working_factor: measured working memory over its raw estimate, smoothed.
+        runtime_bytes: the serving process before its first model, as last measured; None until then.
+        samples: how many deploys this has been learned from.
+    """
+
+    working_factor: float = 1.0
+    runtime_bytes: int | None = None
+    samples: int = 0
+
+    def after(self, *, raw_working_bytes: int, measured_working_bytes: int, runtime_bytes: int) -> Learned:
+        """Return what is known after one more deploy.
+
+        Exponential smoothing, in which the first sample counts in full; a factor outside 1/8 to 8 is not believed as a
+        whole, since one odd moment of a busy box must not spoil the plans of a month.
+        """
+        ratio = min(8.0, max(0.125, measured_working_bytes / max(1, raw_working_bytes)))
+        weight = max(0.3, 1 / (self.samples + 1))
+        factor = (1 - weight) * self.working_factor + weight * ratio
+        return replace(self, working_factor=factor, runtime_bytes=runtime_bytes, samples=self.samples + 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``from_json`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Learned:
+        """Read what ``to_json`` wrote."""
+        runtime = body.get("runtime_bytes")
+        return cls(float(body["working_factor"]), None if runtime is None else int(runtime), int(body["samples"]))
 
 
 @dataclass(frozen=True)
@@ -24,25 +108,40 @@ class Estimate:
     """Bytes of a served model.
 
     Attributes:
-        weights_bytes: resident weights, packed ones and those that stay as they are.
-        transient_bytes: the largest weight, unpacked for the moment in which it is used.
+        weights_bytes: resident weights, packed ones and those that stay as they are; exact.
+        working_bytes: what answering takes for a moment: unpacked weights and activations.
+        raw_working_bytes: the same before this device's correction.
     """
 
     weights_bytes: int
-    transient_bytes: int
+    working_bytes: int
+    raw_working_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """What has to be free for the model to be loaded and to answer."""
-        return self.weights_bytes + self.transient_bytes
+        return self.weights_bytes + self.working_bytes
+
+    def to_json(self) -> dict[str, int]:
+        """Return the three figures for the decision record."""
+        return asdict(self)
 
 
-def estimate(numels: Sequence[int], method: Method, blocksize: int = DEFAULT_BLOCKSIZE) -> Estimate:
-    """Estimate a model whose tensors have ``numels`` weights each, read as float32.
+def estimate(
+    footprint: Footprint, method: Method, blocksize: int = DEFAULT_BLOCKSIZE, learned: Learned | None = None
+) -> Estimate:
+    """Estimate a model under a method.
 
-    Tensors below ``MIN_PACKED_NUMEL`` stay at four bytes a weight under every blockwise method.
+    Codes are worth their scales from ``MIN_PACKED_NUMEL`` weights on; smaller matrices stay at four bytes a weight
+    under every blockwise method, and all are halved by fp16.
     """
-    packed = [n for n in numels if not method.is_blockwise or n >= MIN_PACKED_NUMEL]
-    plain = sum(numels) - sum(packed)
-    weights = sum(method.tensor_bytes(n, blocksize) for n in packed) + 4 * plain
-    return Estimate(weights, COMPUTE_BYTES * max(packed, default=0))
+    packed = [n for n in footprint.matrices if _is_packed(n, method)]
+    plain = sum(footprint.matrices) - sum(packed)
+    weights = sum(method.tensor_bytes(n, blocksize) for n in packed) + 4 * plain + footprint.plain_bytes
+    raw = (COMPUTE_BYTES * footprint.transient_numel if packed else 0) + footprint.activation_bytes
+    working = raw if learned is None else round(raw * learned.working_factor)
+    return Estimate(weights, working, raw)
+
+
+def _is_packed(numel: int, method: Method) -> bool:
+    return method.bits < 32 and (not method.is_blockwise or numel >= MIN_PACKED_NUMEL)  # noqa: PLR2004 - fp32 packs none

@@ -83,6 +83,9 @@ METHODS: dict[str, Method] = {
         Method("fp32", 32, None, double_quant=False, file_tag="fp32"),
     )
 }
+MIXED = "mixed"
+"""4 bits for most weights, more for those whose error costs most: no row of the table, its bits differ by model."""
+NAMES = (*METHODS, MIXED)
 FOUR_BIT = tuple(name for name, method in METHODS.items() if method.bits == 4)  # noqa: PLR2004 - the product's subject
 
 
@@ -103,7 +106,7 @@ class UnknownMethodError(ValueError):
     """A method name that is not in the table."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+        super().__init__(f"unknown method {name!r}; known: {', '.join(NAMES)}")
         self.name = name
 
 
@@ -117,3 +120,14 @@ def method(name: str) -> Method:
         return METHODS[name]
     except KeyError:
         raise UnknownMethodError(name) from None
+
+
+def check(name: str) -> str:
+    """Return ``name`` if it is one of ``NAMES``.
+
+    Raises:
+        UnknownMethodError: naming the known ones.
+    """
+    if name not in NAMES:
+        raise UnknownMethodError(name)
+    return name

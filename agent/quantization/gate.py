@@ -200,8 +200,19 @@ def _labels(labels: Tensor, count: int, num_classes: int) -> Tensor:
     return labels.long()
 
 
+def answer(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return what ``model`` answers, ``(rows, classes) float32`` on the CPU, for all rows in one batch."""
+    with torch.inference_mode():
+        return _logits(model, list(inputs.values()))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's tensors are."""
+    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+
+
 def _logits(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    device = device_of(model)
     return architectures.logits_of(model(*(tensor.to(device) for tensor in inputs))).float().cpu()
 
 

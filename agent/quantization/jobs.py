@@ -17,8 +17,20 @@ import torch
 from agent import architectures
 from agent.architectures.optional import MissingPackageError
 from agent.archives import is_archive
+from agent.planning.memory import SERVED_ROWS
 from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, Method
-from agent.quantization import artifact, gate, huggingface_files, modules, onnx, process, quantizer, sidecar
+from agent.quantization import (
+    artifact,
+    footprint,
+    gate,
+    huggingface_files,
+    modules,
+    onnx,
+    process,
+    quantizer,
+    sidecar,
+    working_set,
+)
 from agent.quantization.checkpoint import Checkpoint, open_checkpoint
 from agent.quantization.errors import UnsupportedError, UnsupportedMethodError
 from agent.quantization.probe import probe
@@ -42,6 +54,7 @@ class BuildJob:
     Attributes:
         checkpoint: a file, or a Hugging Face model in a directory, a tar or a zip.
         told: the JSON file that came with the checkpoint, for what no tensor shape tells.
+        decision: why it is built, for the sidecar; not read here.
         device: where weights are packed, and source and result compared: ``cpu``, ``cuda``, or ``auto`` for what the
             server will use.
     """
@@ -57,6 +70,7 @@ class BuildJob:
     rows: int
     seed: int
     device: str
+    decision: Mapping[str, Any] | None
 
 
 def run(job: Mapping[str, Any], emit: Emit) -> JsonObject:
@@ -78,7 +92,7 @@ def _run(job: Mapping[str, Any], emit: Emit) -> JsonObject:
     if kind == "build":
         return build(_parse_build(job), emit)
     if kind == "inspect":
-        return inspect(Path(_text(job, "checkpoint")), job.get("sidecar") or {})
+        return inspect(Path(_text(job, "checkpoint")), job.get("sidecar") or {}, _model_type(job))
     if kind == "export":
         return _export(job)
     if kind == "probe":
@@ -112,6 +126,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
         "skipped": quantizer.describe(outcome.skipped, SKIPPED_LISTED),
         "skipped_count": len(outcome.skipped),
         "notes": [*checkpoint.notes, *found.notes],
+        "decision": job.decision,
     }
     sidecar.write(path, facts)  # the artifact is complete; measuring it needs what a server needs
     facts |= _measure(job, checkpoint, found, data, path)
@@ -127,7 +142,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
 
 _RESULT_KEYS = (
     "model_type", "num_classes", "options", "method", "source_bytes", "source_tensor_bytes", "artifact_bytes",
-    "resident_bytes", "coverage", "skipped", "skipped_count", "notes", "gate",
+    "resident_bytes", "working_bytes", "coverage", "skipped", "skipped_count", "notes", "gate",
 )  # fmt: skip
 
 
@@ -142,13 +157,19 @@ def _measure(
     gate.write_gate_file(path.with_name(GATE_FILE), data, source)
     packed = artifact.load(path, job.device)
     measured = gate.run(packed, data.inputs, is_batchable=is_batchable)
-    return {"resident_bytes": modules.resident_bytes(packed), "gate": gate.compare(source, measured, data)}
+    rows = SERVED_ROWS if is_batchable else 1
+    return {
+        "resident_bytes": modules.resident_bytes(packed),
+        "working_bytes": working_set.measure(packed, data.inputs, rows),
+        "gate": gate.compare(source, measured, data),
+    }
 
 
-def inspect(path: Path, told: Mapping[str, Any]) -> JsonObject:
-    """Say what a checkpoint is, from its directory: no weight is read."""
+def inspect(path: Path, told: Mapping[str, Any], model_type: str | None = None) -> JsonObject:
+    """Say what a checkpoint is and what it will need, from its directory: no weight is read."""
     checkpoint = _open(path)
-    found = _recognise(checkpoint, told, None)
+    found = _recognise(checkpoint, told, model_type)
+    needs, guesses = footprint.measure(found, SERVED_ROWS)
     tensors = [
         {"name": name, "shape": list(entry.shape), "dtype": str(entry.dtype).removeprefix("torch.")}
         for name, entry in checkpoint.entries.items()
@@ -157,9 +178,10 @@ def inspect(path: Path, told: Mapping[str, Any]) -> JsonObject:
         "model_type": found.model_type,
         "num_classes": found.num_classes,
         "options": found.options,
-        "notes": [*checkpoint.notes, *found.notes],
+        "notes": [*checkpoint.notes, *found.notes, *guesses],
         "tensors": tensors,
         "bytes": checkpoint.file_bytes,
+        "footprint": needs.to_json(),
     }
 
 
@@ -174,10 +196,9 @@ def _export(job: Mapping[str, Any]) -> JsonObject:
 
 def _parse_build(job: Mapping[str, Any]) -> BuildJob:
     wanted = job.get("gate") or {}
-    model_type = job.get("model_type") or AUTO
     return BuildJob(
         checkpoint=Path(_text(job, "checkpoint")),
-        model_type=None if model_type == AUTO else model_type,
+        model_type=_model_type(job),
         method=_method(_text(job, "method")),
         blocksize=_blocksize(job.get("blocksize") or DEFAULT_BLOCKSIZE),
         output_dir=Path(_text(job, "output_dir")),
@@ -187,7 +208,13 @@ def _parse_build(job: Mapping[str, Any]) -> BuildJob:
         rows=int(wanted.get("rows", 256)),
         seed=int(wanted.get("seed", 0)),
         device=job.get("device") or AUTO,
+        decision=job.get("decision"),
     )
+
+
+def _model_type(job: Mapping[str, Any]) -> str | None:
+    model_type = job.get("model_type") or AUTO
+    return None if model_type == AUTO else str(model_type)
 
 
 def _text(job: Mapping[str, Any], key: str) -> str:

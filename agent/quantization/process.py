@@ -21,6 +21,7 @@ _PR_SET_PDEATHSIG = 1
 """``linux/prctl.h``."""
 _M_MMAP_THRESHOLD = -3
 """``malloc.h``."""
+_forgotten_peak_bytes = 0
 LARGE_BLOCK_BYTES = 8 << 20
 """Above the 4 MiB in which a Linear is unpacked: those pieces are reused, so that times stay what a server has."""
 
@@ -73,7 +74,28 @@ def keep_little_freed_memory() -> None:
 
 def peak_rss_bytes() -> int:
     """Return the high-water mark of this process's resident memory, file pages included."""
-    return _status_bytes("VmHWM")
+    return max(_forgotten_peak_bytes, _status_bytes("VmHWM"))
+
+
+def begin_peak() -> int | None:
+    """Start the high-water mark anew and return the resident memory it starts from; None where that is forbidden.
+
+    Freed memory is given back first (``malloc_trim``), or what is measured would be hidden in it.
+    """
+    global _forgotten_peak_bytes  # noqa: PLW0603 - the kernel has one mark a process, and so has this module
+    _forgotten_peak_bytes = peak_rss_bytes()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
+    except OSError:
+        return None
+    return _status_bytes("VmRSS")
+
+
+def end_peak(begin_bytes: int) -> int:
+    """Return how far resident memory rose since ``begin_peak``."""
+    return max(0, _status_bytes("VmHWM") - begin_bytes)
 
 
 def anonymous_bytes() -> int:

@@ -191,8 +191,12 @@ class Sidecar(_Closed):
     """What was assumed, undone or lost."""
     resident_bytes: Count
     """Bytes of weights and buffers that the loaded model keeps in memory."""
+    working_bytes: Count | None = None
+    """What a full batch took on top for a moment; null where the system does not tell."""
     gate: Gate
     """What was measured."""
+    decision: dict[str, JsonValue] | None = None
+    """Why the device built it: scenario, rule, budget and candidates of the plan; null where nobody planned."""
 
 
 def json_schema() -> dict[str, Any]:

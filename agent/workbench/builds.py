@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.adapters import headers
 from agent.adapters.builder import BuilderProcess
 from agent.deployment.runner import WorkWatch
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.planning.gate import Thresholds
+from agent.planning.memory import Footprint
 from agent.planning.methods import METHODS
 from agent.planning.plan import Plan, plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from agent.planning.budget import Budget
 
 JsonObject = dict[str, Any]
 OnProgress = Callable[[int, int | None, str], None]
@@ -55,15 +58,53 @@ def double_quantized(method: str) -> str:
     return f"{method}-dq" if f"{method}-dq" in METHODS else method
 
 
-def decide(path: Path, requested: str) -> Plan:
-    """Return the plan for a checkpoint on this machine, by the matrix and the memory that is free now."""
-    probe = DeviceProbe(reserve_bytes=RESERVE_BYTES, limit_bytes=None, self_test=_untested)
-    return plan(headers.numels(path), probe.budget(), requested=requested)
+@dataclass(frozen=True)
+class Device:
+    """A device as planning sees it.
+
+    Attributes:
+        name: what to call it.
+        budget: its memory.
+        usable: the methods that work there.
+        kernel: what 4-bit weights are computed with there.
+    """
+
+    name: str
+    budget: Budget
+    usable: tuple[str, ...]
+    kernel: str
 
 
-def order(decision: Plan) -> tuple[str, ...]:
-    """Return the methods that ``auto`` builds until the gate accepts one; none when nothing fits."""
-    return tuple(candidate.method for candidate in (decision.chosen, *decision.fallbacks) if candidate)
+def this_device(reserve_bytes: int = RESERVE_BYTES, limit_bytes: int | None = None) -> Device:
+    """Return this machine as it is now; the self-test runs in a builder child, with real products.
+
+    Raises:
+        StepError: when the builder cannot be started, for want of torch above all.
+    """
+    probe = DeviceProbe(reserve_bytes=reserve_bytes, limit_bytes=limit_bytes, self_test=_self_test)
+    methods = probe.self_test().methods
+    usable = tuple(name for name, result in methods.items() if result["ok"])
+    return Device(platform.node() or "this device", probe.budget(), usable, str(methods["nf4"]["kernel"]))
+
+
+def inspect(path: Path, model_type: str, on_progress: OnProgress) -> JsonObject:
+    """Return what the builder reads of a checkpoint without its weights: type, sizes, what it will need in memory.
+
+    Raises:
+        StepError: with the builder's code, sentence and hint.
+    """
+    return run_builder({"job": "inspect", "checkpoint": str(path.resolve()), "model_type": model_type}, on_progress)
+
+
+def decide(request: Request, device: Device, requested: str = "auto") -> Plan:
+    """Return the plan for a checkpoint on ``device``.
+
+    Raises:
+        StepError: the checkpoint cannot be used.
+    """
+    found = inspect(request.path, request.model_type, lambda _done, _total, _unit: None)
+    footprint = Footprint.from_json(found["footprint"])
+    return plan(footprint, device.budget, requested=requested, usable=device.usable, kernel=device.kernel)
 
 
 def build_job(request: Request, method: str, directory: Path) -> JsonObject:
@@ -76,7 +117,12 @@ def build_job(request: Request, method: str, directory: Path) -> JsonObject:
         "blocksize": request.blocksize,
         "device": request.device,
         "output_dir": str(directory),
-        "gate": {"dataset": str(request.dataset.resolve()) if request.dataset else None, "rows": request.rows},
+        "gate": {
+            "dataset": str(request.dataset.resolve()) if request.dataset else None,
+            "rows": request.rows,
+            "thresholds": asdict(request.demanded),
+        },
+        "mixed": {"base": "nf4", "budget_bytes": None},
     }
 
 
@@ -105,5 +151,6 @@ def scratch(directory: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _untested() -> SelfTest:
-    return SelfTest({}, None, {})
+def _self_test() -> SelfTest:
+    found = run_builder({"job": "probe", "methods": list(METHODS)}, lambda _done, _total, _unit: None)
+    return SelfTest(found["methods"], found["cuda"], {name: found.get(name) for name in ("torch", "bitsandbytes")})

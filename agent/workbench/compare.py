@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
-from agent.planning.gate import judge
-from agent.planning.methods import METHODS
-from agent.planning.plan import size
+from agent.deployment.selection import select
+from agent.planning.budget import size
+from agent.planning.methods import METHODS, MIXED
 from agent.workbench import builds
 from agent.workbench.report import agreement, percent, render, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from agent.planning.gate import Thresholds
@@ -44,58 +44,73 @@ def compare(
     Raises:
         StepError: when the checkpoint itself cannot be used.
     """
-    decision = builds.decide(request.path, "auto")
-    rows: list[JsonObject] = []
-    model_type = None
+    decision = builds.decide(request, builds.this_device())
+    rows: dict[str, JsonObject] = {}
     for method in methods:
         on_progress(len(rows), len(methods), "methods")
-        row = {"method": method, "bits_per_weight": METHODS[method].bits_per_weight(request.blocksize)}
-        try:
-            with builds.scratch(output) as directory:
-                job = builds.build_job(request, method, directory)
-                result = builds.run_builder(job, lambda _done, _total, _unit: None, threads=request.threads)
-        except StepError as error:
-            if error.code in _FATAL:
-                raise
-            rows.append({**row, "error": f"{error.code}: {error.detail}"})
-        else:
-            model_type = result["model_type"]
-            rows.append({**row, **{name: result[name] for name in _MEASURED}})
-    kept, refused = keeps(builds.order(decision), rows, request.demanded)
+        rows[method] = _row(request, method, output)
+
+    def measured(method: str) -> JsonObject | None:
+        # The search for a mix takes as long as several builds: made only where auto would make it.
+        if method == MIXED and method not in rows and set(methods) >= set(METHODS):
+            rows[method] = _row(request, method, output)
+        return rows.get(method)
+
+    kept, overruled = keeps(decision.to_json(), measured, request.demanded)
     table: JsonObject = {
         "model_path": request.path.name,
-        "model_type": model_type,
+        "model_type": next((row["model_type"] for row in rows.values() if "model_type" in row), None),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "device": request.device},
-        "auto": {"keeps": kept, "reason": decision.reason, "overruled": refused},
-        "rows": rows,
+        "auto": {"keeps": kept, "reason": decision.reason, "overruled": overruled},
+        "rows": list(rows.values()),
     }
     (output / "compare.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     (output / "compare.html").write_text(render(table), encoding="utf-8")
     return table
 
 
-def keeps(
-    order: Iterable[str], rows: Iterable[Mapping[str, Any]], demanded: Thresholds
-) -> tuple[str | None, list[str]]:
-    """Return the method that ``auto`` keeps, and why each one before it was refused.
+def _row(request: builds.Request, method: str, output: Path) -> JsonObject:
+    """Build and measure one method; what it cannot do is its row."""
+    bits = METHODS[method].bits_per_weight(request.blocksize) if method in METHODS else None
+    row: JsonObject = {"method": method, "bits_per_weight": bits}
+    try:
+        with builds.scratch(output) as directory:
+            job = builds.build_job(request, method, directory)
+            result = builds.run_builder(job, lambda _done, _total, _unit: None, threads=request.threads)
+    except StepError as error:
+        if error.code in _FATAL:
+            raise
+        return {**row, "error": f"{error.code}: {error.detail}"}
+    return {**row, "model_type": result["model_type"], **{name: result[name] for name in _MEASURED}}
 
-    It keeps none where the gate refuses all that fit, and where one of them was not measured none can be told.
+
+def keeps(
+    decision: Mapping[str, Any], measured: Callable[[str], JsonObject | None], demanded: Thresholds
+) -> tuple[str | None, list[str]]:
+    """Return the method that ``auto`` keeps, and what overruled the plan.
+
+    It keeps none where nothing fits or the gate refuses all that fit, and where one of them was not measured none can
+    be told.
 
     Args:
-        order: what ``auto`` builds, one after another.
-        rows: the comparison's.
+        decision: the plan's record.
+        measured: returns a method's row of the comparison, or None.
         demanded: the gate's thresholds.
     """
-    gates = {row["method"]: row["gate"] for row in rows if "gate" in row}
-    refused: list[str] = []
-    for method in order:
-        if method not in gates:
-            return None, [*refused, f"{method}: not measured"]
-        complaints = judge(gates[method], demanded)
-        if not complaints:
-            return method, refused
-        refused.append(f"{method}: {'; '.join(complaints)}")
-    return None, refused
+
+    def look_up(method: str) -> tuple[JsonObject, bool]:
+        row = measured(method)
+        if row is None or "gate" not in row:
+            raise StepError(ErrorCode.UNSUPPORTED_METHOD, f"{method}: not measured")
+        return row, True
+
+    if decision["method"] is None:
+        return None, [decision["reason"]]
+    try:
+        kept, record = select(decision, look_up, demanded)
+    except StepError as error:
+        return None, error.facts.get("overruled") or [error.detail]
+    return kept.method, record.get("overruled", [])
 
 
 def lines(table: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from agent.planning.plan import size
+from agent.planning.budget import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agent.contract.errors import ErrorCode
+from agent.contract.matrix import MatrixError, parse_toml
 from agent.deployment.ports import StepError
+from agent.deployment.selection import select
+from agent.planning.budget import size
 from agent.planning.gate import judge
-from agent.planning.plan import size
-from agent.workbench import builds
+from agent.planning.matrix import MATRIX
+from agent.planning.plan import Policy
+from agent.workbench import builds, planning, profiles
 from agent.workbench import compare as comparison
+from agent.workbench.errors import WrongInputError
 from agent.workbench.report import agreement, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from agent.planning.matrix import Purpose, Row
 
 JsonObject = dict[str, Any]
 
@@ -33,26 +42,88 @@ def quantize(
     Raises:
         StepError: with the builder's code, ``insufficient_memory`` or ``gate_failed``.
     """
-    is_auto = method == "auto"
-    methods = _order(request.path) if is_auto else (method,)
-    overruled: list[str] = []
-    for name in map(builds.double_quantized, methods) if double_quant else methods:
-        if overruled:
-            click.echo(f"auto: the gate refuses {overruled[-1]}; {name} is next", err=True)
-        with builds.scratch(output) as directory:
-            with _bar(f"{request.path.name} → {name}") as progress:
-                job = builds.build_job(request, name, directory)
-                result = builds.run_builder(job, progress, threads=request.threads)
-            complaints = judge(result["gate"], request.demanded)
-            if not complaints or not (is_auto or is_strict):
-                _keep(result, output, complaints=complaints, overruled=overruled, as_json=as_json)
-                return
-        overruled.append(f"{name}: {'; '.join(complaints)}")
-    raise StepError(
-        ErrorCode.GATE_FAILED,
-        " | ".join(overruled),
-        "nothing was written; name a method with more bits, or give --min-agreement and --max-accuracy-drop",
+    with builds.scratch(output) as directory:
+        build = _Building(request, directory)
+        if method == "auto":
+            decision = _decision(request)
+            kept, record = select(_double_quantized(decision) if double_quant else decision, build, request.demanded)
+            for sentence in record.get("overruled", ()):
+                click.echo(f"auto: {sentence}", err=True)
+            _keep(kept.result, output, complaints=(), overruled=record.get("overruled", ()), as_json=as_json)
+            return
+        result, _ = build(builds.double_quantized(method) if double_quant else method)
+        complaints = judge(result["gate"], request.demanded)
+        if complaints and is_strict:
+            raise StepError(
+                ErrorCode.GATE_FAILED,
+                f"{result['method']}: {'; '.join(complaints)}",
+                "nothing was written; name a method with more bits, or give --min-agreement and --max-accuracy-drop",
+            )
+        _keep(result, output, complaints=complaints, overruled=(), as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Building:
+    """Builds methods of one checkpoint, each into a directory of its own."""
+
+    request: builds.Request
+    directory: Path
+
+    def __call__(self, method: str) -> tuple[JsonObject, bool]:
+        """Build one method; return the builder's result, and that it was not there before."""
+        with _bar(f"{self.request.path.name} → {method}") as progress:
+            job = builds.build_job(self.request, method, self.directory / method)
+            return builds.run_builder(job, progress, threads=self.request.threads), False
+
+
+def plan(
+    checkpoint: str,
+    *,
+    profile_name: str | None,
+    budget: str | None,
+    reserve: str,
+    matrix_file: Path | None,
+    matrix_only: bool,
+    purpose: Purpose,
+    as_json: bool,
+    **asked: str,
+) -> bool:
+    """Print what would be decided for ``checkpoint``, and return whether anything fits.
+
+    Raises:
+        WrongInputError: a size, a profile or a matrix cannot be used.
+        StepError: the checkpoint cannot.
+    """
+    if profile_name == "list":
+        for name in profiles.names():
+            click.echo(f"{name:<18} {profiles.load(name).title}")
+        return True
+    question = planning.Question(
+        checkpoint,
+        profile=profiles.load(profile_name) if profile_name else None,
+        limit_bytes=None if budget is None else _size("--budget", budget),
+        reserve_bytes=_size("--reserve", reserve),
+        policy=Policy(_matrix(matrix_file) if matrix_file else MATRIX, matrix_only, purpose),
+        **asked,
     )
+    with _bar(checkpoint) as progress:
+        record = planning.answer(question, progress)
+    click.echo(json.dumps(record) if as_json else "\n".join(planning.lines(record)))
+    return record["decision"]["method"] is not None
+
+
+def _size(option: str, text: str) -> int:
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise WrongInputError(f"{option} {text!r} is no size; write it as 512MiB or 2GiB") from None
+
+
+def _matrix(path: Path) -> tuple[Row, ...]:
+    try:
+        return parse_toml(path.read_text(encoding="utf-8"), str(path))
+    except (MatrixError, UnicodeDecodeError) as error:
+        raise WrongInputError(str(error)) from None
 
 
 def compare(request: builds.Request, methods: Sequence[str], output: Path, *, as_json: bool) -> None:
@@ -83,12 +154,18 @@ def export(artifact: Path, output: Path) -> None:
     click.echo(f"{output}  {size(result['bytes'])}, differs from the artifact by at most {difference:.1e}")
 
 
-def _order(path: Path) -> tuple[str, ...]:
-    decision = builds.decide(path, "auto")
-    click.echo(f"auto: {decision.reason}", err=True)
-    if decision.chosen is None:
+def _decision(request: builds.Request) -> JsonObject:
+    made = builds.decide(request, builds.this_device())
+    click.echo(f"auto: {made.reason}", err=True)
+    if made.chosen is None:
         raise StepError(ErrorCode.INSUFFICIENT_MEMORY, "no method fits", "free memory, or name a method with --method")
-    return builds.order(decision)
+    return made.to_json()
+
+
+def _double_quantized(decision: JsonObject) -> JsonObject:
+    """Return a decision whose methods have their scales quantized, where there are any."""
+    names = {name: [*map(builds.double_quantized, decision[name])] for name in ("alternatives", "fallbacks")}
+    return {**decision, **names, "method": builds.double_quantized(decision["method"])}
 
 
 def _keep(

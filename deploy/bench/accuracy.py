@@ -89,9 +89,11 @@ def measure(subject: Subject, method: str, folder: Path, threads: int) -> dict[s
 
 def compare(subject: Subject, folder: Path, threads: int) -> list[Line]:
     """Measure every method on one model."""
-    plan = builds.decide(subject.checkpoint, "auto")
+    plan = builds.decide(builds.Request(subject.checkpoint, subject.model_type), builds.this_device())
     gates = {method: measure(subject, method, folder, threads) for method in SHOWN}
-    order = [candidate.method for candidate in (plan.chosen, *plan.fallbacks) if candidate]
+    order = [
+        candidate.method for candidate in (plan.chosen, *plan.fallbacks) if candidate and candidate.method in gates
+    ]
     kept = next((method for method in order if not judge(gates[method], Thresholds())), None)
     return [Line(subject.model_type, method, method == kept, gate) for method, gate in gates.items()]
 

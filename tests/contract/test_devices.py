@@ -1,216 +1,243 @@
-"""What a box says of itself: trees as the kernel lays them out, and an NVML that knows much, little or nothing."""
+"""Who is believed: the chain of witnesses for each figure, and when CUDA is asked in a child."""
 
 from __future__ import annotations
 
-import os
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from agent.devices import nvml, system, tegra
-from agent.devices.probe import SHARED_MEMORY_CAPABILITIES, DeviceProbe, SelfTest, Snapshot
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from agent.devices import hardware
+from agent.devices.cuda_child import Answer, Cuda
+from agent.devices.hardware import SHARED_MEMORY_CAPABILITIES
+from agent.devices.memory import Memory, MemoryUnknownError
+from agent.devices.nvml import Gpu
+from agent.devices.probe import DeviceProbe, SelfTest, Snapshot
+from agent.devices.sensors import Readings
+from agent.devices.tegra import Board
 
 GIB = 2**30
-ORIN = {
-    "proc/meminfo": "MemTotal: 7800000 kB\nMemFree: 100000 kB\nMemAvailable: 4000000 kB\nSwapFree: 3000000 kB\n",
-    "proc/self/cgroup": "0::/\n",
-    "sys/firmware/devicetree/base/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
-    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.7, GCID: 1, BOARD: generic, EABI: aarch64\n",
-    "var/lib/nvpmodel/status": "pmode:0001\n",
-    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
-    "sys/class/thermal/thermal_zone0/temp": "48250\n",
-    "sys/class/thermal/thermal_zone1/type": "cv0-thermal\n",
-    "sys/class/thermal/thermal_zone1/temp": "\n",
-    "proc/sys/kernel/random/boot_id": "5f0c\n",
-}
-CONTAINER = {
-    "proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 12000000 kB\n",
-    "proc/self/cgroup": "0::/system.slice/nibbled.service\n",
-    "sys/fs/cgroup/system.slice/nibbled.service/memory.max": f"{GIB}\n",
-    "sys/fs/cgroup/system.slice/nibbled.service/memory.current": f"{GIB // 4}\n",
-}
+RAM = Memory(16 * GIB, 10 * GIB, "meminfo")
+ABSENT = Answer(None, "libcuda.so.1: cannot open shared object file", is_absent=True)
+BROKEN = Answer(None, "cuInit: CUDA_ERROR_UNKNOWN (999)")
+CARD = Cuda(
+    name="NVIDIA RTX A2000",
+    capability=(8, 6),
+    is_integrated=False,
+    total_bytes=12 * GIB,
+    free_bytes=9 * GIB,
+    memory_clock_khz=6_001_000,
+    memory_bus_bits=192,
+)
+TORCH = {"capability": [8, 6], "is_integrated": False, "total_bytes": 12 * GIB, "free_bytes": 7 * GIB}
 
 
-def plant(root: Path, tree: dict[str, str]) -> Path:
-    for name, text in tree.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
+class Child:
+    """CUDA in a child, which answers in turn; the last answer stays."""
 
+    def __init__(self, *answers: Answer) -> None:
+        self._answers = list(answers) or [ABSENT]
+        self.asked = 0
 
-class NVMLError(Exception):
-    """What the library raises, by code."""
-
-
-class FakeNvml:
-    """The ``pynvml`` module as far as the agent uses it; ``unknown`` answers with NotSupported."""
-
-    NVMLError = NVMLError
-    NVML_TEMPERATURE_GPU = 0
-
-    def __init__(self, *, total: int = 8 * GIB, unknown: tuple[str, ...] = (), missing: str | None = None) -> None:
-        self.shutdowns = 0
-        self._total, self._unknown, self._missing = total, unknown, missing
-
-    def nvmlInit(self) -> None:  # noqa: N802 - the library's spelling
-        if self._missing:
-            raise NVMLError(self._missing)
-
-    def nvmlShutdown(self) -> None:  # noqa: N802 - the library's spelling
-        self.shutdowns += 1
-
-    def __getattr__(self, name: str) -> Any:
-        answers: dict[str, Any] = {
-            "nvmlDeviceGetHandleByIndex": "handle",
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=self._total, free=self._total // 2),
-            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=37),
-            "nvmlDeviceGetPowerUsage": 12_345,
-            "nvmlDeviceGetCudaComputeCapability": (8, 6),
-            "nvmlDeviceGetName": b"NVIDIA RTX A2000",
-            "nvmlDeviceGetTemperature": 51,
-            "nvmlSystemGetDriverVersion": "560.35",
-        }
-
-        def answer(*_: object) -> Any:
-            if name in self._unknown:
-                raise NVMLError("Not Supported")
-            return answers[name]
-
+    def __call__(self) -> Answer:
+        answer = self._answers[min(self.asked, len(self._answers) - 1)]
+        self.asked += 1
         return answer
 
 
-def test_a_dedicated_gpu_tells_everything() -> None:
-    library = FakeNvml()
-    assert nvml.read(library) == (
-        nvml.Gpu("NVIDIA RTX A2000", (8, 6), 8 * GIB, 4 * GIB, 37, 51, 12.35, "560.35"), "ok",
-    )  # fmt: skip
-    assert library.shutdowns == 1
+def seen(gpu: Gpu | None = None, **parts: Any) -> Snapshot:
+    return Snapshot(RAM, gpu, "ok" if gpu else "NVML Shared Library Not Found", **parts)
 
 
-@pytest.mark.parametrize("word", ["NVML Shared Library Not Found", "Driver Not Loaded"])
-def test_a_box_without_the_library_has_no_gpu_and_says_why(word: str) -> None:
-    assert nvml.read(FakeNvml(missing=word)) == (None, word)
-
-
-def test_a_library_without_a_device_has_no_gpu_and_is_closed_again() -> None:
-    library = FakeNvml(unknown=("nvmlDeviceGetHandleByIndex",))
-    assert nvml.read(library) == (None, "Not Supported")
-    assert library.shutdowns == 1
-
-
-def test_a_jetson_s_library_knows_the_device_but_not_its_memory() -> None:
-    questions = ("MemoryInfo", "UtilizationRates", "PowerUsage", "Temperature")
-    gpu, word = nvml.read(FakeNvml(unknown=tuple(f"nvmlDeviceGet{name}" for name in questions)))
-    assert word == "ok"
-    assert gpu == nvml.Gpu("NVIDIA RTX A2000", (8, 6), None, None, None, None, None, "560.35")
-
-
-def test_a_total_of_zero_bytes_is_not_known() -> None:
-    gpu, _ = nvml.read(FakeNvml(total=0))
-    assert gpu is not None
-    assert (gpu.total_bytes, gpu.free_bytes) == (None, None)
-
-
-def test_a_jetson_is_recognised_by_its_files(tmp_path: Path) -> None:
-    root = plant(tmp_path, ORIN)
-    assert tegra.read(root) == tegra.Board("NVIDIA Jetson Orin Nano Developer Kit", "36.4.7", "0001")
-    assert tegra.temperatures(root) == {"cpu-thermal": 48.25}
-    assert system.boot_id(root) == "5f0c"
-
-
-def test_another_box_says_nothing_of_the_kind(tmp_path: Path) -> None:
-    assert tegra.read(tmp_path) == tegra.Board(None, None, None)
-    assert tegra.temperatures(tmp_path) == {}
-    assert system.boot_id(tmp_path) == "unknown"
-
-
-def test_available_memory_counts_no_swap(tmp_path: Path) -> None:
-    assert system.memory(plant(tmp_path, ORIN)) == system.Memory(7_800_000 * 1024, 4_000_000 * 1024, "meminfo")
-
-
-def test_a_control_group_that_leaves_less_decides(tmp_path: Path) -> None:
-    assert system.memory(plant(tmp_path, CONTAINER)) == system.Memory(GIB, GIB - GIB // 4, "cgroup")
-
-
-@pytest.mark.parametrize("limit", ["max", str(64 * GIB)])
-def test_a_control_group_that_leaves_more_does_not(tmp_path: Path, limit: str) -> None:
-    root = plant(tmp_path, CONTAINER)
-    (root / "sys/fs/cgroup/system.slice/nibbled.service/memory.max").write_text(limit)
-    assert system.memory(root).source == "meminfo"
-
-
-def test_a_control_group_above_its_limit_leaves_nothing(tmp_path: Path) -> None:
-    root = plant(tmp_path, CONTAINER)
-    (root / "sys/fs/cgroup/system.slice/nibbled.service/memory.current").write_text(str(2 * GIB))
-    assert system.memory(root).available_bytes == 0
-
-
-def test_a_process_that_is_gone_has_no_memory(tmp_path: Path) -> None:
-    plant(tmp_path, {"proc/7/statm": "1000 300 20 1 0 50 0\n", "proc/8/statm": ""})
-    assert system.resident_bytes(7, tmp_path) == 300 * os.sysconf("SC_PAGE_SIZE")
-    assert system.resident_bytes(8, tmp_path) is None
-    assert system.resident_bytes(9, tmp_path) is None
-
-
-def test_this_very_box_can_be_read() -> None:
-    memory = system.memory()
-    assert 0 < memory.available_bytes <= memory.total_bytes
-    assert (system.resident_bytes() or 0) > 2**20
-    assert system.load()["cpus"] >= 1
-    gpu, word = nvml.read()
-    assert (gpu is None) == (word != "ok")
-
-
-def probe(gpu: nvml.Gpu | None, cuda: dict[str, Any] | None = None, *, limit: int | None = None) -> DeviceProbe:
-    memory = system.Memory(16 * GIB, 10 * GIB, "meminfo")
-    seen = Snapshot(memory, gpu, "ok" if gpu else "NVML Shared Library Not Found", tegra.Board(None, None, None))
+def probe(
+    look: Snapshot, child: Child | None = None, cuda: dict[str, Any] | None = None, *, limit: int | None = None
+) -> DeviceProbe:
     found = SelfTest({"nf4": {"ok": True}}, cuda, {})
-    return DeviceProbe(reserve_bytes=GIB, limit_bytes=limit, self_test=lambda: found, look=lambda: seen)
+    return DeviceProbe(
+        reserve_bytes=GIB,
+        limit_bytes=limit,
+        self_test=lambda: found,
+        look=lambda: look,
+        ask_cuda=child or Child(),
+    )
 
 
-def gpu_of(capability: tuple[int, int] | None, total: int | None = 24 * GIB) -> nvml.Gpu:
-    return nvml.Gpu("gpu", capability, total, None if total is None else total // 2, None, None, None, None)
+def gpu_of(capability: tuple[int, int] | None, total: int | None = 24 * GIB) -> Gpu:
+    return Gpu("gpu", capability, total, None if total is None else total // 2)
+
+
+def sources(device: DeviceProbe) -> dict[str, str]:
+    found: dict[str, str] = device.facts()["memory"]["sources"]
+    return found
 
 
 def test_a_dedicated_gpu_s_memory_comes_from_nvml() -> None:
-    budget = probe(gpu_of((8, 6))).budget()
+    device = probe(seen(gpu_of((8, 6))), child := Child())
+    budget = device.budget()
     assert (budget.source, budget.available_bytes, budget.total_bytes) == ("nvml", 12 * GIB, 24 * GIB)
     assert (budget.has_gpu, budget.is_integrated, budget.bytes) == (True, False, 11 * GIB)
+    assert child.asked == 0
 
 
 @pytest.mark.parametrize("capability", sorted(SHARED_MEMORY_CAPABILITIES))
-def test_shared_memory_comes_from_the_operating_system(capability: tuple[int, int]) -> None:
-    budget = probe(gpu_of(capability)).budget()
+def test_shared_memory_comes_from_the_operating_system_whatever_nvml_says(capability: tuple[int, int]) -> None:
+    budget = probe(seen(gpu_of(capability))).budget()
     assert (budget.source, budget.available_bytes, budget.is_integrated) == ("meminfo", 10 * GIB, True)
 
 
-def test_a_gpu_whose_memory_nvml_does_not_know_leaves_the_operating_system() -> None:
-    assert probe(gpu_of((8, 6), None)).budget().source == "meminfo"
+def test_a_dedicated_gpu_whose_memory_nvml_does_not_know_is_asked_by_cuda_each_time() -> None:
+    now, later = Answer(CARD, "ok"), Answer(replace(CARD, free_bytes=2 * GIB), "ok")
+    device = probe(seen(gpu_of((8, 6), None)), child := Child(now, later))
+    budget = device.budget()
+    assert (budget.source, budget.available_bytes, budget.total_bytes) == ("cuda", 9 * GIB, 12 * GIB)
+    assert sources(device) == {
+        "available_bytes": "cuda", "total_bytes": "cuda", "capability": "nvml", "is_integrated": "cuda",
+    }  # fmt: skip
+    assert device.budget().available_bytes == 2 * GIB
+    assert child.asked == 2
 
 
-def test_a_box_without_a_gpu_has_the_operating_system_s_memory() -> None:
-    budget = probe(None, limit=2 * GIB).budget()
-    assert (budget.source, budget.has_gpu, budget.capability, budget.bytes) == ("meminfo", False, None, 2 * GIB)
+def test_a_container_without_nvml_has_the_gpu_that_cuda_tells_of() -> None:
+    device = probe(seen(), Child(Answer(CARD, "ok")))
+    budget = device.budget()
+    assert (budget.has_gpu, budget.capability, budget.source) == (True, (8, 6), "cuda")
+    gpu = device.facts()["gpu"]
+    assert (gpu["name"], gpu["source"], gpu["bandwidth_gb_s"]) == ("NVIDIA RTX A2000", "cuda", 288.0)
+
+
+def test_a_shared_gpu_that_nobody_else_knows_is_told_by_cuda_and_not_asked_again() -> None:
+    unheard_of = Cuda("a chip to come", (13, 1), is_integrated=True, total_bytes=64 * GIB)
+    device = probe(seen(), child := Child(Answer(unheard_of, "ok")))
+    budgets = [device.budget(), device.budget()]
+    assert {(each.source, each.is_integrated, each.capability) for each in budgets} == {("meminfo", True, (13, 1))}
+    assert child.asked == 1
+    assert sources(device)["is_integrated"] == "cuda"
+
+
+def test_a_box_without_a_gpu_has_the_operating_system_s_memory_and_is_asked_once() -> None:
+    device = probe(seen(), child := Child(), limit=2 * GIB)
+    budgets = [device.budget(), device.budget()]
+    assert {(each.source, each.has_gpu, each.capability, each.bytes) for each in budgets} == {
+        ("meminfo", False, None, 2 * GIB)
+    }
+    assert child.asked == 1
+    assert (device.facts()["gpu"], device.facts()["cuda_source"]) == (None, ABSENT.word)
+
+
+def test_a_gpu_that_nvml_shows_and_no_driver_can_use_is_none() -> None:
+    device = probe(seen(gpu_of(None, None)), Child(ABSENT))
+    budget = device.budget()
+    assert (budget.has_gpu, budget.source) == (False, "meminfo")
+    gpu = device.facts()["gpu"]
+    assert (gpu["is_usable"], gpu["sources"]["is_usable"], gpu["source"]) == (False, "cuda", "nvml")
+
+
+def test_a_driver_that_fails_is_asked_again_and_leaves_standing_what_never_changes() -> None:
+    answers = Child(BROKEN, Answer(CARD, "ok"), Answer(None, "hung"))
+    device = probe(seen(), answers)
+    assert device.budget().has_gpu is False
+    assert device.budget().source == "cuda"
+    budget = device.budget()
+    assert (budget.has_gpu, budget.capability, budget.source) == (True, (8, 6), "meminfo")
+    assert device.facts()["cuda_source"] == "hung"
+
+
+def test_the_last_word_on_a_dedicated_gpu_s_memory_is_that_of_the_self_test() -> None:
+    device = probe(seen(gpu_of((8, 6), None)), Child(BROKEN), TORCH)
+    device.self_test()
+    budget = device.budget()
+    assert (budget.source, budget.available_bytes, budget.total_bytes) == ("cuda", 7 * GIB, 12 * GIB)
+
+
+def test_a_dedicated_gpu_of_which_nobody_knows_the_memory_leaves_the_operating_system() -> None:
+    budget = probe(seen(gpu_of((8, 6), None)), Child(BROKEN)).budget()
+    assert (budget.source, budget.available_bytes) == ("meminfo", 10 * GIB)
 
 
 def test_what_cuda_said_in_the_self_test_wins_over_nvml() -> None:
-    device = probe(gpu_of(None), {"capability": [8, 7], "is_integrated": True})
+    device = probe(seen(gpu_of((8, 9), None)), cuda={"capability": [8, 7], "is_integrated": True})
     assert device.budget().capability is None
     assert dict(device.usable_methods()) == {"nf4": {"ok": True}}
     budget = device.budget()
     assert (budget.capability, budget.is_integrated, budget.source) == ((8, 7), True, "meminfo")
+    assert sources(device)["capability"] == "cuda"
 
 
-def test_a_gpu_that_cuda_cannot_use_is_none() -> None:
-    device = probe(gpu_of((8, 6)))
+def test_a_torch_that_does_not_know_shared_memory_yet_is_not_believed_on_a_chip_that_shares_it() -> None:
+    device = probe(seen(), child := Child(), {"capability": [8, 7], "is_integrated": False})
+    device.self_test()
+    assert device.budget().is_integrated is True
+    assert child.asked == 0
+
+
+def test_a_torch_that_leaves_shared_memory_open_leaves_it_to_cuda_in_a_child() -> None:
+    device = probe(seen(), child := Child(Answer(CARD, "ok")), {"capability": [8, 6], "is_integrated": None})
+    device.self_test()
+    assert device.budget().source == "cuda"
+    assert (sources(device)["is_integrated"], child.asked) == ("cuda", 1)
+
+
+def test_a_gpu_that_torch_cannot_use_is_none_and_nobody_else_is_asked() -> None:
+    device = probe(seen(gpu_of((8, 6), None)), child := Child(Answer(CARD, "ok")))
     device.self_test()
     budget = device.budget()
-    assert (budget.has_gpu, budget.source) == (False, "meminfo")
+    assert (budget.has_gpu, budget.capability, budget.source, child.asked) == (False, None, "meminfo", 0)
+    assert device.facts()["gpu"]["capability"] == [8, 6]
+
+
+def test_a_card_in_a_board_with_a_gpu_of_its_own_is_judged_by_itself() -> None:
+    module = hardware.module("nvidia,p3740-0002+p3701-0008 nvidia,tegra234")
+    igx = seen(
+        replace(gpu_of((8, 6)), memory_clock_mhz=8001, memory_bus_bits=384),
+        board=Board("NVIDIA IGX Orin Developer Kit", module),
+        readings=Readings(gpu_node="ga10b"),
+    )
+    device = probe(igx)
+    budget = device.budget()
+    assert (budget.source, budget.is_integrated, budget.capability) == ("nvml", False, (8, 6))
+    assert device.facts()["gpu"]["bandwidth_gb_s"] == 768.1
+
+
+def test_an_unlisted_board_with_a_gpu_in_its_device_tree_shares_its_memory() -> None:
+    device = probe(seen(readings=Readings(gpu_node="gb10b")), Child(BROKEN))
+    budget = device.budget()
+    assert (budget.has_gpu, budget.is_integrated, budget.source) == (True, True, "meminfo")
+    assert (sources(device)["is_integrated"], device.facts()["gpu"]["source"]) == ("sysfs", "sysfs")
+
+
+def test_a_report_starts_no_child_and_repeats_what_cuda_said() -> None:
+    device = probe(seen(), child := Child(Answer(CARD, "ok")))
+    assert (device.facts()["cuda_source"], child.asked) == ("not asked", 0)
+    device.budget()
+    memory = device.facts()["memory"]
+    assert (memory["available_bytes"], memory["source"], child.asked) == (9 * GIB, "cuda", 1)
+
+
+def test_the_group_that_limits_a_box_is_named() -> None:
+    memory = Memory(4 * GIB, GIB, "cgroup", "cgroup", "/sys/fs/cgroup/a.slice/memory.max")
+    device = probe(Snapshot(memory))
+    facts = device.facts()["memory"]
+    assert (facts["source"], facts["sources"]["total_bytes"], facts["ram_detail"]) == (
+        "cgroup", "cgroup", "/sys/fs/cgroup/a.slice/memory.max",
+    )  # fmt: skip
+    assert (facts["ram_total_bytes"], facts["ram_available_bytes"], facts["ram_source"]) == (4 * GIB, GIB, "cgroup")
+
+
+def test_the_last_budget_is_known_without_a_look() -> None:
+    device = probe(seen(gpu_of((8, 6))))
+    assert device.last_budget() is None
+    budget = device.budget()
+    assert device.last_budget() == budget
+
+
+def test_memory_that_cannot_be_read_is_an_error_and_not_a_guess() -> None:
+    def look() -> Snapshot:
+        raise MemoryUnknownError("/proc/meminfo has no line MemTotal in kB")
+
+    device = DeviceProbe(reserve_bytes=0, limit_bytes=None, self_test=lambda: SelfTest({}, None, {}), look=look)
+    for ask in (device.budget, device.facts):
+        with pytest.raises(MemoryUnknownError, match="/proc/meminfo"):
+            ask()
 
 
 def test_the_self_test_runs_once() -> None:
@@ -228,8 +255,10 @@ def test_the_self_test_runs_once() -> None:
     assert device.tested is not None
 
 
-def test_every_figure_of_the_health_report_names_its_source() -> None:
-    facts = probe(gpu_of((8, 6))).facts()
-    assert facts["gpu"]["source"] == "nvml"
-    assert (facts["memory"]["source"], facts["memory"]["ram_source"]) == ("nvml", "meminfo")
-    assert probe(None).facts()["gpu_source"] == "NVML Shared Library Not Found"
+def test_this_very_box_has_a_budget_and_facts() -> None:
+    device = DeviceProbe(reserve_bytes=0, limit_bytes=None, self_test=lambda: SelfTest({}, None, {}))
+    budget = device.budget()
+    assert 0 < budget.bytes <= budget.total_bytes
+    facts = device.facts()
+    assert facts["memory"]["source"] in {"nvml", "cuda", "meminfo", "cgroup"}
+    assert (facts["gpu"] is None) == (facts["gpu_source"] != "ok" and facts["cuda_source"] != "ok")

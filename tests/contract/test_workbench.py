@@ -180,26 +180,33 @@ def gate(share: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def row(method: str, share: float) -> dict[str, Any]:
+    return {"method": method, "gate": gate(share), "resident_bytes": 1}
+
+
 @pytest.mark.parametrize(
-    ("order", "kept", "refused"),
+    ("fallbacks", "kept", "overruled"),
     [
-        (("nf4", "int8", "fp16"), "int8", ["nf4"]),
-        (("nf4",), None, ["nf4"]),
-        (("nf4", "fp16"), None, ["nf4", "fp16"]),
-        ((), None, []),
+        (("int8", "fp16"), "int8", ["nf4: agreement 0.5000"]),
+        ((), None, ["nf4: agreement 0.5000"]),
+        (("fp16",), None, ["fp16: not measured"]),
     ],
 )
-def test_auto_keeps_the_first_method_of_its_order_that_passes_if_all_before_were_measured(
-    order: tuple[str, ...], kept: str | None, refused: list[str]
+def test_a_comparison_marks_what_auto_would_keep_if_all_that_it_needs_was_measured(
+    fallbacks: tuple[str, ...], kept: str | None, overruled: list[str]
 ) -> None:
-    rows: list[dict[str, Any]] = [
-        {"method": "nf4", "gate": gate(0.5)},
-        {"method": "int8", "gate": gate(0.99)},
-        {"method": "fp16", "error": ""},
-    ]
-    found, overruled = keeps(order, rows, Thresholds())
+    rows = {"nf4": row("nf4", 0.5), "int8": row("int8", 0.99), "fp16": {"method": "fp16", "error": ""}}
+    decision = {"method": "nf4", "fallbacks": fallbacks, "alternatives": (), "reason": "why"}
+    found, told = keeps(decision, rows.get, Thresholds())
     assert found == kept
-    assert [refusal.partition(":")[0] for refusal in overruled] == refused
+    assert [each[: len(start)] for each, start in zip(told, overruled, strict=True)] == overruled
+
+
+def test_a_comparison_marks_what_overrules_the_matrix_and_says_so_where_nothing_fits() -> None:
+    rows = {"fp4": row("fp4", 0.96), "nf4": row("nf4", 1.0)}
+    decision = {"method": "fp4", "fallbacks": (), "alternatives": ("nf4",), "reason": "why"}
+    assert keeps(decision, rows.get, Thresholds())[0] == "nf4"
+    assert keeps({"method": None, "reason": "too large"}, rows.get, Thresholds()) == (None, ["too large"])
 
 
 def test_the_agreement_of_an_embedding_is_said_to_be_that_of_neighbours() -> None:

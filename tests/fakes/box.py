@@ -11,13 +11,15 @@ from agent.contract.topics import Topics
 from agent.deployment.engine import Engine
 from agent.deployment.inbox import Connected, ServerLost
 from agent.deployment.intake import CommandMessage, Intake
+from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports
 from agent.deployment.reporting import Reporting
 from agent.deployment.steps import Steps
 from agent.planning.model_types import MODEL_TYPES
+from agent.planning.plan import Policy
 from tests.fakes.broker import FakeBroker, RecordingTransport
 from tests.fakes.clock import FakeClock
-from tests.fakes.device import FakeBuilder, FakeDevice, FakeSources, FakeTrust, checkpoint, sha256
+from tests.fakes.device import FakeBuilder, FakeDevice, FakeLessons, FakeSources, FakeTrust, checkpoint, sha256
 from tests.fakes.journal import FaultyJournal
 from tests.fakes.runner import InlineRunner
 from tests.fakes.server import FakeServer
@@ -53,6 +55,8 @@ class Box:
         self.sources.files[URL] = CONTENT
         self.builder = FakeBuilder()
         self.device = FakeDevice()
+        self.lessons = FakeLessons()
+        self.policy = Policy()
         self.statuses = 0
         self._start()
 
@@ -62,7 +66,7 @@ class Box:
         self.journal = FaultyJournal(self._root / "journal.db")
         self.store = ArtifactStore(self._root)
         self.transport = RecordingTransport(self.journal, self.broker)
-        ports = Ports(self.clock, self.sources, self.store, self.builder, self.device, self.server)
+        ports = Ports(self.clock, self.sources, self.store, self.builder, self.device, self.server, self.lessons)
         facts: dict[str, Any] = {
             "memory": {},
             "trust": {},
@@ -79,7 +83,7 @@ class Box:
                 require_signature=self._signatures is not None,
                 model_types=frozenset({*MODEL_TYPES, "auto"}),
             ),
-            steps=Steps(ports, soak_s=0.0),
+            steps=Steps(ports, Planner(ports, lambda: self.policy), soak_s=0.0),
             runner=self.runner,
             reporting=Reporting(TOPICS, self.clock, boot_id="boot", agent="0", facts=lambda: facts),
             server=self.server,

@@ -8,10 +8,12 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.adapters import headers
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.deployment.ports import StepError
+from agent.planning.budget import Budget
+from agent.planning.memory import Footprint, Learned
 from agent.planning.methods import METHODS
-from agent.planning.plan import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +26,8 @@ GOOD_GATE = {
     "answer": "classes",
     "rows": 16,
     "non_finite": 0,
-    "agreement": 0.99,
+    "agreement": 1.0,
+    "cosine": 0.999,
     "accuracy": None,
     "accuracy_source": None,
     "latency_ms": {"p50": 1.0},
@@ -82,7 +85,7 @@ class FakeBuilder:
         gate: what it measures.
         gates: what it measures for a method, where that differs.
         error: raised instead of building, once.
-        jobs: what it was asked for.
+        jobs: the builds it was asked for.
     """
 
     def __init__(self) -> None:
@@ -93,6 +96,8 @@ class FakeBuilder:
 
     def build(self, job: dict[str, Any], watch: Watch) -> dict[str, Any]:
         watch.check()
+        if job["job"] == "inspect":
+            return {"footprint": Footprint.of_numels(headers.numels(Path(job["checkpoint"]))).to_json()}
         self.jobs.append(job)
         error, self.error = self.error, None
         if error is not None:
@@ -124,6 +129,23 @@ class FakeDevice:
 
     def usable_methods(self) -> Mapping[str, dict[str, Any]]:
         return self.methods
+
+
+class FakeLessons:
+    """Implements ``Lessons``.
+
+    Attributes:
+        kept: what was learned, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[Learned] = []
+
+    def learned(self) -> Learned:
+        return self.kept[-1] if self.kept else Learned()
+
+    def keep(self, learned: Learned) -> None:
+        self.kept.append(learned)
 
 
 class FakeTrust:

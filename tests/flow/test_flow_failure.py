@@ -88,7 +88,7 @@ BEFORE_LOADING: list[tuple[Callable[[Box], dict[str, Any]], str, str, bool, str]
     (builder_raises, "internal", "building", True, "RuntimeError: a bug"),
     (gate_not_met, "gate_failed", "building", False, "agreement 0.5000 with the source, 0.95 demanded"),
     (gate_not_a_number, "gate_failed", "building", False, "agreement nan"),
-    (no_memory, "insufficient_memory", "planning", True, "budget 1000 B"),
+    (no_memory, "insufficient_memory", "planning", True, "reserve 512 MiB"),
     (no_method, "unsupported_method", "planning", False, "failed the self-test"),
 ]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from agent.deployment.inbox import Connected
 from agent.deployment.phases import LINES, Phase, State
+from agent.planning.matrix import Row
+from agent.planning.plan import Policy
 from tests.fakes.box import CONTENT, TOPICS, URL, Box
 from tests.fakes.device import GOOD_GATE, checkpoint, sha256
 
@@ -243,16 +246,83 @@ def test_the_journal_of_a_device_without_a_past_serves_nothing(tmp_path: Path) -
 
 def test_what_the_gate_refuses_under_auto_gives_way_to_the_next_better_method(box: Box) -> None:
     box.builder.gates["nf4"] = {**GOOD_GATE, "agreement": 0.9}
+    box.builder.gates["mixed"] = {**GOOD_GATE, "agreement": 0.94}
 
     box.deploy("d-1")
     box.settle()
 
     decision = box.report("d-1")["decision"]
     assert box.serving() == f"{sha256(CONTENT)[:12]}-{sha256(CONTENT)[:12]}-int8"
-    assert [job["method"] for job in box.builder.jobs] == ["nf4", "int8"]
-    assert decision["method"] == "int8"
-    assert decision["overruled"] == ["nf4: agreement 0.9000 with the source, 0.95 demanded"]
+    assert [job["method"] for job in box.builder.jobs] == ["nf4", "mixed", "int8"]
+    assert (decision["planned"], decision["method"]) == ("nf4", "int8")
+    assert decision["overruled"] == [
+        "nf4: agreement 0.9000 with the source, 0.95 demanded",
+        "mixed: agreement 0.9400 with the source, 0.95 demanded",
+    ]
+    assert [each["passes"] for each in decision["evidence"]] == [False, False, True]
     assert decision["measured"]["gate"]["agreement"] == GOOD_GATE["agreement"]
+
+
+def test_a_mix_is_sought_from_the_planned_method_with_what_the_gate_demands(box: Box) -> None:
+    box.builder.gates["nf4"] = {**GOOD_GATE, "agreement": 0.9}
+
+    box.deploy("d-1", gate={"min_agreement": 0.97})
+    box.settle()
+
+    job = box.builder.jobs[-1]
+    assert job["mixed"] == {"base": "nf4", "budget_bytes": None}
+    assert job["gate"]["thresholds"]["min_agreement"] == 0.97
+    release = box.serving()
+    assert release is not None
+    assert re.search(r"-mixed-[0-9a-f]{8}$", release)
+
+
+def test_a_replan_that_arrives_at_what_is_served_swaps_nothing(box: Box) -> None:
+    box.builder.gates["nf4"] = {**GOOD_GATE, "agreement": 0.9}
+    box.deploy("d-1")
+    box.settle()
+    served = box.serving()
+    built = len(box.builder.jobs)
+
+    box.send("replan", {"id": "r-1", "model": "kanji"})
+    box.settle()
+
+    assert box.report("r-1")["state"] == "succeeded"
+    assert box.report("r-1")["decision"]["reason"].endswith("; it is already being served")
+    assert (box.serving(), len(box.builder.jobs)) == (served, built)
+    assert ("running", "loading") not in box.states("r-1")
+
+
+def test_what_answers_clearly_better_in_no_more_memory_overrules_the_matrix(box: Box) -> None:
+    box.policy = Policy((Row("own", ("fp4",), "our choice"),))
+    box.builder.gates["fp4"] = {**GOOD_GATE, "rows": 400, "agreement": 0.96}
+    box.builder.gates["nf4"] = {**GOOD_GATE, "rows": 400, "agreement": 0.99}
+    box.builder.gate = {**GOOD_GATE, "rows": 400, "agreement": 0.97}
+
+    box.deploy("d-1")
+    box.settle()
+
+    decision = box.report("d-1")["decision"]
+    assert (decision["planned"], decision["method"]) == ("fp4", "nf4")
+    told = "nf4 takes no more memory than fp4 and answers better: agreement 99.00% on 400 rows against agreement 96.00%"
+    assert decision["overruled"] == [f"{told} on 400 rows"]
+    assert {each["method"] for each in decision["evidence"]} == {"fp4", "fp4-dq", "nf4", "nf4-dq"}
+
+
+def test_the_matrix_alone_decides_where_the_operator_wants_it_so(box: Box) -> None:
+    box.policy = Policy((Row("own", ("fp4",), "our choice"),), matrix_only=True)
+    box.builder.gates["fp4"] = {**GOOD_GATE, "agreement": 0.96}
+    box.deploy("d-1")
+    box.settle()
+    assert [job["method"] for job in box.builder.jobs] == ["fp4"]
+    assert box.report("d-1")["state"] == "succeeded"
+
+    box.builder.gates["fp4"] = {**GOOD_GATE, "agreement": 0.5}
+    box.deploy("d-2", content=checkpoint(50_000), url="https://models.example/other.pt", method="auto")
+    box.sources.files["https://models.example/other.pt"] = checkpoint(50_000)
+    box.settle()
+    assert box.report("d-2")["error"]["code"] == "gate_failed"
+    assert [job["method"] for job in box.builder.jobs] == ["fp4", "fp4"]
 
 
 def test_a_method_that_was_asked_for_is_never_replaced_by_another(box: Box) -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.planning.budget import Budget
 from agent.planning.gate import Thresholds, judge
-from agent.planning.memory import estimate
+from agent.planning.memory import Footprint, estimate
 from agent.planning.methods import BLOCKSIZES, METHODS, MIN_PACKED_NUMEL, method
-from agent.planning.plan import LADDER, Budget, plan
+from agent.planning.plan import LADDER, plan
 
 GIB = 2**30
 numels = st.lists(st.integers(1, 50_000_000), min_size=1, max_size=12)
@@ -26,6 +27,8 @@ budgets = st.builds(
     has_gpu=st.booleans(),
     is_integrated=st.booleans(),
     capability=st.none() | st.tuples(st.integers(3, 12), st.integers(0, 9)),
+    reclaimable_bytes=st.just(0) | st.integers(0, 4 * GIB),
+    taken_bytes=st.just(0) | st.integers(0, 4 * GIB),
 )
 
 
@@ -42,14 +45,36 @@ def test_more_memory_never_leads_to_a_worse_method(
     assert rank(rich.method if rich else None) <= rank(poor.method if poor else None)
 
 
+@given(numels, budgets, st.integers(0, 4 * GIB))
+def test_it_makes_no_difference_whether_memory_is_free_or_the_models_own(
+    sizes: list[int], budget: Budget, more: int
+) -> None:
+    free = replace(budget, available_bytes=budget.available_bytes + more)
+    own = replace(budget, reclaimable_bytes=budget.reclaimable_bytes + more)
+    one, other = plan(sizes, free), plan(sizes, own)
+    assert (one.chosen and one.chosen.method) == (other.chosen and other.chosen.method)
+    assert one.row == other.row
+
+
+@given(numels, budgets, usable_sets)
+def test_admission_is_a_matter_of_room(sizes: list[int], budget: Budget, usable: set[str]) -> None:
+    made = plan(sizes, budget, usable=usable)
+    if made.chosen is None:
+        assert made.admission == "refuse"
+    else:
+        assert (made.admission == "side_by_side") == (made.chosen.estimated_bytes <= budget.bytes)
+    assert all(each.fits for each in (*made.alternatives, *made.fallbacks))
+
+
 @given(numels, budgets, usable_sets, names | st.just("auto"))
 def test_what_is_chosen_fits_and_works_here(sizes: list[int], budget: Budget, usable: set[str], wanted: str) -> None:
     made = plan(sizes, budget, requested=wanted, usable=usable)
     if made.chosen is None:
-        assert all(item.method not in usable or item.estimated_bytes > budget.bytes for item in made.candidates)
+        assert all(item.method not in usable or item.estimated_bytes > budget.room_bytes for item in made.candidates)
     else:
         assert made.chosen.method in usable
-        assert estimate(sizes, method(made.chosen.method)).total_bytes <= budget.bytes
+        needs = Footprint.of_numels(sizes)
+        assert estimate(needs, method(made.chosen.method)).total_bytes <= budget.room_bytes
         assert wanted in ("auto", made.chosen.method)
 
 
@@ -62,8 +87,8 @@ def test_the_same_question_has_the_same_answer(sizes: list[int], budget: Budget)
 def test_an_estimate_is_the_sum_of_its_tensors_and_never_more_than_the_floats(
     sizes: list[int], name: str, blocksize: int
 ) -> None:
-    found = estimate(sizes, method(name), blocksize)
-    single = sum(estimate([size], method(name), blocksize).weights_bytes for size in sizes)
+    found = estimate(Footprint.of_numels(sizes), method(name), blocksize)
+    single = sum(estimate(Footprint.of_numels([size]), method(name), blocksize).weights_bytes for size in sizes)
     assert found.weights_bytes == single
     assert found.weights_bytes <= 4 * sum(sizes)
 

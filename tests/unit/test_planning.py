@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from agent.planning.matrix import MATRIX, Conditions, match
-from agent.planning.memory import Estimate, estimate
-from agent.planning.methods import FOUR_BIT, METHODS, MIN_PACKED_NUMEL, UnknownMethodError, compute_dtype, method
+from agent.planning.budget import Budget, size
+from agent.planning.memory import Footprint, estimate
+from agent.planning.methods import FOUR_BIT, METHODS, UnknownMethodError, compute_dtype, method
 from agent.planning.model_types import MODEL_TYPES, named, names
-from agent.planning.plan import LADDER, Budget, plan, size
+from agent.planning.plan import LADDER, Policy, plan
 
 MIB, GIB = 2**20, 2**30
 MILLION = 1_048_576
@@ -42,14 +42,6 @@ def test_the_bits_of_a_weight_at_blocksize_64(name: str, bits: float) -> None:
 )
 def test_the_bytes_of_a_tensor_are_exact(name: str, numel: int, expected: int) -> None:
     assert method(name).tensor_bytes(numel) == expected
-
-
-def test_small_tensors_stay_as_they_are() -> None:
-    packed, plain = MIN_PACKED_NUMEL, MIN_PACKED_NUMEL - 1
-    assert estimate([packed, plain], method("nf4")) == Estimate(2048 + 256 + 4 * plain, 4 * packed)
-    assert estimate([plain], method("nf4")) == Estimate(4 * plain, 0)
-    assert estimate([plain], method("fp16")) == Estimate(2 * plain, 4 * plain)
-    assert estimate([], method("nf4")).total_bytes == 0
 
 
 def test_an_unknown_method_answers_with_the_known_ones() -> None:
@@ -86,44 +78,6 @@ def test_each_row_of_the_matrix_is_some_device(scenario: str) -> None:
     assert made.reason.startswith(f"{scenario}: {made.row.rationale}; needs ")
 
 
-def test_every_row_is_shown_by_a_device() -> None:
-    assert [row.scenario for row in MATRIX] == list(DEVICES)
-
-
-@pytest.mark.parametrize(
-    ("changes", "scenario"),
-    [
-        ({"share": 0.5}, "extreme-constraints"),
-        ({"share": 0.4999}, "edge-limited-memory"),
-        ({"share": 0.1}, "edge-limited-memory"),
-        ({"share": 0.0999}, "edge"),
-        ({"capability": (7, 4)}, "older-gpu"),
-        ({"capability": (7, 5)}, "edge"),
-        ({"is_integrated": False, "total_bytes": 16 * GIB}, "cloud-gpu"),
-        ({"is_integrated": False, "total_bytes": 16 * GIB - 1}, "edge"),
-        ({"total_bytes": 64 * GIB}, "edge"),
-    ],
-)
-def test_a_row_begins_exactly_at_its_bound(changes: dict[str, object], scenario: str) -> None:
-    device = replace(Conditions(True, True, (8, 7), 8 * GIB, 0.05), **changes)  # type: ignore[arg-type] # noqa: FBT003 - a table
-    assert match(device).scenario == scenario
-
-
-def test_a_matrix_without_a_last_row_says_so() -> None:
-    with pytest.raises(LookupError, match="no row"):
-        match(Conditions(False, False, None, GIB, 0.01), MATRIX[:1])  # noqa: FBT003 - a device in one line
-
-
-def test_a_rule_is_a_sentence_with_its_numbers() -> None:
-    assert [row.rule() for row in MATRIX] == [
-        "the model takes at least 50% of the budget",
-        "compute capability below 7.5",
-        "a dedicated GPU and at least 16 GiB of device memory",
-        "the model takes at least 10% of the budget",
-        "no earlier row applies",
-    ]
-
-
 def test_a_refusal_names_need_budget_reserve_and_source() -> None:
     made = plan([100 * MILLION], replace(ORIN, available_bytes=900 * MIB))
     assert made.chosen is None
@@ -157,7 +111,9 @@ def test_the_decision_record_can_be_read_back() -> None:
     record = plan([MILLION], ORIN).to_json()
     assert record["budget"] == {
         "bytes": 4 * GIB - 512 * MIB,
+        "room_bytes": 4 * GIB - 512 * MIB,
         "available_bytes": 4 * GIB,
+        "reclaimable_bytes": 0,
         "reserve_bytes": 512 * MIB,
         "limit_bytes": None,
         "total_bytes": 8 * GIB,
@@ -212,8 +168,72 @@ def test_only_4_bit_methods_ask_for_a_foreign_kernel() -> None:
 def test_auto_names_what_to_build_next_if_the_gate_refuses_and_only_what_fits() -> None:
     numels = [2**20]
     roomy = plan(numels, Budget(2**30, 0, "meminfo", 2**30))
-    assert [candidate.method for candidate in roomy.fallbacks] == ["int8", "fp16"]
-    narrow = plan(numels, Budget(estimate(numels, method("int8")).total_bytes, 0, "meminfo", 2**30))
+    assert [candidate.method for candidate in roomy.fallbacks] == ["mixed", "int8", "fp16"]
+    least = estimate(Footprint.of_numels(numels), method("int8")).total_bytes
+    narrow = plan(numels, Budget(least, 0, "meminfo", 2**30))
     assert narrow.chosen is not None
     assert "fp16" not in [candidate.method for candidate in narrow.fallbacks]
     assert plan(numels, Budget(2**30, 0, "meminfo", 2**30), requested="nf4").fallbacks == ()
+
+
+def test_of_several_methods_in_a_row_all_are_measured_whatever_their_size() -> None:
+    made = plan([MILLION], ORIN, policy=Policy(purpose="research"))
+    assert made.row.scenario == "research"
+    assert made.chosen is not None
+    assert made.chosen.method == "nf4"
+    assert made.alternatives[0].method == "fp4"
+    assert made.to_json()["compares"] is True
+
+
+def test_what_takes_no_more_memory_is_measured_besides() -> None:
+    by_prior = {"edge": ["nf4-dq", "fp4", "fp4-dq"], "older-gpu": ["fp4-dq", "nf4-dq", "nf4"]}
+    edge, older = plan([MILLION], ORIN), plan([MILLION], PASCAL)
+    assert [each.method for each in edge.alternatives] == by_prior["edge"]
+    assert [each.method for each in older.alternatives] == by_prior["older-gpu"]
+
+
+def test_an_alternative_never_takes_more_memory_than_the_choice() -> None:
+    made = plan([MILLION], replace(ORIN, limit_bytes=20 * MIB))
+    assert made.chosen is not None
+    assert made.chosen.method == "nf4-dq"
+    assert [each.method for each in made.alternatives] == ["fp4-dq"]
+
+
+def test_a_matrix_that_is_followed_to_the_letter_leaves_nothing_to_measurement() -> None:
+    made = plan([MILLION], ORIN, policy=Policy(matrix_only=True))
+    assert (made.candidates, made.alternatives, made.fallbacks) == (made.candidates[:1], (), ())
+    tight = plan([100 * MILLION], replace(ORIN, limit_bytes=64 * MIB), policy=Policy(matrix_only=True))
+    assert tight.chosen is None
+    assert tight.reason.startswith("fp4-dq needs ")
+
+
+def test_what_does_not_fit_beside_its_old_form_waits_until_that_is_gone() -> None:
+    needed = plan([40 * MILLION], ORIN, requested="nf4").candidates[0].estimated_bytes
+    there = replace(ORIN, available_bytes=512 * MIB + needed - MIB)
+    assert plan([40 * MILLION], there, requested="nf4").admission == "refuse"
+    swap = plan([40 * MILLION], replace(there, reclaimable_bytes=2 * MIB), requested="nf4")
+    assert swap.admission == "unload_first"
+    assert swap.reason.endswith("it does not fit beside its old form, which goes first")
+    assert plan([40 * MILLION], replace(there, available_bytes=GIB), requested="nf4").admission == "side_by_side"
+
+
+def test_a_configured_budget_is_for_all_models_together() -> None:
+    budget = replace(ORIN, limit_bytes=20 * MIB, taken_bytes=15 * MIB, reclaimable_bytes=2 * MIB)
+    assert (budget.bytes, budget.room_bytes) == (3 * MIB, 5 * MIB)
+    assert replace(budget, taken_bytes=30 * MIB).room_bytes == 0
+
+
+def test_a_mix_needs_its_base_and_int8() -> None:
+    made = plan([MILLION], ORIN, requested="mixed")
+    assert made.chosen is not None
+    assert made.chosen.why.startswith("needs at least ")
+    assert plan([MILLION], ORIN, requested="mixed", usable={"nf4-dq"}).chosen is None
+
+
+def test_the_room_of_a_mix_is_told_only_where_uniform_int8_does_not_fit() -> None:
+    assert plan([MILLION], ORIN).mixed_budget_bytes is None
+    int8 = estimate(Footprint.of_numels([16 * MILLION]), method("int8"))
+    tight = replace(ORIN, available_bytes=512 * MIB + int8.total_bytes - 1, limit_bytes=None)
+    room = plan([16 * MILLION], tight).mixed_budget_bytes
+    assert room is not None
+    assert int8.weights_bytes * 14 / 16 <= room < int8.weights_bytes

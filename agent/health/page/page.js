@@ -20,6 +20,21 @@ const rows = (id, table) => {
     return tr;
   }));
 };
+const explain = (models) => {
+  byId("why").replaceChildren(...Object.entries(models).flatMap(([name, m]) => {
+    const told = (m.decision && m.decision.explanation) || [];
+    if (!told.length) return [];
+    const title = document.createElement("h3");
+    title.textContent = `${name}: ${m.method}`;
+    const list = document.createElement("ul");
+    for (const sentence of told) {
+      const item = document.createElement("li");
+      item.textContent = sentence;
+      list.append(item);
+    }
+    return [title, list];
+  }));
+};
 const show = (s) => {
   const health = s.health;
   byId("device").textContent = `nibbled · ${s.device_id}`;
@@ -32,6 +47,7 @@ const show = (s) => {
     return [name, m.version, m.method, size(m.artifact_bytes), size(m.resident_bytes), percent(m.agreement),
       live.requests, p50 == null ? "–" : `${p50.toFixed(1)} ms`, m.previous ? `${m.previous.version} ${m.previous.method}` : "–"];
   }));
+  explain(s.models);
   rows("operations", s.operations.map((o) => [o.id, o.command, o.model, o.state, o.phase,
     o.error ? `${o.error.code}: ${o.error.detail}` : (o.decision && o.decision.reason)]));
   const memory = (health.device || {}).memory || {};
