@@ -112,6 +112,27 @@ class TestServer:
         assert 0 < so_far <= subject.server.activate(MODEL, subject.new)["gap_ms"]
         assert subject.answers() == {MODEL: subject.new.id}
 
+    def test_the_gap_is_open_until_something_answers(self, subject: Subject) -> None:
+        assert subject.server.status()["gaps"][MODEL]["is_open"] is False
+        subject.server.load(MODEL, subject.new, unload_first=True)
+        assert subject.server.status()["gaps"][MODEL]["is_open"] is True
+        subject.server.restore(subject.served)
+        assert subject.server.status()["gaps"][MODEL]["is_open"] is False
+
+    def test_a_load_and_the_status_tell_what_they_took_of_the_memory(self, subject: Subject) -> None:
+        loaded = subject.server.load(MODEL, subject.new)
+        assert loaded["resident_bytes"] == subject.new.resident_bytes
+        assert (loaded["max_batch_rows"], loaded["device"]) == (32, None)
+        assert 2 <= loaded["warm_up_rows"] <= 32
+        assert loaded["load_ms"] > 0
+        assert 0 < loaded["rss_before_bytes"] <= loaded["peak_rss_bytes"]
+        assert loaded["rss_after_bytes"] > 0
+        assert loaded["is_peak_exact"] in (True, False)
+        memory = subject.server.status()["memory"]
+        assert 0 < memory["base_rss_bytes"] < memory["rss_bytes"]
+        assert memory["peak_rss_bytes"] > 0
+        assert memory["device"] is None
+
     def test_the_old_release_comes_back_in_the_gap(self, subject: Subject) -> None:
         subject.server.load(MODEL, subject.new, unload_first=True)
         subject.server.restore(subject.served)

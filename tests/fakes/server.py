@@ -21,6 +21,17 @@ GOOD_CANARY = {
     "accuracy": None,
     "latency_ms": {"p50": 1.5},
 }
+BASE_RSS_BYTES = 300 << 20
+LOAD_FIGURES = {
+    "load_ms": 2.0,
+    "max_batch_rows": 32,
+    "warm_up_rows": 32,
+    "rss_before_bytes": BASE_RSS_BYTES,
+    "rss_after_bytes": BASE_RSS_BYTES + (2 << 20),
+    "peak_rss_bytes": BASE_RSS_BYTES + (12 << 20),
+    "is_peak_exact": True,
+    "device": None,
+}
 _CODES = {
     "restore": ErrorCode.LOAD_FAILED,
     "load": ErrorCode.LOAD_FAILED,
@@ -106,7 +117,7 @@ class FakeServer:
         self._enter("load", starts=True)
         self._held.setdefault(model, {}).setdefault(release.id, False)
         gap_ms = self.gap_ms if model in self._gaps else 0.0
-        return {"resident_bytes": release.resident_bytes, "load_ms": 2.0, "gap_ms": gap_ms}
+        return {**LOAD_FIGURES, "resident_bytes": release.resident_bytes, "gap_ms": gap_ms}
 
     def canary(self, model: str, release: Release) -> dict[str, Any]:
         self._enter("canary")
@@ -127,7 +138,14 @@ class FakeServer:
     def status(self) -> dict[str, Any]:
         self._enter("status")
         models = {model: {**self.counters, "release": release} for model, release in self.answers().items()}
-        return {"models": models, "pid": self._pid}
+        memory = {
+            "base_rss_bytes": BASE_RSS_BYTES,
+            "rss_bytes": LOAD_FIGURES["rss_after_bytes"],
+            "peak_rss_bytes": LOAD_FIGURES["peak_rss_bytes"],
+            "device": None,
+        }
+        gaps = {model: {"is_open": model in self._gaps} for model in {*self._held, *self._gaps}}
+        return {"models": models, "gaps": gaps, "memory": memory, "pid": self._pid}
 
     def _enter(self, verb: str, *, starts: bool = False) -> None:
         if self._faults[verb]:
