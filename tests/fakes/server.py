@@ -29,7 +29,7 @@ LOAD_FIGURES = {
     "rss_before_bytes": BASE_RSS_BYTES,
     "rss_after_bytes": BASE_RSS_BYTES + (2 << 20),
     "peak_rss_bytes": BASE_RSS_BYTES + (12 << 20),
-    "is_peak_exact": True,
+    "is_peak_exact": False,  # nothing was measured here, so nothing is to be learned from it unless a test says so
     "device": None,
 }
 _CODES = {
@@ -47,6 +47,7 @@ class FakeServer:
 
     Attributes:
         canary_answer: what a canary measures.
+        load_figures: what every load measures of memory and time.
         gap_ms: how long nothing answered, for every switch that lets the old release go first.
         on_exit: called when the server dies, as the real one's watcher does.
         starts: how often it was started.
@@ -57,6 +58,7 @@ class FakeServer:
         self.on_exit: Callable[[str], None] = lambda _detail: None
         self.starts = 0
         self.gap_ms = 250.0
+        self.load_figures: dict[str, Any] = dict(LOAD_FIGURES)
         self.counters = {"requests": 0, "failures": 0, "non_finite": 0}
         self._pid: int | None = None
         self._held: dict[str, dict[str, bool]] = {}
@@ -117,7 +119,7 @@ class FakeServer:
         self._enter("load", starts=True)
         self._held.setdefault(model, {}).setdefault(release.id, False)
         gap_ms = self.gap_ms if model in self._gaps else 0.0
-        return {**LOAD_FIGURES, "resident_bytes": release.resident_bytes, "gap_ms": gap_ms}
+        return {**self.load_figures, "resident_bytes": release.resident_bytes, "gap_ms": gap_ms}
 
     def canary(self, model: str, release: Release) -> dict[str, Any]:
         self._enter("canary")
@@ -140,8 +142,8 @@ class FakeServer:
         models = {model: {**self.counters, "release": release} for model, release in self.answers().items()}
         memory = {
             "base_rss_bytes": BASE_RSS_BYTES,
-            "rss_bytes": LOAD_FIGURES["rss_after_bytes"],
-            "peak_rss_bytes": LOAD_FIGURES["peak_rss_bytes"],
+            "rss_bytes": self.load_figures["rss_after_bytes"],
+            "peak_rss_bytes": self.load_figures["peak_rss_bytes"],
             "device": None,
         }
         gaps = {model: {"is_open": model in self._gaps} for model in {*self._held, *self._gaps}}
