@@ -12,7 +12,10 @@ offset. The codebooks are constants that an artifact holds once, not per tensor.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 DEFAULT_BLOCKSIZE = 64
@@ -85,6 +88,10 @@ METHODS: dict[str, Method] = {
 }
 FOUR_BIT = tuple(name for name, method in METHODS.items() if method.bits == 4)  # noqa: PLR2004 - the product's subject
 
+MIXED = "mixed"
+"""A 4-bit method with int8 or fp16 for the tensors that need it; no row of the table, which describes one tensor."""
+NAMES = (*METHODS, MIXED)
+"""What a build can be asked for."""
 
 AMPERE = (8, 0)
 
@@ -102,8 +109,8 @@ def compute_dtype(device_type: str, capability: tuple[int, int] | None = None) -
 class UnknownMethodError(ValueError):
     """A method name that is not in the table."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    def __init__(self, name: str, known: Iterable[str] = METHODS) -> None:
+        super().__init__(f"unknown method {name!r}; known: {', '.join(known)}")
         self.name = name
 
 
@@ -117,3 +124,23 @@ def method(name: str) -> Method:
         return METHODS[name]
     except KeyError:
         raise UnknownMethodError(name) from None
+
+
+def known(name: str) -> str:
+    """Return ``name``, that of a method of the table or ``mixed``.
+
+    Raises:
+        UnknownMethodError: it is neither; it names the known ones.
+    """
+    if name not in NAMES:
+        raise UnknownMethodError(name, NAMES)
+    return name
+
+
+def file_tag(name: str) -> str:
+    """Return the part of an artifact's file name that tells its method.
+
+    Raises:
+        UnknownMethodError: there is no such method.
+    """
+    return MIXED if name == MIXED else method(name).file_tag

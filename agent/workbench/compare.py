@@ -37,7 +37,7 @@ def compare(
 
     Args:
         request: what to build from.
-        methods: names from the method table, in the order of the rows.
+        methods: their names, in the order of the rows.
         output: where the two files go.
         on_progress: called with the number of methods that are done.
 
@@ -49,7 +49,9 @@ def compare(
     model_type = None
     for method in methods:
         on_progress(len(rows), len(methods), "methods")
-        row = {"method": method, "bits_per_weight": METHODS[method].bits_per_weight(request.blocksize)}
+        row: JsonObject = {"method": method}
+        if method in METHODS:
+            row["bits_per_weight"] = METHODS[method].bits_per_weight(request.blocksize)
         try:
             with builds.scratch(output) as directory:
                 job = builds.build_job(request, method, directory)
@@ -60,6 +62,8 @@ def compare(
             rows.append({**row, "error": f"{error.code}: {error.detail}"})
         else:
             model_type = result["model_type"]
+            if "mixed" in result:
+                row |= {"bits_per_weight": result["mixed"]["bits_per_weight"], "mixed": result["mixed"]}
             rows.append({**row, **{name: result[name] for name in _MEASURED}})
     kept, refused = keeps(builds.order(decision), rows, request.demanded)
     table: JsonObject = {

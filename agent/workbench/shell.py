@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,11 @@ def quantize(
     """
     is_auto = method == "auto"
     methods = _order(request.path) if is_auto else (method,)
+    if double_quant:
+        methods = tuple(map(builds.double_quantized, methods))
+        request = replace(request, base=builds.double_quantized(request.base))
     overruled: list[str] = []
-    for name in map(builds.double_quantized, methods) if double_quant else methods:
+    for name in methods:
         if overruled:
             click.echo(f"auto: the gate refuses {overruled[-1]}; {name} is next", err=True)
         with builds.scratch(output) as directory:
@@ -122,10 +126,25 @@ def _described(result: JsonObject) -> str:
     ]
     if gate["accuracy"] is not None:
         rows.append(("accuracy", f"{percent(gate['accuracy'])}, source {percent(gate['accuracy_source'])}"))
+    if "mixed" in result:
+        rows += _mix(result["mixed"])
     if gate["inputs"] == "synthetic":
         rows.append(("note", "made-up inputs say little about agreement; give --eval with real ones"))
     rows += [("note", note) for note in result["notes"]]
     return "\n".join(f"{name:<10} {text}" for name, text in rows)
+
+
+def _mix(mixed: JsonObject) -> list[tuple[str, str]]:
+    counts = ", ".join(f"{count} by {method}" for method, count in sorted(mixed["counts"].items()))
+    trials = ", ".join(
+        f"{size(trial['resident_bytes'])} {'passes' if trial['passes'] else 'refused'}" for trial in mixed["trials"]
+    )
+    return [
+        ("tensors", f"{counts}; {mixed['bits_per_weight']:.3f} bits a weight"),
+        *(("raised", f"{name} to {method}") for name, method in mixed["tensors"].items()),
+        ("trials", trials),
+        *(("note", note) for note in mixed["notes"]),
+    ]
 
 
 @contextlib.contextmanager
