@@ -121,12 +121,14 @@ def previous_release(operation: Operation, served: Mapping[str, Served]) -> Rele
 
 def mix_job(decision: Mapping[str, Any], demanded: Thresholds) -> JsonObject:
     """Return what the search for a mix of methods needs: where it starts, how far it may go, and what is enough."""
-    planned = str(decision.get("planned"))
-    mix = {
-        "base": planned if planned in FOUR_BIT else "nf4",
-        "budget_bytes": decision.get("mixed_budget_bytes"),
-    }
+    mix = {"base": mix_base(decision), "budget_bytes": decision.get("mixed_budget_bytes")}
     return {"mixed": mix, "gate": {"thresholds": asdict(demanded)}}
+
+
+def mix_base(decision: Mapping[str, Any]) -> str:
+    """Return the 4-bit method that most weights of a mix keep: the planned one, or nf4."""
+    planned = str(decision.get("planned"))
+    return planned if planned in FOUR_BIT else "nf4"
 
 
 def variant(method: str, extra: Mapping[str, Any]) -> str:

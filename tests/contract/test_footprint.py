@@ -12,6 +12,7 @@ from agent import architectures
 from agent.planning.memory import SERVED_ROWS, estimate
 from agent.planning.methods import METHODS
 from agent.quantization import artifact, footprint, jobs, modules, process, quantizer, sidecar, working_set
+from agent.quantization.assignment import Scheme
 from agent.quantization.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def test_the_weights_of_every_type_are_estimated_to_the_byte(name: str, tmp_path
     found = architectures.recognise(checkpoint.shapes, OPTIONS.get(name, {}), name)
     needs, notes = footprint.measure(found, SERVED_ROWS)
     for method in ("nf4-dq", "fp4", "int8", "fp16", "fp32"):
-        path = tmp_path / f"{method}.safetensors"
-        quantizer.quantize(checkpoint, found, path, METHODS[method], blocksize=64, progress=lambda _done, _total: None)
-        sidecar.write(path, sidecar.describe(found, METHODS[method], 64))
+        path, scheme = tmp_path / f"{method}.safetensors", Scheme.uniform(METHODS[method])
+        quantizer.quantize(checkpoint, found, path, scheme, blocksize=64, progress=lambda _done, _total: None)
+        sidecar.write(path, sidecar.describe(found, scheme, 64))
         assert modules.resident_bytes(artifact.load(path, "cpu")) == estimate(needs, METHODS[method]).weights_bytes
     assert needs.activation_bytes > 0
     assert needs.rows == (SERVED_ROWS if architectures.is_batchable(name) else 1)
