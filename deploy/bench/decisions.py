@@ -144,7 +144,11 @@ def missed(comparisons: list[Comparison]) -> list[str]:
     """Return a sentence for every estimate that misses its goal."""
     told = []
     for each in comparisons:
-        told += [f"weights of {each.model_type} {each.weights_error:+.1%}"] if abs(each.weights_error) > WEIGHTS_GOAL else []
+        told += (
+            [f"weights of {each.model_type} {each.weights_error:+.1%}"]
+            if abs(each.weights_error) > WEIGHTS_GOAL
+            else []
+        )
         told += [f"peak of {each.model_type} {each.peak_error():+.1%}"] if abs(each.peak_error()) > PEAK_GOAL else []
     return told
 

@@ -265,7 +265,7 @@ def test_of_two_models_the_larger_goes_first_and_the_other_waits_for_it() -> Non
         "small": Held("a", "nf4", "nf4", is_auto=True, resident_bytes=100 * MIB),
         "large": Held("b", "nf4", "nf4", is_auto=True, resident_bytes=900 * MIB),
     }
-    wishes = []
+    wishes: list[str] = []
     for look in range(40):
         sight = watch.observe(LOOK_S * look, budget, served, lambda *_: "nf4-dq", WatchPolicy(), is_quiet=not wishes)
         wishes += [sight.wish.model] if sight.wish else []
