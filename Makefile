@@ -31,6 +31,14 @@ test-supervisor:
 	.venv-3.10/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' && \
 	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu"
 
+# The real timm imports torchvision, which has to be built for its torch: an environment of its own, several gigabytes.
+.PHONY: test-timm
+test-timm:
+	$(PYTHON) -m venv .venv-timm
+	.venv-timm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	.venv-timm/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 bitsandbytes==0.50.2 --editable '.[dev]'
+	.venv-timm/bin/python -m pytest -p no:cacheprovider tests/contract/test_timm_real.py
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

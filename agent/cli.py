@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 import agent
 from agent.planning.gate import Thresholds
-from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, NAMES, compute_dtype
+from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, MIXED, NAMES, compute_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ def _explained() -> Iterator[None]:
 
 
 def _listed(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Return the methods of a comma-separated list, all of them without one."""
+    """Return the methods of a comma-separated list; without one, all of the table: mixed is a search among them."""
     known = click.Choice(list(NAMES))
     return tuple(known.convert(name.strip(), option, context) for name in value.split(",")) if value else tuple(METHODS)
 
@@ -166,30 +166,46 @@ def demo(*, keep: bool, as_json: bool, method: str, state_dir: Path | None) -> N
 @main.command()
 @_requesting
 @_METHOD
-@click.option("--double-quant", is_flag=True, help="Quantize the scales too.")
+@click.option("--double-quant", is_flag=True, help="Quantize the scales too; of mixed, those of its 4-bit tensors.")
+@click.option("--budget-bytes", type=click.IntRange(min=1), help="Of mixed: most resident bytes of weights.")
 @click.option("--strict", "is_strict", is_flag=True, help="Fail, and write nothing, if the gate refuses the method.")
 @_OUTPUT
 @click.option("--json", "as_json", is_flag=True, help="Print the builder's result as JSON.")
 @_explained()
 def quantize(
-    *, request: Request, method: str, double_quant: bool, is_strict: bool, output: Path, as_json: bool
+    *,
+    request: Request,
+    method: str,
+    double_quant: bool,
+    budget_bytes: int | None,
+    is_strict: bool,
+    output: Path,
+    as_json: bool,
 ) -> None:
     """Quantize a checkpoint into an artifact: {type}_4bit_{NF4,FP4}[_dq].safetensors and .json.
 
     Source and artifact then answer the same inputs, and the gate compares the answers. auto starts with the method
     that fits this machine and goes on to one with more bits as long as the gate refuses; only the one that passes is
     kept. A method that was named is written whatever the gate says, with a warning; with --strict it is not.
+
+    mixed is a 4-bit method in which the tensors that the answers depend on most get int8 or fp16, as many as the gate
+    demands; it is written as {type}_mixed.
     """
+    from dataclasses import replace
+
     from agent.workbench import shell
 
-    if double_quant and method != "auto" and (method not in METHODS or METHODS[method].quant_type is None):
+    if double_quant and method in METHODS and METHODS[method].quant_type is None:
         raise click.UsageError(f"--double-quant quantizes the scales of a 4-bit method; {method} has none to quantize")
+    if budget_bytes is not None and method != MIXED:
+        raise click.UsageError(f"--budget-bytes bounds {MIXED}, which has a choice; {method} has none")
+    request = replace(request, budget_bytes=budget_bytes)
     shell.quantize(request, method, output, double_quant=double_quant, is_strict=is_strict, as_json=as_json)
 
 
 @main.command()
 @_requesting
-@click.option("--methods", callback=_listed, help="Comma-separated; default: all.")
+@click.option("--methods", callback=_listed, help="Comma-separated; default: all but mixed, which is a search.")
 @_OUTPUT
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @_explained()
@@ -236,6 +252,7 @@ def methods(blocksize: int) -> None:
     for known in METHODS.values():
         bits = known.bits_per_weight(blocksize)
         click.echo(f"{known.name:<8}{bits:>7.3f}{f'1/{32 / bits:.2f}':>9}  {known.kernel:<13} {dtypes}")
+    click.echo(f"{MIXED:<8}{'':>16}  a 4-bit method, and int8 or fp16 for the tensors that the gate shows to need it")
 
 
 @main.command()

@@ -81,6 +81,7 @@ class Serving(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0
+    hold_s: Annotated[float, Field(ge=0, le=600)] = 30.0
 
 
 class Status(_Section):

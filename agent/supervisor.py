@@ -148,7 +148,8 @@ class Supervisor:
 
     def _make_server(self) -> ServerProcess:
         serving = self._settings.serving
-        options = ("--device", serving.device, "--threads", str(serving.threads), "--drain-s", str(serving.drain_s))
+        limits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
+        options = ("--device", serving.device, "--threads", str(serving.threads), *limits)
         return ServerProcess(
             self._http,
             self._control,

@@ -39,5 +39,5 @@ class LessonFile:
     def _read(self) -> Learned:
         try:
             return Learned.from_json(json.loads(self._path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return Learned()

@@ -103,23 +103,28 @@ class ServerProcess:
             raise failure
 
     def _restore_model(self, name: str, wanted: Release | None, held: Mapping[str, bool]) -> None:
-        if wanted is not None:
-            if wanted.id not in held:
-                self.load(name, wanted)
-            if not held.get(wanted.id, False):
-                self._repository(name, "activate", {"release": wanted.id})
-        for release in held:
-            if wanted is None or release != wanted.id:
-                self._repository(name, "unload", {"release": release})
+        if wanted is None:
+            self._repository(name, "unload", {})
+            return
+        others = [release for release in held if release != wanted.id]
+        if wanted.id not in held:
+            # The others shall go anyway, and may have been loaded because there is no room for both.
+            self.load(name, wanted, unload_first=True)
+            others = []
+        if not held.get(wanted.id, False):
+            self._repository(name, "activate", {"release": wanted.id})
+        for release in others:
+            self._repository(name, "unload", {"release": release})
 
-    def load(self, model: str, release: Release) -> dict[str, Any]:
-        """Load a release beside what is active."""
+    def load(self, model: str, release: Release, *, unload_first: bool = False) -> dict[str, Any]:
+        """Load a release beside what is active, or in its place."""
         self._ensure_running()
         parameters = {
             "artifact": release.artifact,
             "version": release.version,
             "release": release.id,
             "activate": False,
+            "unload_first": unload_first,
         }
         answer: dict[str, Any] = self._repository(model, "load", parameters)
         return answer
@@ -129,10 +134,11 @@ class ServerProcess:
         answer: dict[str, Any] = self._repository(model, "canary", {"release": release.id, "gate": release.gate_file})
         return answer
 
-    def activate(self, model: str, release: Release) -> None:
+    def activate(self, model: str, release: Release) -> dict[str, Any]:
         """Let a loaded release answer from now on."""
-        self._repository(model, "activate", {"release": release.id})
+        answer: dict[str, Any] = self._repository(model, "activate", {"release": release.id})
         self._open()
+        return answer
 
     def undeploy(self, model: str) -> None:
         """Stop answering for ``model`` and free its memory; after crashes it may not be loaded, which is as good."""
@@ -222,15 +228,19 @@ class ServerProcess:
             log.error("open_failed", error=str(error))  # noqa: TRY400 - its end, if it ended, is told elsewhere
 
     def _held(self) -> dict[str, dict[str, bool]]:
-        """Return, for every model, the releases in the server and whether each is the active one."""
+        """Return, for every model, the releases in the server and whether each is the active one.
+
+        A model of which nothing is loaded is known to the server too: its load has failed.
+        """
         try:
             rows = call(self._path, "POST", "/v2/repository/index", {})
         except ControlError as error:
             raise StepError(ErrorCode.LOAD_FAILED, f"the server does not answer: {error}", retryable=True) from None
         held: dict[str, dict[str, bool]] = {}
         for row in rows:
-            parameters = row["parameters"]
-            held.setdefault(row["name"], {})[parameters["release"]] = parameters["active"]
+            releases, parameters = held.setdefault(row["name"], {}), row["parameters"]
+            if row["state"] == "READY":
+                releases[parameters["release"]] = parameters["active"]
         return held
 
     def _repository(self, model: str, verb: str, parameters: dict[str, Any]) -> Any:

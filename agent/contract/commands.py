@@ -16,10 +16,10 @@ from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.manifest import Envelope, Sha256, Version
 from agent.contract.topics import Id, is_id
 from agent.contract.wire import JsonObject, describe, parse_object
-from agent.planning.methods import METHODS
+from agent.planning.methods import NAMES
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-MethodName = Literal["auto", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32"]
+MethodName = Literal["auto", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32", "mixed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 ResponseTopic = Annotated[str, StringConstraints(pattern=r"^[^+#\x00]{1,256}$")]
 """A topic that can be published to: one with a wildcard would be refused by every client, again and again."""
@@ -201,7 +201,7 @@ def _parse(name: str, body: JsonObject, *, retained: bool) -> AnyCommand:
 
 def _check_method(body: JsonObject) -> None:
     wanted: Any = body.get("method", "auto")
-    if isinstance(wanted, str) and wanted != "auto" and wanted not in METHODS:
+    if isinstance(wanted, str) and wanted != "auto" and wanted not in NAMES:
         raise RefusalError(
-            ErrorCode.UNSUPPORTED_METHOD, f"unknown method {wanted!r}", f"known: auto, {', '.join(METHODS)}"
+            ErrorCode.UNSUPPORTED_METHOD, f"unknown method {wanted!r}", f"known: auto, {', '.join(NAMES)}"
         )

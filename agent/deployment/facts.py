@@ -142,12 +142,14 @@ def previous_release(operation: Operation, served: Mapping[str, Served]) -> Rele
 
 def mix_job(decision: Mapping[str, Any], demanded: Thresholds) -> JsonObject:
     """Return what the search for a mix of methods needs: where it starts, how far it may go, and what is enough."""
-    planned = str(decision.get("planned"))
-    mix = {
-        "base": planned if planned in FOUR_BIT else "nf4",
-        "budget_bytes": decision.get("mixed_budget_bytes"),
-    }
+    mix = {"base": mix_base(decision), "budget_bytes": decision.get("mixed_budget_bytes")}
     return {"mixed": mix, "gate": {"thresholds": asdict(demanded)}}
+
+
+def mix_base(decision: Mapping[str, Any]) -> str:
+    """Return the 4-bit method that most weights of a mix keep: the planned one, or nf4."""
+    planned = str(decision.get("planned"))
+    return planned if planned in FOUR_BIT else "nf4"
 
 
 def variant(method: str, extra: Mapping[str, Any]) -> str:
@@ -233,10 +235,10 @@ def lesson(
     GPU where it has one; nothing is learned from a load that was not measured, nor from a mix, whose estimate is only
     its least.
     """
-    estimate = decision.get("estimates", {}).get(method)
-    before, peak = loaded.get("before_bytes"), loaded.get("peak_bytes")
-    if estimate is None or method == MIXED or before is None or peak is None:
+    estimate, taken = decision.get("estimates", {}).get(method), _taken(loaded)
+    if estimate is None or method == MIXED or taken is None:
         return None, learned
+    before, peak = taken
     weights, working = loaded["resident_bytes"], peak - before - loaded["resident_bytes"]
     expected = before + estimate["weights_bytes"] + estimate["working_bytes"]
     errors = {
@@ -247,6 +249,16 @@ def lesson(
         raw_working_bytes=estimate["raw_working_bytes"], measured_working_bytes=working, runtime_bytes=before
     )
     return errors, after
+
+
+def _taken(loaded: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the memory before a load, and its peak during it; None where that was not measured."""
+    device = loaded.get("device")
+    if device is not None:
+        return device["allocated_bytes"] - loaded["resident_bytes"], device["peak_allocated_bytes"]
+    if not loaded.get("is_peak_exact"):
+        return None
+    return loaded["rss_before_bytes"], loaded["peak_rss_bytes"]
 
 
 def amended(operation: Operation, **measured: Any) -> JsonObject:

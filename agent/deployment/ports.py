@@ -222,14 +222,21 @@ class Server(Protocol):
     def restore(self, served: Mapping[str, Served]) -> None:
         """Make the server hold and answer with exactly what ``served`` says, starting it if need be."""
 
-    def load(self, model: str, release: Release) -> JsonObject:
-        """Load a release beside what is active; return what was measured."""
+    def load(self, model: str, release: Release, *, unload_first: bool = False) -> JsonObject:
+        """Load a release beside what is active; return what was measured.
+
+        With ``unload_first`` the model's other releases are let go before: requests wait until ``activate``, or until
+        ``restore`` has brought back what answered.
+        """
 
     def canary(self, model: str, release: Release) -> JsonObject:
         """Run the gate's inputs through a loaded release; return what was measured."""
 
-    def activate(self, model: str, release: Release) -> None:
-        """Let a loaded release answer from now on; the old one stays loaded."""
+    def activate(self, model: str, release: Release) -> JsonObject:
+        """Let a loaded release answer from now on; one that answered until now stays loaded.
+
+        Returns ``gap_ms``, the time in which nothing answered.
+        """
 
     def undeploy(self, model: str) -> None:
         """Stop answering for ``model`` and free its memory."""

@@ -14,6 +14,7 @@ from agent.deployment.facts import (
     checkpoint_facts,
     gate_of,
     is_current,
+    lesson,
     mix_job,
     previous_release,
     release_of,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
+_LOADED = ("resident_bytes", "load_ms", "warm_up_rows", "rss_before_bytes", "rss_after_bytes", "peak_rss_bytes")
 
 
 class Steps:
@@ -194,11 +196,22 @@ class Steps:
         if operation.command == "rollback":
             facts["release"] = previous_release(operation, served).to_json()
         release = Release.from_json(facts["release"])
-        loaded = self._ports.server.load(str(operation.model), release)
-        decision = amended(operation, resident_bytes=loaded["resident_bytes"], load_ms=loaded["load_ms"])
+        unload_first = (operation.decision or {}).get("admission") == "unload_first"
+        loaded = self._ports.server.load(str(operation.model), release, unload_first=unload_first)
+        decision = amended(operation, **{name: loaded.get(name) for name in _LOADED})
         if operation.command == "rollback":
             decision |= {"method": release.method, "reason": f"{release.id} was served before and is whole"}
+        decision |= self._learn(decision, release.method, loaded)
         return Done(Phase.LOADING, facts, decision)
+
+    def _learn(self, decision: JsonObject, method: str, loaded: JsonObject) -> JsonObject:
+        """Remember how far the estimate was off, and return that for the record."""
+        lessons = self._ports.lessons
+        before = lessons.learned()
+        errors, after = lesson(decision, method, loaded, before)
+        if after != before:
+            lessons.keep(after)
+        return {} if errors is None else {"estimate_error": errors}
 
     def _canary(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
         watch.check()
@@ -215,9 +228,9 @@ class Steps:
     def _activate(self, operation: Operation, _served: Mapping[str, Served], _watch: Watch) -> Done:
         if operation.command == "undeploy":
             self._ports.server.undeploy(str(operation.model))
-        else:
-            self._ports.server.activate(str(operation.model), Release.from_json(operation.facts["release"]))
-        return Done(Phase.ACTIVATING)
+            return Done(Phase.ACTIVATING)
+        activated = self._ports.server.activate(str(operation.model), Release.from_json(operation.facts["release"]))
+        return Done(Phase.ACTIVATING, {}, amended(operation, gap_ms=activated["gap_ms"]))
 
     def _trial(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
         release = Release.from_json(operation.facts["release"])

@@ -12,7 +12,10 @@ offset. The codebooks are constants that an artifact holds once, not per tensor.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 DEFAULT_BLOCKSIZE = 64
@@ -83,11 +86,12 @@ METHODS: dict[str, Method] = {
         Method("fp32", 32, None, double_quant=False, file_tag="fp32"),
     )
 }
-MIXED = "mixed"
-"""4 bits for most weights, more for those whose error costs most: no row of the table, its bits differ by model."""
-NAMES = (*METHODS, MIXED)
 FOUR_BIT = tuple(name for name, method in METHODS.items() if method.bits == 4)  # noqa: PLR2004 - the product's subject
 
+MIXED = "mixed"
+"""A 4-bit method with int8 or fp16 for the tensors that need it; no row of the table, which describes one tensor."""
+NAMES = (*METHODS, MIXED)
+"""What a build can be asked for."""
 
 AMPERE = (8, 0)
 
@@ -105,8 +109,8 @@ def compute_dtype(device_type: str, capability: tuple[int, int] | None = None) -
 class UnknownMethodError(ValueError):
     """A method name that is not in the table."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"unknown method {name!r}; known: {', '.join(NAMES)}")
+    def __init__(self, name: str, known: Iterable[str] = METHODS) -> None:
+        super().__init__(f"unknown method {name!r}; known: {', '.join(known)}")
         self.name = name
 
 
@@ -122,12 +126,21 @@ def method(name: str) -> Method:
         raise UnknownMethodError(name) from None
 
 
-def check(name: str) -> str:
-    """Return ``name`` if it is one of ``NAMES``.
+def known(name: str) -> str:
+    """Return ``name``, that of a method of the table or ``mixed``.
 
     Raises:
-        UnknownMethodError: naming the known ones.
+        UnknownMethodError: it is neither; it names the known ones.
     """
     if name not in NAMES:
-        raise UnknownMethodError(name)
+        raise UnknownMethodError(name, NAMES)
     return name
+
+
+def file_tag(name: str) -> str:
+    """Return the part of an artifact's file name that tells its method.
+
+    Raises:
+        UnknownMethodError: there is no such method.
+    """
+    return MIXED if name == MIXED else method(name).file_tag

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agent.planning.budget import Budget, size
 from agent.planning.matrix import MATRIX, Conditions, Gpu, Purpose, Row, match
 from agent.planning.memory import Estimate, Footprint, Learned, estimate
-from agent.planning.methods import METHODS, MIXED, check
+from agent.planning.methods import METHODS, MIXED, known
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -230,7 +230,7 @@ class _Weigher:
 
 def _names(requested: str, row: Row, policy: Policy) -> tuple[str, ...]:
     if requested != "auto":
-        return (check(requested),)
+        return (known(requested),)
     return row.methods if policy.matrix_only else _preference(row.method)
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from agent.planning.methods import DEFAULT_BLOCKSIZE
+from agent.planning.methods import DEFAULT_BLOCKSIZE, MIXED
 from agent.planning.methods import method as find_method
-from agent.quantization import codebooks, kernels, modules, packed
+from agent.quantization import codebooks, kernels, modules
+from agent.quantization.assignment import Scheme, SchemeError, nothing, spread, stored_methods
 from agent.quantization.errors import BuildError
 from agent.quantization.quantizer import contents
 from agent.quantization.safetensors_header import Header, read_header
@@ -23,6 +24,7 @@ from agent.quantization.sidecar import SCHEMA
 from agent.quantization.swap import pack_layers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
 
     from torch import nn
@@ -35,8 +37,11 @@ class ArtifactError(ValueError):
 
 
 def file_name(model_type: str, file_tag: str) -> str:
-    """Return an artifact's name, in the guide's pattern: ``cnn_4bit_NF4.safetensors``."""
-    return f"{model_type}_{file_tag}.safetensors"
+    """Return an artifact's name, in the guide's pattern: ``cnn_4bit_NF4.safetensors``, ``rnn_mixed.safetensors``.
+
+    The colon of ``timm:NAME`` becomes a dash: in a path it separates hosts and drives for too many tools.
+    """
+    return f"{model_type.replace(':', '-')}_{file_tag}.safetensors"
 
 
 def load_sidecar(path: str | PathLike[str]) -> dict[str, Any]:
@@ -73,18 +78,35 @@ def load(path: str | PathLike[str], device: str = "auto") -> nn.Module:
     try:
         header = read_header(Path(path))
         model_type, num_classes, options = sidecar["model_type"], sidecar["num_classes"], sidecar["options"]
-        method, blocksize = find_method(sidecar["method"]), sidecar["blocksize"] or DEFAULT_BLOCKSIZE
+        scheme, blocksize = read_scheme(sidecar), sidecar["blocksize"] or DEFAULT_BLOCKSIZE
     except (OSError, KeyError, ValueError, BuildError) as error:
         raise ArtifactError(f"{Path(path).name} is no artifact: {error!s}") from error
     model = modules.build_empty(model_type, num_classes, options)
-    names = _packed_names(header, model)
-    model = pack_layers(model, method, blocksize, lambda name, _numel: name in names)
-    _check(header, model, method)
+    stored = _stored(header, model, scheme)
+    model = pack_layers(model, spread(stored, model, nothing), blocksize)
+    _check(header, model, scheme)
     _fill(model, path)
     modules.compute_missing(model, model_type, num_classes, options)
-    if method.quant_type is not None:
-        kernels.kernel(where, method.quant_type)  # tried now: the first request must not pay for it
+    for method in scheme.methods:
+        if method.quant_type is not None:
+            kernels.kernel(where, method.quant_type)  # tried now: the first request must not pay for it
     return model.to(where).eval()
+
+
+def read_scheme(sidecar: Mapping[str, Any]) -> Scheme:
+    """Return how a sidecar says that the weights are stored; for ``mixed`` its table says it of each.
+
+    Raises:
+        KeyError: a part of it is missing.
+        ValueError: it names an unknown method, or has no table.
+    """
+    if sidecar["method"] != MIXED:
+        return Scheme.uniform(find_method(sidecar["method"]))
+    try:
+        base, table = sidecar["mixed"]["base"], dict(sidecar["mixed"]["table"])
+    except (KeyError, TypeError):
+        raise ValueError("its sidecar says mixed and has no table of tensors") from None
+    return Scheme.mixed(find_method(base), {name: find_method(told) for name, told in table.items()})
 
 
 def resolve(device: str) -> str:
@@ -94,16 +116,20 @@ def resolve(device: str) -> str:
     return device
 
 
-def _packed_names(header: Header, model: nn.Module) -> set[str]:
-    """Return the names of the packed weights, all of them where a weight has several: the file holds it under one."""
-    markers = tuple(f".{marker}" for marker in packed.MARKERS)
-    held = {name.rpartition(".")[0] for name in header.tensors if name.endswith(markers)}
-    return {name for names in modules.slots(model).values() if not held.isdisjoint(names) for name in names}
+def _stored(header: Header, model: nn.Module, scheme: Scheme) -> dict[str, Method]:
+    """Return the method of every packed tensor in the file, which the sidecar must not contradict."""
+    names = {name for tied in modules.slots(model).values() for name in tied}
+    try:
+        stored = stored_methods(header, names)
+        scheme.check(stored)
+    except SchemeError as error:
+        raise ArtifactError(f"sidecar and artifact contradict each other: {error}") from error
+    return stored
 
 
-def _check(header: Header, model: nn.Module, method: Method) -> None:
+def _check(header: Header, model: nn.Module, scheme: Scheme) -> None:
     """Compare what the file holds with what the model needs, in full, before anything is read."""
-    wanted = contents(model, codebooks.of_method(method))
+    wanted = contents(model, codebooks.of_methods(scheme.methods))
     held = {name: (info.shape, info.dtype) for name, info in header.tensors.items()}
     if wanted == held:
         return

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from agent.planning.methods import Method
 
 QuantType = Literal["nf4", "fp4"]
@@ -80,12 +82,13 @@ def dynamic_8bit(device: torch.device) -> Tensor:
     return torch.tensor(sorted(values), dtype=torch.float32, device=device)
 
 
-def of_method(method: Method) -> dict[str, Tensor]:
-    """Return the codebooks of a method under their names in an artifact, on the CPU."""
+def of_methods(methods: Iterable[Method]) -> dict[str, Tensor]:
+    """Return the codebooks of methods under their names in an artifact, on the CPU."""
     cpu = torch.device("cpu")
     books = {}
-    if method.quant_type is not None:
-        books[f"{PREFIX}{method.quant_type}"] = four_bit(method.quant_type, cpu)
-    if method.double_quant:
-        books[f"{PREFIX}scales"] = dynamic_8bit(cpu)
+    for method in methods:
+        if method.quant_type is not None:
+            books[f"{PREFIX}{method.quant_type}"] = four_bit(method.quant_type, cpu)
+        if method.double_quant:
+            books[f"{PREFIX}scales"] = dynamic_8bit(cpu)
     return books

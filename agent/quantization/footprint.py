@@ -20,11 +20,12 @@ from agent import architectures
 from agent.planning.memory import Footprint
 from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS
 from agent.quantization import modules
+from agent.quantization.assignment import large_enough
 from agent.quantization.attention import PackedAttention
 from agent.quantization.layers import UNPACKED_NUMEL_CPU, PackedEmbedding, PackedLinear
 from agent.quantization.packed import PackedTensor
 from agent.quantization.recurrent import PackedRecurrent
-from agent.quantization.swap import large_enough, pack_layers
+from agent.quantization.swap import pack_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def measure(found: Recognised, rows: int) -> tuple[Footprint, list[str]]:
     activation_bytes, notes = _activations(found, rows)
     everything = METHODS["fp16"]  # packs whatever has a packed form, however small
     model = modules.build_empty(found.model_type, found.num_classes, found.options)
-    packed = pack_layers(model, everything, DEFAULT_BLOCKSIZE, large_enough(everything))
+    packed = pack_layers(model, large_enough(everything), DEFAULT_BLOCKSIZE)
     holders = {id(module): module for module in packed.modules() if isinstance(module, PackedTensor)}
     return (
         Footprint(

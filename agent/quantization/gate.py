@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -100,13 +100,25 @@ def evaluation(found: Recognised, dataset: Path | None, rows: int, seed: int) ->
 
 def run(model: nn.Module, inputs: Mapping[str, Tensor], *, is_batchable: bool) -> Run:
     """Run all rows through ``model``, then single rows for the time they take."""
+    logits = answers(model, inputs, is_batchable=is_batchable)
+    with torch.inference_mode():
+        return Run(logits, _latency(model, list(inputs.values())))
+
+
+def answers(model: nn.Module, inputs: Mapping[str, Tensor], *, is_batchable: bool) -> Tensor:
+    """Return the ``(rows, classes) float32`` logits or embeddings of all rows, in chunks or row by row."""
     tensors = list(inputs.values())
     step = CHUNK_ROWS if is_batchable else 1
     with torch.inference_mode():
-        parts = [
-            _logits(model, [t[start : start + step] for t in tensors]) for start in range(0, len(tensors[0]), step)
-        ]
-        return Run(torch.cat(parts), _latency(model, tensors))
+        starts = range(0, len(tensors[0]), step)
+        return torch.cat([_logits(model, [t[start : start + step] for t in tensors]) for start in starts])
+
+
+def sample(data: Evaluation, rows: int, seed: int) -> Evaluation:
+    """Return at most ``rows`` rows of ``data``, the same ones for the same seed."""
+    chosen = _subset(data.rows, rows, seed)
+    inputs = {name: tensor[chosen] for name, tensor in data.inputs.items()}
+    return replace(data, inputs=inputs, labels=None if data.labels is None else data.labels[chosen])
 
 
 def compare(source: Run, packed: Run, data: Evaluation) -> dict[str, Any]:

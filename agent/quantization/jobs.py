@@ -17,20 +17,33 @@ import torch
 from agent import architectures
 from agent.architectures.optional import MissingPackageError
 from agent.archives import is_archive
+from agent.planning.gate import Thresholds
 from agent.planning.memory import SERVED_ROWS
-from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, Method
+from agent.planning.methods import (
+    BLOCKSIZES,
+    DEFAULT_BLOCKSIZE,
+    FOUR_BIT,
+    METHODS,
+    MIXED,
+    NAMES,
+    Method,
+    UnknownMethodError,
+    file_tag,
+    known,
+)
 from agent.quantization import (
     artifact,
     footprint,
     gate,
     huggingface_files,
-    modules,
+    mixing,
     onnx,
     process,
     quantizer,
     sidecar,
-    working_set,
+    trial,
 )
+from agent.quantization.assignment import Scheme
 from agent.quantization.checkpoint import Checkpoint, open_checkpoint
 from agent.quantization.errors import UnsupportedError, UnsupportedMethodError
 from agent.quantization.probe import probe
@@ -38,7 +51,6 @@ from agent.quantization.probe import probe
 JsonObject = dict[str, Any]
 Emit = Callable[[JsonObject], None]
 
-SKIPPED_LISTED = 20
 GATE_FILE = "gate.safetensors"
 AUTO = "auto"
 
@@ -57,11 +69,12 @@ class BuildJob:
         decision: why it is built, for the sidecar; not read here.
         device: where weights are packed, and source and result compared: ``cpu``, ``cuda``, or ``auto`` for what the
             server will use.
+        wish: what a mix may cost and has to prove; None for the other methods.
     """
 
     checkpoint: Path
     model_type: str | None
-    method: Method
+    method: str
     blocksize: int
     output_dir: Path
     told: Mapping[str, Any]
@@ -71,6 +84,7 @@ class BuildJob:
     seed: int
     device: str
     decision: Mapping[str, Any] | None
+    wish: mixing.Wish | None = None
 
 
 def run(job: Mapping[str, Any], emit: Emit) -> JsonObject:
@@ -107,34 +121,20 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
     found = _recognise(checkpoint, job.told, job.model_type)
     data = gate.evaluation(found, job.dataset, job.rows, job.seed)
     job.output_dir.mkdir(parents=True, exist_ok=True)
-    path = job.output_dir / artifact.file_name(found.model_type, job.method.file_tag)
-    outcome = quantizer.quantize(
-        checkpoint,
-        found,
-        path,
-        job.method,
-        blocksize=job.blocksize,
-        progress=_progress(emit),
-        device=artifact.resolve(job.device),
-    )
-    facts = sidecar.describe(found, job.method, job.blocksize) | {
-        "source_sha256": job.source_sha256 or _digest(job.checkpoint),
-        "source_bytes": checkpoint.file_bytes,
-        "source_tensor_bytes": outcome.source_tensor_bytes,
-        "artifact_bytes": path.stat().st_size,
-        "coverage": outcome.coverage,
-        "skipped": quantizer.describe(outcome.skipped, SKIPPED_LISTED),
-        "skipped_count": len(outcome.skipped),
-        "notes": [*checkpoint.notes, *found.notes],
-        "decision": job.decision,
-    }
-    sidecar.write(path, facts)  # the artifact is complete; measuring it needs what a server needs
-    facts |= _measure(job, checkpoint, found, data, path)
+    path = job.output_dir / artifact.file_name(found.model_type, file_tag(job.method))
+    origin = {"source_sha256": job.source_sha256 or _digest(job.checkpoint), "decision": job.decision}
+    subject = trial.Subject(checkpoint, found, data, job.blocksize, job.device, origin)
+    gate_file = path.with_name(GATE_FILE)
+    if job.wish is not None:
+        facts = mixing.build(subject, job.wish, path, gate_file, _progress(emit, "runs"))
+    else:
+        facts = _build_uniform(subject, METHODS[job.method], path, gate_file, _progress(emit, "tensors"))
     return {
         "artifact": str(path),
-        "sidecar": str(sidecar.write(path, facts)),
-        "gate_file": str(path.with_name(GATE_FILE)),
+        "sidecar": str(path.with_suffix(".json")),
+        "gate_file": str(gate_file),
         **{key: facts[key] for key in _RESULT_KEYS},
+        **({"mixed": mixing.told(facts["mixed"])} if "mixed" in facts else {}),
         "peak_rss_bytes": process.peak_rss_bytes(),
         "seconds": round(time.monotonic() - begin, 3),
     }
@@ -146,23 +146,17 @@ _RESULT_KEYS = (
 )  # fmt: skip
 
 
-def _measure(
-    job: BuildJob, checkpoint: Checkpoint, found: architectures.Recognised, data: gate.Evaluation, path: Path
+def _build_uniform(
+    subject: trial.Subject, method: Method, path: Path, gate_file: Path, progress: quantizer.Progress
 ) -> JsonObject:
-    """Run source and result, one after the other on the same device, and write the gate file in between."""
+    """Write the artifact, run source and result, one after the other, and write the gate file in between."""
+    facts = trial.make(subject, path, Scheme.uniform(method), progress)
     process.keep_little_freed_memory()  # the peak is here, where the artifact is held beside what a layer unpacks to
-    is_batchable = architectures.is_batchable(found.model_type)
-    device = artifact.resolve(job.device)
-    source = gate.run(quantizer.source_model(checkpoint, found).to(device), data.inputs, is_batchable=is_batchable)
-    gate.write_gate_file(path.with_name(GATE_FILE), data, source)
-    packed = artifact.load(path, job.device)
-    measured = gate.run(packed, data.inputs, is_batchable=is_batchable)
-    rows = SERVED_ROWS if is_batchable else 1
-    return {
-        "resident_bytes": modules.resident_bytes(packed),
-        "working_bytes": working_set.measure(packed, data.inputs, rows),
-        "gate": gate.compare(source, measured, data),
-    }
+    source = subject.run_source()
+    gate.write_gate_file(gate_file, subject.data, source)
+    facts |= trial.measure(subject, path, source)
+    sidecar.write(path, facts)
+    return facts
 
 
 def inspect(path: Path, told: Mapping[str, Any], model_type: str | None = None) -> JsonObject:
@@ -196,10 +190,11 @@ def _export(job: Mapping[str, Any]) -> JsonObject:
 
 def _parse_build(job: Mapping[str, Any]) -> BuildJob:
     wanted = job.get("gate") or {}
+    method = _method(_text(job, "method"))
     return BuildJob(
         checkpoint=Path(_text(job, "checkpoint")),
         model_type=_model_type(job),
-        method=_method(_text(job, "method")),
+        method=method,
         blocksize=_blocksize(job.get("blocksize") or DEFAULT_BLOCKSIZE),
         output_dir=Path(_text(job, "output_dir")),
         told=job.get("sidecar") or {},
@@ -209,12 +204,25 @@ def _parse_build(job: Mapping[str, Any]) -> BuildJob:
         seed=int(wanted.get("seed", 0)),
         device=job.get("device") or AUTO,
         decision=job.get("decision"),
+        wish=_wish(job.get("mixed") or {}, wanted.get("thresholds") or {}) if method == MIXED else None,
     )
 
 
 def _model_type(job: Mapping[str, Any]) -> str | None:
     model_type = job.get("model_type") or AUTO
     return None if model_type == AUTO else str(model_type)
+
+
+def _wish(mixed: Mapping[str, Any], thresholds: Mapping[str, Any]) -> mixing.Wish:
+    base, budget = mixed.get("base", FOUR_BIT[0]), mixed.get("budget_bytes")
+    if base not in FOUR_BIT:
+        raise UnsupportedMethodError(f"base {base!r} of a mix", f"use one of {', '.join(FOUR_BIT)}")
+    if budget is not None and (type(budget) is not int or budget < 0):
+        raise BadJobError(f"the job's 'mixed.budget_bytes' is {budget!r}, a number or null is needed")
+    try:
+        return mixing.Wish(METHODS[base], budget, Thresholds(**thresholds))
+    except TypeError as error:
+        raise BadJobError(f"the job's 'gate.thresholds': {error}") from error
 
 
 def _text(job: Mapping[str, Any], key: str) -> str:
@@ -224,10 +232,11 @@ def _text(job: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise UnsupportedMethodError(f"unknown method {name!r}", f"use one of {', '.join(METHODS)}")
-    return METHODS[name]
+def _method(name: str) -> str:
+    try:
+        return known(name)
+    except UnknownMethodError as error:
+        raise UnsupportedMethodError(f"unknown method {name!r}", f"use one of {', '.join(NAMES)}") from error
 
 
 def _blocksize(value: Any) -> int:
@@ -261,5 +270,5 @@ def _recognise(checkpoint: Checkpoint, told: Mapping[str, Any], model_type: str 
     return architectures.recognise(checkpoint.shapes, told, model_type or hint)
 
 
-def _progress(emit: Emit) -> quantizer.Progress:
-    return lambda done, total: emit({"event": "progress", "done": done, "total": total, "unit": "tensors"})
+def _progress(emit: Emit, unit: str) -> quantizer.Progress:
+    return lambda done, total: emit({"event": "progress", "done": done, "total": total, "unit": unit})

@@ -80,6 +80,12 @@ class _AllocatingNothing(TorchFunctionMode):
         return func(*args, **given)
 
 
+def planned_bytes(model: nn.Module) -> int:
+    """Return what ``resident_bytes`` will be of a model that is still without memory."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+
+
 def resident_bytes(model: nn.Module) -> int:
     """Return the bytes of all distinct storages that a model keeps alive.
 

@@ -22,7 +22,7 @@ from agent.quantization import codebooks, modules, packed
 from agent.quantization.errors import NonFiniteWeightsError
 from agent.quantization.kernels import CHUNK_NUMEL
 from agent.quantization.packed import PackedTensor
-from agent.quantization.swap import large_enough, pack_layers
+from agent.quantization.swap import pack_layers
 from agent.quantization.tensor_file import TensorFileWriter
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from agent.architectures import Recognised
     from agent.planning.methods import Method
+    from agent.quantization.assignment import Scheme
     from agent.quantization.checkpoint import Checkpoint, Entry
 
 Progress = Callable[[int, int], None]
@@ -53,18 +54,20 @@ class Outcome:
         source_tensor_bytes: bytes of the used tensors as the checkpoint holds them.
         coverage: share of the float parameters and buffers that is now codes (or half floats).
         skipped: what is not, largest first.
+        methods: how each packed weight is stored, by name.
     """
 
     source_tensor_bytes: int
     coverage: float
     skipped: tuple[Skipped, ...]
+    methods: Mapping[str, Method]
 
 
 def quantize(
     checkpoint: Checkpoint,
     found: Recognised,
     path: Path,
-    method: Method,
+    scheme: Scheme,
     *,
     blocksize: int,
     progress: Progress,
@@ -77,17 +80,22 @@ def quantize(
     Raises:
         NonFiniteWeightsError: a weight is NaN or infinite, or becomes so in the method's format.
     """
-    model = modules.build_empty(found.model_type, found.num_classes, found.options)
-    model = pack_layers(model, method, blocksize, large_enough(method))
-    weights = _weights(model)
-    books = codebooks.of_method(method)
-    with TensorFileWriter(path, contents(model, books), _metadata(found, method, blocksize)) as file:
+    model = packed_empty(found, scheme, blocksize)
+    kinds = weights(model)
+    books = codebooks.of_methods(scheme.methods)
+    with TensorFileWriter(path, contents(model, books), _metadata(found, scheme, blocksize)) as file:
         for name, book in books.items():
             file.write(name, book)
-        for done, (name, kind) in enumerate(weights.items(), start=1):
+        for done, (name, kind) in enumerate(kinds.items(), start=1):
             _write_weight(file, name, kind, checkpoint.entries[name], device)
-            progress(done, len(weights))
-    return _outcome(weights, checkpoint, method)
+            progress(done, len(kinds))
+    return _outcome(kinds, checkpoint, scheme.base)
+
+
+def packed_empty(found: Recognised, scheme: Scheme, blocksize: int) -> nn.Module:
+    """Return the packed model without memory: what an artifact of ``scheme`` is loaded into."""
+    model = modules.build_empty(found.model_type, found.num_classes, found.options)
+    return pack_layers(model, scheme.assignment(model), blocksize)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -104,19 +112,19 @@ def source_model(checkpoint: Checkpoint, found: Recognised) -> nn.Module:
     return model
 
 
-def _weights(model: nn.Module) -> dict[str, PackedTensor | Tensor]:
+def weights(model: nn.Module) -> dict[str, PackedTensor | Tensor]:
     """Return every weight under the name that the checkpoint has for it, packed or as it is."""
     tensors = model.state_dict(keep_vars=True)
-    weights: dict[str, PackedTensor | Tensor] = {}
+    kinds: dict[str, PackedTensor | Tensor] = {}
     for name in modules.slots(model):
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
         if isinstance(owner, PackedTensor):
-            weights[path] = owner
+            kinds[path] = owner
         else:
-            weights[name] = tensors[name]
+            kinds[name] = tensors[name]
             assert leaf, "a state dict has no nameless tensors"  # noqa: S101 - a broken plug-in
-    return weights
+    return kinds
 
 
 def contents(model: nn.Module, books: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -126,12 +134,12 @@ def contents(model: nn.Module, books: Mapping[str, Tensor]) -> dict[str, tuple[t
     return held | {name: (tuple(tensors[name].shape), tensors[name].dtype) for name in modules.slots(model)}
 
 
-def _metadata(found: Recognised, method: Method, blocksize: int) -> dict[str, str]:
+def _metadata(found: Recognised, scheme: Scheme, blocksize: int) -> dict[str, str]:
     return {
         "format": "nibbled",
         "model_type": found.model_type,
         "num_classes": str(found.num_classes),
-        "method": method.name,
+        "method": scheme.name,
         "blocksize": str(blocksize),
     }
 
@@ -163,17 +171,16 @@ def _require_finite(name: str, tensor: Tensor, where: str = "") -> None:
         )
 
 
-def _outcome(weights: Mapping[str, PackedTensor | Tensor], checkpoint: Checkpoint, method: Method) -> Outcome:
-    floats = {
-        name: kind for name, kind in weights.items() if isinstance(kind, PackedTensor) or kind.is_floating_point()
-    }
+def _outcome(kinds: Mapping[str, PackedTensor | Tensor], checkpoint: Checkpoint, method: Method) -> Outcome:
+    floats = {name: kind for name, kind in kinds.items() if isinstance(kind, PackedTensor) or kind.is_floating_point()}
     plain_ones = {name: kind for name, kind in floats.items() if not isinstance(kind, PackedTensor)}
     total = sum(_numel(kind) for kind in floats.values())
     kept = sum(_numel(kind) for kind in plain_ones.values())
     skipped = [Skipped(name, kind.numel(), _reason(name, kind, method)) for name, kind in plain_ones.items()]
     skipped.sort(key=lambda item: (-item.numel, item.name))
-    used = sum(checkpoint.entries[name].stored_bytes for name in weights)
-    return Outcome(used, (total - kept) / total if total else 0.0, tuple(skipped))
+    used = sum(checkpoint.entries[name].stored_bytes for name in kinds)
+    methods = {name: kind.method for name, kind in floats.items() if isinstance(kind, PackedTensor)}
+    return Outcome(used, (total - kept) / total if total else 0.0, tuple(skipped), methods)
 
 
 def _numel(kind: PackedTensor | Tensor) -> int:

@@ -12,11 +12,14 @@ Rules:
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
-from agent.planning.methods import BLOCKSIZES, METHODS, Method
+from agent.planning.methods import BLOCKSIZES, FOUR_BIT, METHODS, MIXED, NAMES, Method
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 IDENTITY = "urn:nibbled:sidecar:1"
@@ -26,19 +29,33 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[float, Field(ge=0)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
-MethodName = Annotated[str, Field(json_schema_extra={"enum": list(METHODS)})]
+MethodName = Annotated[str, Field(json_schema_extra={"enum": list(NAMES)})]
+UniformName = Annotated[str, Field(json_schema_extra={"enum": list(METHODS)})]
+BaseName = Annotated[str, Field(json_schema_extra={"enum": list(FOUR_BIT)})]
 Blocksize = Annotated[int, Field(json_schema_extra={"enum": list(BLOCKSIZES)})]
 
 
 def _rules_of_methods(schema: dict[str, Any]) -> None:
-    """Add, for each method, what the other fields then are."""
+    """Add, for each method, what the other fields then are; a mix is described by its base."""
     schema["allOf"] = [
-        {
-            "if": {"properties": {"method": {"const": method.name}}, "required": ["method"]},
-            "then": {"properties": _implied(method)},
-        }
-        for method in METHODS.values()
+        *(_rule("method", method.name, {**_implied(method), "mixed": {"type": "null"}}) for method in METHODS.values()),
+        _rule("method", MIXED, {"mixed": {"type": "object"}}, required=["mixed"]),
+        *(_rule("mixed", {"base": name}, _implied(METHODS[name])) for name in FOUR_BIT),
     ]
+
+
+def _rule(
+    key: str, value: str | dict[str, str], implied: dict[str, JsonValue], required: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return what the other fields are where ``key`` is ``value`` or an object with those fields."""
+    condition: dict[str, Any] = {"const": value}
+    if isinstance(value, dict):
+        fields = {name: {"const": field} for name, field in value.items()}
+        condition = {"type": "object", "properties": fields, "required": list(fields)}
+    return {
+        "if": {"properties": {key: condition}, "required": [key]},
+        "then": {"properties": implied, "required": list(required)},
+    }
 
 
 def _implied(method: Method) -> dict[str, JsonValue]:
@@ -138,6 +155,55 @@ class Gate(_Closed):
     """Of the source precision."""
 
 
+class Trial(_Closed):
+    """A mix that was built and judged."""
+
+    upgraded: Count
+    """How many tensors were above the base."""
+    resident_bytes: Count
+    """Bytes of weights and buffers in memory."""
+    agreement: Share | None
+    """As the gate measured it."""
+    passes: bool
+    """Whether the gate accepted it."""
+
+
+class Sensitivity(_Closed):
+    """How far the answers diverge when these tensors alone are rounded: KL in nats, of embeddings 1 - cosine."""
+
+    tensors: list[Text]
+    """Their names; several where a model has very many."""
+    base: Annotated[float, Field(ge=0)] | None
+    """Under the base, null if some answers were not finite."""
+    int8: Annotated[float, Field(ge=0)] | None
+    """Under int8, null as above."""
+
+
+class Mixed(_Closed):
+    """How the tensors of an artifact by `mixed` are stored, and how that was found."""
+
+    base: BaseName
+    """The 4-bit method of the tensors that were not raised."""
+    budget_bytes: Count | None
+    """Most bytes of weights and buffers that were allowed, null without a bound."""
+    counts: dict[UniformName, Count]
+    """Packed tensors by method."""
+    bytes: dict[UniformName, Count]
+    """Their bytes by method."""
+    bits_per_weight: Annotated[float, Field(ge=0)]
+    """Stored bits of a packed weight, on average."""
+    trials: Annotated[list[Trial], Field(min_length=1)]
+    """In the order in which they were made."""
+    rows: Count
+    """Rows that sensitivity was measured on, 0 if the base passed at once."""
+    notes: list[Text]
+    """What was found or could not be had."""
+    sensitivity: list[Sensitivity]
+    """What the order of the upgrades follows."""
+    table: dict[str, UniformName]
+    """The method of every packed tensor, by the name that the checkpoint has for it."""
+
+
 class Sidecar(_Closed):
     """The JSON beside a nibbled artifact: what it is, how it was made, and how it measured against its source."""
 
@@ -160,7 +226,9 @@ class Sidecar(_Closed):
     outputs: Annotated[list[Tensor], Field(min_length=1)]
     """The first is the logits."""
     method: MethodName
-    """How weights are stored."""
+    """How weights are stored. Of `mixed` the next four describe the base."""
+    mixed: Mixed | None = None
+    """Which tensors of `mixed` are stored how; null or absent for other methods."""
     quant_type: Literal["nf4", "fp4"] | None
     """The 4-bit codebook, null for other methods."""
     bits: Literal[4, 8, 16, 32]

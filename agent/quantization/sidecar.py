@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from agent.planning.methods import Method
+    from agent.quantization.assignment import Scheme
 
 SCHEMA = 1
 _READ_BYTES = 1 << 20
 
 
-def describe(found: architectures.Recognised, method: Method, blocksize: int) -> dict[str, Any]:
-    """Return what is known of an artifact before its first weight is read."""
+def describe(found: architectures.Recognised, scheme: Scheme, blocksize: int) -> dict[str, Any]:
+    """Return what is known of an artifact before its first weight is read; of ``mixed``, its base is described."""
+    method = scheme.base
     return {
         "schema": SCHEMA,
         "model_type": found.model_type,
@@ -36,7 +37,7 @@ def describe(found: architectures.Recognised, method: Method, blocksize: int) ->
         "batchable": architectures.is_batchable(found.model_type),
         "inputs": [asdict(spec) for spec in architectures.input_specs(found.model_type, found.options)],
         "outputs": [asdict(spec) for spec in architectures.output_specs(found.model_type, found.num_classes)],
-        "method": method.name,
+        "method": scheme.name,
         "quant_type": method.quant_type,
         "bits": method.bits,
         "blocksize": blocksize if method.is_blockwise else None,

@@ -1,7 +1,7 @@
 """Turning a model on the meta device into its packed form, layer by layer.
 
-Building and loading share this walk, so both arrive at the same module: a build asks by size, a load by the keys
-that the artifact holds. Shared modules and tied weights stay shared.
+Building and loading share this walk, so both arrive at the same module: each brings the assignment that says how a
+weight is stored (`assignment`). Shared modules and tied weights stay shared.
 
 A layer is replaced only if its forward pass is torch's own; a subclass that computes something else keeps its weight,
 and the report says so.
@@ -9,52 +9,42 @@ and the report says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from agent.planning.methods import MIN_PACKED_NUMEL
 from agent.quantization.attention import PackedAttention
 from agent.quantization.layers import PackedConv, PackedEmbedding, PackedLinear, Weight
 from agent.quantization.packed import PackedTensor
 from agent.quantization.recurrent import PackedRecurrent
 
 if TYPE_CHECKING:
-    from agent.planning.methods import Method
+    from collections.abc import Callable
 
-Wanted = Callable[[str, int], bool]
-"""Whether the weight of that name and number of elements is to be packed."""
+    from agent.quantization.assignment import Assignment
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
-def large_enough(method: Method) -> Wanted:
-    """Return which weights a build packs: all for fp16, those worth it for codes, none for fp32."""
-    least = {32: None, 16: 0}.get(method.bits, MIN_PACKED_NUMEL)
-    return lambda _name, numel: least is not None and numel >= least
-
-
-def pack_layers(model: nn.Module, method: Method, blocksize: int, wanted: Wanted) -> nn.Module:
-    """Replace every layer whose weight is wanted; returns the model, or its replacement if it is itself a layer.
+def pack_layers(model: nn.Module, assignment: Assignment, blocksize: int) -> nn.Module:
+    """Replace every layer whose weight has a method; returns the model, or its replacement if it is itself a layer.
 
     The replacements hold empty packed tensors on the meta device; weights that stay are the model's own parameters.
     """
     # Fused encoder kernels take weights from layers directly and cannot take packed ones.
     torch.backends.mha.set_fastpath_enabled(value=False)
-    swap = _Swap(method, blocksize, wanted)
+    swap = _Swap(assignment, blocksize)
     replaced = swap.visit("", model)
     return model if replaced is None else replaced
 
 
 @dataclass
 class _Swap:
-    method: Method
+    assignment: Assignment
     blocksize: int
-    wanted: Wanted
     tensors: dict[int, PackedTensor] = field(default_factory=dict)
     modules: dict[int, nn.Module | None] = field(default_factory=dict)
 
@@ -102,10 +92,11 @@ class _Swap:
     def _weight(self, prefix: str, name: str, parameter: nn.Parameter) -> Weight:
         """Return the packed form of a parameter, one for all who share it, or the parameter itself."""
         is_matrix = parameter.dim() > 1
-        if not is_matrix or not self.wanted(f"{prefix}{name}", parameter.numel()):
+        method = self.assignment(f"{prefix}{name}", parameter.numel()) if is_matrix else None
+        if method is None:
             return parameter
         shape = tuple(parameter.shape)
-        return self.tensors.setdefault(id(parameter), PackedTensor(shape, self.method, self.blocksize))
+        return self.tensors.setdefault(id(parameter), PackedTensor(shape, method, self.blocksize))
 
 
 def _single_weight(module: nn.Module) -> Callable[[PackedTensor], nn.Module] | None:

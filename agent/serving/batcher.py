@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agent.planning.memory import SERVED_ROWS
 from agent.serving.errors import ExpiredError, UnavailableError
 from agent.serving.stats import Timing
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from agent.serving.tensors import Array
     from agent.serving.validation import Question
 
-MAX_ROWS = 32
+MAX_ROWS = SERVED_ROWS
 MAX_QUEUE = 256
 
 

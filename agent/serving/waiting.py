@@ -13,6 +13,7 @@ Everything here runs on the event loop.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,22 +63,22 @@ class WaitingRoom:
     @property
     def is_forsaken(self) -> bool:
         """Whether nothing has been done about the gap for so long that waiting for its end is no use."""
-        return asyncio.get_running_loop().time() - self._changed_at >= self.hold_s
+        return time.monotonic() - self._changed_at >= self.hold_s
 
     @property
     def gap_ms(self) -> float:
         """Age of the gap in milliseconds, 0 without one."""
         if self._opened_at is None:
             return 0.0
-        return round((asyncio.get_running_loop().time() - self._opened_at) * 1e3, 3)
+        return round((time.monotonic() - self._opened_at) * 1e3, 3)
 
     def open(self) -> None:
         """Begin a gap: nothing answers from now on."""
-        self._opened_at = asyncio.get_running_loop().time()
+        self._opened_at = time.monotonic()  # finer than the event loop's time
 
     def touch(self) -> None:
         """Note that something was done about the gap."""
-        self._changed_at = asyncio.get_running_loop().time()
+        self._changed_at = time.monotonic()
 
     def close(self) -> None:
         """End the gap: a release answers from now on, to what waits as well."""

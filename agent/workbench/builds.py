@@ -15,7 +15,7 @@ from agent.deployment.runner import WorkWatch
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.planning.gate import Thresholds
 from agent.planning.memory import Footprint
-from agent.planning.methods import METHODS
+from agent.planning.methods import FOUR_BIT, METHODS, MIXED
 from agent.planning.plan import Plan, plan
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Request:
         device: where to pack and measure: ``auto``, ``cpu`` or ``cuda``.
         rows: inputs to compare on, at most.
         demanded: the gate's thresholds.
+        base: the 4-bit method that a mix starts from.
+        budget_bytes: most resident bytes of weights that a mix may take, or None.
     """
 
     path: Path
@@ -51,6 +53,8 @@ class Request:
     device: str = "auto"
     rows: int = 256
     demanded: Thresholds = field(default_factory=Thresholds)
+    base: str = FOUR_BIT[0]
+    budget_bytes: int | None = None
 
 
 def double_quantized(method: str) -> str:
@@ -108,7 +112,12 @@ def decide(request: Request, device: Device, requested: str = "auto") -> Plan:
 
 
 def build_job(request: Request, method: str, directory: Path) -> JsonObject:
-    """Return the builder's job."""
+    """Return the builder's job; that of ``mixed`` says what the result has to prove, since the builder looks for it."""
+    gate: JsonObject = {"dataset": str(request.dataset.resolve()) if request.dataset else None, "rows": request.rows}
+    mixed: JsonObject = {}
+    if method == MIXED:
+        gate["thresholds"] = asdict(request.demanded)
+        mixed = {"mixed": {"base": request.base, "budget_bytes": request.budget_bytes}}
     return {
         "job": "build",
         "checkpoint": str(request.path.resolve()),
@@ -117,12 +126,8 @@ def build_job(request: Request, method: str, directory: Path) -> JsonObject:
         "blocksize": request.blocksize,
         "device": request.device,
         "output_dir": str(directory),
-        "gate": {
-            "dataset": str(request.dataset.resolve()) if request.dataset else None,
-            "rows": request.rows,
-            "thresholds": asdict(request.demanded),
-        },
-        "mixed": {"base": "nf4", "budget_bytes": None},
+        "gate": gate,
+        **mixed,
     }
 
 

@@ -37,7 +37,7 @@ def compare(
 
     Args:
         request: what to build from.
-        methods: names from the method table, in the order of the rows.
+        methods: their names, in the order of the rows.
         output: where the two files go.
         on_progress: called with the number of methods that are done.
 
@@ -71,8 +71,9 @@ def compare(
 
 def _row(request: builds.Request, method: str, output: Path) -> JsonObject:
     """Build and measure one method; what it cannot do is its row."""
-    bits = METHODS[method].bits_per_weight(request.blocksize) if method in METHODS else None
-    row: JsonObject = {"method": method, "bits_per_weight": bits}
+    row: JsonObject = {"method": method}
+    if method in METHODS:
+        row["bits_per_weight"] = METHODS[method].bits_per_weight(request.blocksize)
     try:
         with builds.scratch(output) as directory:
             job = builds.build_job(request, method, directory)
@@ -81,6 +82,8 @@ def _row(request: builds.Request, method: str, output: Path) -> JsonObject:
         if error.code in _FATAL:
             raise
         return {**row, "error": f"{error.code}: {error.detail}"}
+    if "mixed" in result:
+        row |= {"bits_per_weight": result["mixed"]["bits_per_weight"], "mixed": result["mixed"]}
     return {**row, "model_type": result["model_type"], **{name: result[name] for name in _MEASURED}}
 
 

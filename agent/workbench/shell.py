@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agent.contract.errors import ErrorCode
 from agent.contract.matrix import MatrixError, parse_toml
+from agent.deployment.facts import mix_base
 from agent.deployment.ports import StepError
 from agent.deployment.selection import select
 from agent.planning.budget import size
@@ -43,15 +44,17 @@ def quantize(
         StepError: with the builder's code, ``insufficient_memory`` or ``gate_failed``.
     """
     with builds.scratch(output) as directory:
-        build = _Building(request, directory)
+        if double_quant:
+            request = replace(request, base=builds.double_quantized(request.base))
         if method == "auto":
-            decision = _decision(request)
-            kept, record = select(_double_quantized(decision) if double_quant else decision, build, request.demanded)
+            decision = _double_quantized(_decision(request)) if double_quant else _decision(request)
+            mix = replace(request, base=mix_base(decision), budget_bytes=decision["mixed_budget_bytes"])
+            kept, record = select(decision, _Building(mix, directory), request.demanded)
             for sentence in record.get("overruled", ()):
                 click.echo(f"auto: {sentence}", err=True)
             _keep(kept.result, output, complaints=(), overruled=record.get("overruled", ()), as_json=as_json)
             return
-        result, _ = build(builds.double_quantized(method) if double_quant else method)
+        result, _ = _Building(request, directory)(builds.double_quantized(method) if double_quant else method)
         complaints = judge(result["gate"], request.demanded)
         if complaints and is_strict:
             raise StepError(
@@ -165,7 +168,7 @@ def _decision(request: builds.Request) -> JsonObject:
 def _double_quantized(decision: JsonObject) -> JsonObject:
     """Return a decision whose methods have their scales quantized, where there are any."""
     names = {name: [*map(builds.double_quantized, decision[name])] for name in ("alternatives", "fallbacks")}
-    return {**decision, **names, "method": builds.double_quantized(decision["method"])}
+    return {**decision, **names, "method": (first := builds.double_quantized(decision["method"])), "planned": first}
 
 
 def _keep(
@@ -199,10 +202,25 @@ def _described(result: JsonObject) -> str:
     ]
     if gate["accuracy"] is not None:
         rows.append(("accuracy", f"{percent(gate['accuracy'])}, source {percent(gate['accuracy_source'])}"))
+    if "mixed" in result:
+        rows += _mix(result["mixed"])
     if gate["inputs"] == "synthetic":
         rows.append(("note", "made-up inputs say little about agreement; give --eval with real ones"))
     rows += [("note", note) for note in result["notes"]]
     return "\n".join(f"{name:<10} {text}" for name, text in rows)
+
+
+def _mix(mixed: JsonObject) -> list[tuple[str, str]]:
+    counts = ", ".join(f"{count} by {method}" for method, count in sorted(mixed["counts"].items()))
+    trials = ", ".join(
+        f"{size(trial['resident_bytes'])} {'passes' if trial['passes'] else 'refused'}" for trial in mixed["trials"]
+    )
+    return [
+        ("tensors", f"{counts}; {mixed['bits_per_weight']:.3f} bits a weight"),
+        *(("raised", f"{name} to {method}") for name, method in mixed["tensors"].items()),
+        ("trials", trials),
+        *(("note", note) for note in mixed["notes"]),
+    ]
 
 
 @contextlib.contextmanager

@@ -104,6 +104,7 @@ def _builder_alone(job: JsonObject) -> Callable[[], JsonObject]:
     """The part of that job that the others do too: from the checkpoint to the written artifact."""
     from agent.planning.methods import METHODS  # noqa: PLC0415 - each way loads its own libraries
     from agent.quantization import kernels, quantizer  # noqa: PLC0415 - as above
+    from agent.quantization.assignment import Scheme  # noqa: PLC0415 - as above
     from agent.quantization.checkpoint import open_checkpoint  # noqa: PLC0415 - as above
 
     kernels.kernel(torch.device("cpu"), "nf4")
@@ -112,7 +113,8 @@ def _builder_alone(job: JsonObject) -> Callable[[], JsonObject]:
     def work() -> JsonObject:
         path = Path(job["output"]).with_suffix(".safetensors")
         checkpoint = open_checkpoint(Path(job["safetensors"]))
-        quantizer.quantize(checkpoint, found, path, METHODS["nf4-dq"], blocksize=64, progress=lambda *_counts: None)
+        scheme = Scheme.uniform(METHODS["nf4-dq"])
+        quantizer.quantize(checkpoint, found, path, scheme, blocksize=64, progress=lambda *_counts: None)
         return {"packed_bytes": path.stat().st_size}
 
     return work

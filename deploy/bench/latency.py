@@ -21,8 +21,9 @@ import click
 import torch
 
 from agent import architectures
-from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS
+from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS, file_tag
 from agent.quantization import artifact, modules, quantizer, sidecar
+from agent.quantization.assignment import Scheme
 from agent.quantization.checkpoint import open_checkpoint
 from deploy.bench import page, weights
 
@@ -95,12 +96,12 @@ def _models(subject: Subject, device: str, methods: Sequence[str]) -> tuple[dict
         checkpoint = open_checkpoint(path)
         found = architectures.recognise(checkpoint.shapes, hint=subject.model_type)
         for name in methods:
-            method = METHODS[name]
-            target = Path(folder) / artifact.file_name(subject.model_type, method.file_tag)
+            scheme = Scheme.uniform(METHODS[name])
+            target = Path(folder) / artifact.file_name(subject.model_type, file_tag(name))
             quantizer.quantize(
-                checkpoint, found, target, method, blocksize=DEFAULT_BLOCKSIZE, progress=_silent, device=device
+                checkpoint, found, target, scheme, blocksize=DEFAULT_BLOCKSIZE, progress=_silent, device=device
             )
-            sidecar.write(target, sidecar.describe(found, method, DEFAULT_BLOCKSIZE))
+            sidecar.write(target, sidecar.describe(found, scheme, DEFAULT_BLOCKSIZE))
             models[name] = artifact.load(target, device)
     models[SOURCE] = source.to(device)
     return models, found.options

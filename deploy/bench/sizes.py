@@ -19,8 +19,9 @@ import torch
 
 from agent import architectures
 from agent.planning import model_types
-from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS
+from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS, file_tag
 from agent.quantization import artifact, modules, quantizer, sidecar
+from agent.quantization.assignment import Scheme
 from agent.quantization.checkpoint import open_checkpoint
 from deploy.bench import page
 
@@ -56,12 +57,12 @@ def weigh(model_type: str, methods: tuple[str, ...], folder: Path, classes: int 
     found = architectures.recognise(checkpoint.shapes, hint=model_type)
     sizes = []
     for name in methods:
-        method = METHODS[name]
-        path = folder / artifact.file_name(model_type, method.file_tag)
+        scheme = Scheme.uniform(METHODS[name])
+        path = folder / artifact.file_name(model_type, file_tag(name))
         outcome = quantizer.quantize(
-            checkpoint, found, path, method, blocksize=DEFAULT_BLOCKSIZE, progress=lambda _done, _total: None
+            checkpoint, found, path, scheme, blocksize=DEFAULT_BLOCKSIZE, progress=lambda _done, _total: None
         )
-        sidecar.write(path, sidecar.describe(found, method, DEFAULT_BLOCKSIZE))
+        sidecar.write(path, sidecar.describe(found, scheme, DEFAULT_BLOCKSIZE))
         resident = modules.resident_bytes(artifact.load(path, "cpu"))
         sizes.append(Size(model_type, name, outcome.source_tensor_bytes, path.stat().st_size, resident))
     return sizes

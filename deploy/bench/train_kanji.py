@@ -12,6 +12,7 @@ It needs the Debian packages of `deploy.demo.fonts` and says which are absent.
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +95,21 @@ def prepare(model_type: str, network: nn.Module) -> nn.Module:
     return nn.Sequential(CellFeatures(), network) if model_type == "rnn" else network
 
 
-def write(folder: Path, model_type: str, network: nn.Module, score: Score, held_out: bundle.Evaluation) -> Path:
-    """Write `<type>.pt` and `<type>.safetensors` (inputs and labels of the held-out fonts); return the checkpoint."""
+def write(
+    folder: Path,
+    model_type: str,
+    network: nn.Module,
+    score: Score,
+    held_out: bundle.Evaluation,
+    *,
+    is_half: bool = False,
+) -> Path:
+    """Write `<type>.pt` and `<type>.safetensors` (inputs and labels of the held-out fonts); return the checkpoint.
+
+    Weights and cell statistics are float32, or float16 if ``is_half``.
+    """
+    if is_half:
+        network = copy.deepcopy(network).half()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n", encoding="ascii")
     checkpoint = folder / f"{model_type}.pt"
@@ -106,6 +120,7 @@ def write(folder: Path, model_type: str, network: nn.Module, score: Score, held_
     }
     torch.save(content, checkpoint)
     inputs = cell_features(held_out.inputs.float()) if model_type == "rnn" else held_out.inputs
+    inputs = inputs.half() if is_half else inputs
     save_file({"inputs": inputs.contiguous(), "labels": held_out.labels}, folder / f"{model_type}.safetensors")
     return checkpoint
 
@@ -114,7 +129,9 @@ def write(folder: Path, model_type: str, network: nn.Module, score: Score, held_
 @click.argument("model_type", type=click.Choice(sorted(PLANS)))
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=OUTPUT)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-def main(model_type: str, output: Path, threads: int) -> None:
+@click.option("--hidden-size", type=click.IntRange(min=1), help="Of the rnn: another width than the plan's.")
+@click.option("--half", "is_half", is_flag=True, help="Write half floats.")
+def main(model_type: str, output: Path, threads: int, hidden_size: int | None, is_half: bool) -> None:  # noqa: FBT001 - click passes it by name
     """Train one MODEL_TYPE and write its checkpoint and evaluation data to OUTPUT."""
     try:
         fonts.require_installed()
@@ -126,7 +143,8 @@ def main(model_type: str, output: Path, threads: int) -> None:
     drawn, held_out = (
         torch.stack([render_font(face, CLASSES) for face in faces]) for faces in (fonts.TRAINING, fonts.HELD_OUT)
     )
-    network = build(model_type, len(CLASSES), **plan.options)
+    options = dict(plan.options) if hidden_size is None else {**plan.options, "hidden_size": hidden_size}
+    network = build(model_type, len(CLASSES), **options)
     model = prepare(model_type, network)
     labels = torch.arange(len(CLASSES)).repeat(len(drawn))
     begin, processor = time.monotonic(), time.process_time()
@@ -134,7 +152,7 @@ def main(model_type: str, output: Path, threads: int) -> None:
     spent = f"{time.monotonic() - begin:.0f} s ({time.process_time() - processor:.0f} s of the processor)"
     evaluation = bundle.lay_out(held_out, plan.recipe.seed)
     score = evaluate(model, evaluation.inputs, evaluation.labels)
-    checkpoint = write(output, model_type, network, score, evaluation)
+    checkpoint = write(output, model_type, network, score, evaluation, is_half=is_half)
     click.echo(
         f"{checkpoint}: {spent}, augmented training images {training.accuracy:.2%}, "
         f"{len(evaluation.labels)} drawings in fonts never trained on {score.accuracy:.2%}"

@@ -19,6 +19,7 @@ from agent import architectures
 from agent.planning.methods import METHODS
 from agent.quantization import artifact, checkpoint, failures, gate, jobs, kernels, modules, process, quantizer
 from agent.quantization.artifact import ArtifactError
+from agent.quantization.assignment import Scheme
 from agent.quantization.errors import (
     BadCheckpointError,
     InsufficientDiskError,
@@ -203,7 +204,8 @@ def test_building_needs_less_memory_than_one_copy_of_the_largest_weight(tmp_path
     watcher = threading.Thread(target=watch)
     watcher.start()
     path = tmp_path / "artifact"
-    quantizer.quantize(opened, found, path, METHODS["nf4-dq"], blocksize=64, progress=lambda _done, _total: None)
+    scheme = Scheme.uniform(METHODS["nf4-dq"])
+    quantizer.quantize(opened, found, path, scheme, blocksize=64, progress=lambda _done, _total: None)
     done.set()
     watcher.join()
     assert peak[0] - base < path.stat().st_size + largest

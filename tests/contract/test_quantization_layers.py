@@ -13,10 +13,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from agent.planning.methods import BLOCKSIZES, METHODS, Method
 from agent.quantization import codebooks, kernels, layers, modules, packed
+from agent.quantization.assignment import large_enough
 from agent.quantization.layers import PackedLinear
 from agent.quantization.packed import PackedTensor
 from agent.quantization.recurrent import PackedRecurrent
-from agent.quantization.swap import large_enough, pack_layers
+from agent.quantization.swap import pack_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ class Holder(nn.Module):
 
 def packed_twin(source: nn.Module, method: Method = NF4_DQ, blocksize: int = 64) -> nn.Module:
     """Return ``source`` with its layers packed; ``source`` keeps its own weights."""
-    twin = pack_layers(copy.deepcopy(source), method, blocksize, large_enough(method))
+    twin = pack_layers(copy.deepcopy(source), large_enough(method), blocksize)
     weights = source.state_dict()
     for name, module in twin.named_modules():
         if isinstance(module, PackedTensor):
@@ -332,14 +333,14 @@ class QuietLinear(nn.Linear):
 
 def test_a_subclass_is_packed_only_if_it_computes_what_its_parent_computes() -> None:
     model = nn.Sequential(LoudLinear(128, 128), QuietLinear(128, 128))
-    pack_layers(model, NF4_DQ, 64, large_enough(NF4_DQ))
+    pack_layers(model, large_enough(NF4_DQ), 64)
     assert type(model[0]) is LoudLinear
     assert isinstance(model[1], PackedLinear)
 
 
 def test_small_and_unknown_layers_stay_as_they_are() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LSTMCell(64, 64), nn.ConvTranspose2d(32, 32, 3), nn.LayerNorm(5000))
-    twin = pack_layers(model, NF4_DQ, 64, large_enough(NF4_DQ))
+    twin = pack_layers(model, large_enough(NF4_DQ), 64)
     assert not any(isinstance(module, PackedTensor) for module in twin.modules())
 
 
@@ -347,7 +348,7 @@ def test_tied_weights_are_packed_once_and_stay_tied() -> None:
     embedding, head = nn.Embedding(100, 128), nn.Linear(128, 100, bias=False)
     head.weight = embedding.weight
     model = nn.ModuleDict({"embedding": embedding, "head": head})
-    pack_layers(model, NF4_DQ, 64, large_enough(NF4_DQ))
+    pack_layers(model, large_enough(NF4_DQ), 64)
     assert model["head"].weight is model["embedding"].weight
     assert next(iter(modules.slots(model).values())) == ("embedding.weight.codes", "head.weight.codes")
 
@@ -355,5 +356,5 @@ def test_tied_weights_are_packed_once_and_stay_tied() -> None:
 def test_fp32_packs_nothing() -> None:
     method = METHODS["fp32"]
     model = nn.Sequential(nn.Linear(512, 512))
-    pack_layers(model, method, 64, large_enough(method))
+    pack_layers(model, large_enough(method), 64)
     assert type(model[0]) is nn.Linear

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # i
 
 from agent import architectures
 from agent.planning import model_types
-from agent.planning.methods import METHODS
+from agent.planning.methods import NAMES
 from agent.quantization import gate, jobs, schema
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_the_sidecar_of_every_model_type_fits(model_type: str, tmp_path: Path) -
     assert complaints(written(tmp_path, model_type)) == []
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_the_sidecar_of_every_method_fits(method: str, tmp_path: Path) -> None:
     assert complaints(written(tmp_path, method=method)) == []
 
@@ -158,8 +158,61 @@ def _widen(sidecar: Any) -> None:
     sidecar["bits"] = 8
 
 
-@pytest.mark.parametrize("contradict", [_drop_blocks, _drop_nesting, _swap_codebook, _widen])
+def _mix(sidecar: Any) -> None:
+    sidecar["method"] = "mixed"
+
+
+@pytest.mark.parametrize("contradict", [_drop_blocks, _drop_nesting, _swap_codebook, _widen, _mix])
 def test_a_sidecar_that_contradicts_its_method_is_refused(contradict: Callable[[Any], None], sound: Any) -> None:
     sidecar = copy.deepcopy(sound)
     contradict(sidecar)
+    assert complaints(sidecar)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    data = Path(__file__).parents[1] / "data" / "trained_rnn"
+    folder = tmp_path_factory.mktemp("mixed")
+    job = {
+        "job": "build",
+        "checkpoint": str(data / "rnn.pt"),
+        "method": "mixed",
+        "output_dir": str(folder),
+        "mixed": {"base": "nf4-dq", "budget_bytes": 150_000},
+        "gate": {"rows": 416, "dataset": str(data / "rnn.safetensors")},
+    }
+    return json.loads(Path(jobs.run(job, lambda _event: None)["sidecar"]).read_bytes())
+
+
+def test_the_sidecar_of_a_mix_names_the_method_of_each_packed_tensor_and_fits(mixed: Any) -> None:
+    assert complaints(mixed) == []
+    assert (mixed["method"], mixed["bits"], mixed["double_quant"], mixed["mixed"]["base"]) == (
+        "mixed",
+        4,
+        True,
+        "nf4-dq",
+    )
+    assert set(mixed["mixed"]["table"].values()) == {"nf4-dq", "int8"}
+    assert len(mixed["mixed"]["table"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("mixed", None),
+        ("mixed.base", "int8"),
+        ("mixed.base", "fp4"),
+        ("mixed.table", {"a": "nf5"}),
+        ("mixed.table", {"a": "mixed"}),
+        ("mixed.counts", {"nf5": 1}),
+        ("mixed.trials", []),
+        ("mixed.undescribed", 1),
+        ("bits", 8),
+        ("blocksize", None),
+        ("method", "nf4-dq"),
+    ],
+)
+def test_a_sidecar_of_a_mix_with_a_wrong_value_is_refused(path: str, value: Any, mixed: Any) -> None:
+    sidecar = copy.deepcopy(mixed)
+    _set(sidecar, path, value)
     assert complaints(sidecar)

@@ -1,7 +1,8 @@
 """timm:NAME through the builder, with a module that keeps timm's contract in timm's place.
 
-timm itself imports torchvision, which has to fit torch's own build and often is not there; what is used of timm is
-small enough to stand in for: ``is_model``, ``list_models``, ``create_model`` and a network's ``pretrained_cfg``.
+timm itself imports torchvision, which has to fit torch's own build and often is not there; `test_timm_real` is for
+where it is. What is used of timm is small enough to stand in for: ``is_model``, ``list_models``, ``create_model`` and a
+network's ``pretrained_cfg``.
 """
 
 from __future__ import annotations

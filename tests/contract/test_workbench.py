@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -16,10 +17,9 @@ from agent.workbench import builds
 from agent.workbench.compare import keeps, lines
 from agent.workbench.report import agreement, render
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytest.importorskip("torch")
+
+TRAINED_RNN = Path(__file__).parents[1] / "data" / "trained_rnn"
 
 
 def call(*arguments: str) -> Any:
@@ -63,6 +63,47 @@ def test_auto_climbs_while_the_gate_refuses_and_keeps_only_what_passed(kanji: Pa
     assert all(refusal in result.stderr for refusal in told["overruled"])
     assert told["method"] in ("int8", "fp16")
     assert {path.stem for path in tmp_path.iterdir()} == {f"cnn_{told['method']}"}
+
+
+def quantize_rnn(output: Path, *more: str) -> Any:
+    """Mix the methods of a trained rnn whose answers 4 bits change too often."""
+    data = ("--model-path", str(TRAINED_RNN / "rnn.pt"), "--eval", str(TRAINED_RNN / "rnn.safetensors"))
+    return call("quantize", "--method", "mixed", *data, "--rows", "416", "--output", str(output), *more)
+
+
+def test_mixed_writes_one_artifact_and_says_what_it_raised(tmp_path: Path) -> None:
+    result = quantize_rnn(tmp_path, "--strict")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rnn_mixed.json", "rnn_mixed.safetensors"]
+    raised = [line.split() for line in result.stdout.splitlines() if line.startswith("raised")]
+    table = json.loads((tmp_path / "rnn_mixed.json").read_text())["mixed"]["table"]
+    assert {words[1]: words[3] for words in raised} == {name: to for name, to in table.items() if to != "nf4"}
+    assert result.stdout.splitlines()[-1].startswith("trials")
+
+
+def test_the_budget_and_the_base_of_a_mix_are_kept(tmp_path: Path) -> None:
+    result = quantize_rnn(tmp_path, "--double-quant", "--budget-bytes", "105000", "--json")
+    told = json.loads(result.stdout)
+    assert told["mixed"]["base"] == "nf4-dq"
+    assert told["resident_bytes"] <= told["mixed"]["budget_bytes"] == 105000
+    assert told["complaints"]
+    assert "within the budget of 105000 bytes" in told["mixed"]["notes"][0]
+
+
+def test_the_thresholds_of_the_command_line_reach_the_search(tmp_path: Path) -> None:
+    told = json.loads(quantize_rnn(tmp_path, "--min-agreement", "0.99", "--json").stdout)
+    assert told["gate"]["agreement"] >= 0.99
+    assert told["complaints"] == []
+
+
+def test_a_comparison_has_a_row_for_mixed_if_it_is_asked_for(tmp_path: Path) -> None:
+    data = ("--model-path", str(TRAINED_RNN / "rnn.pt"), "--eval", str(TRAINED_RNN / "rnn.safetensors"))
+    result = call("compare", *data, "--methods", "nf4,mixed,int8", "--output", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    nf4, mixed, int8 = json.loads(result.stdout)["rows"]
+    assert nf4["bits_per_weight"] < mixed["bits_per_weight"] < int8["bits_per_weight"]
+    assert nf4["resident_bytes"] < mixed["resident_bytes"] < int8["resident_bytes"]
+    assert "<td>mixed</td>" in (tmp_path / "compare.html").read_text()
 
 
 def test_a_named_method_that_the_gate_refuses_is_written_with_a_warning(kanji: Path, tmp_path: Path) -> None:
@@ -122,6 +163,7 @@ def test_a_comparison_measures_each_method_and_writes_table_and_page(kanji: Path
         (("compare", "--methods", "nf4,nf5"), "nf4-dq"),
         (("quantize", "--method", "nf5"), "nf4-dq"),
         (("quantize", "--method", "int8", "--double-quant"), "int8 has none"),
+        (("quantize", "--method", "nf4", "--budget-bytes", "1000"), "nf4 has none"),
         (("quantize", "--blocksize", "63"), "64"),
         (("quantize", "--rows", "0"), "--rows"),
         (("quantize", "--min-agreement", "95"), "--min-agreement"),

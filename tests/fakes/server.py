@@ -21,6 +21,17 @@ GOOD_CANARY = {
     "accuracy": None,
     "latency_ms": {"p50": 1.5},
 }
+BASE_RSS_BYTES = 300 << 20
+LOAD_FIGURES = {
+    "load_ms": 2.0,
+    "max_batch_rows": 32,
+    "warm_up_rows": 32,
+    "rss_before_bytes": BASE_RSS_BYTES,
+    "rss_after_bytes": BASE_RSS_BYTES + (2 << 20),
+    "peak_rss_bytes": BASE_RSS_BYTES + (12 << 20),
+    "is_peak_exact": False,  # nothing was measured here, so nothing is to be learned from it unless a test says so
+    "device": None,
+}
 _CODES = {
     "restore": ErrorCode.LOAD_FAILED,
     "load": ErrorCode.LOAD_FAILED,
@@ -36,6 +47,8 @@ class FakeServer:
 
     Attributes:
         canary_answer: what a canary measures.
+        load_figures: what every load measures of memory and time.
+        gap_ms: how long nothing answered, for every switch that lets the old release go first.
         on_exit: called when the server dies, as the real one's watcher does.
         starts: how often it was started.
     """
@@ -44,9 +57,12 @@ class FakeServer:
         self.canary_answer: dict[str, Any] = dict(GOOD_CANARY)
         self.on_exit: Callable[[str], None] = lambda _detail: None
         self.starts = 0
+        self.gap_ms = 250.0
+        self.load_figures: dict[str, Any] = dict(LOAD_FIGURES)
         self.counters = {"requests": 0, "failures": 0, "non_finite": 0}
         self._pid: int | None = None
         self._held: dict[str, dict[str, bool]] = {}
+        self._gaps: set[str] = set()
         self._faults: defaultdict[str, deque[Callable[[], None]]] = defaultdict(deque)
 
     def answers(self) -> dict[str, str]:
@@ -84,7 +100,7 @@ class FakeServer:
     def die(self) -> None:
         """End as after a SIGKILL: everything in memory is gone."""
         self._pid = None
-        self._held = {}
+        self._held, self._gaps = {}, set()
         self.on_exit("was killed by SIGKILL")
 
     def restore(self, served: Mapping[str, Served]) -> None:
@@ -93,21 +109,29 @@ class FakeServer:
             self._held.setdefault(name, {}).setdefault(item.current.id, False)
             self._point(name, item.current.id)
         self._held = {name: {item.current.id: True} for name, item in served.items()}
+        self._gaps.clear()
 
-    def load(self, model: str, release: Release) -> dict[str, Any]:
+    def load(self, model: str, release: Release, *, unload_first: bool = False) -> dict[str, Any]:
+        if unload_first and release.id not in self._held.get(model, {}):
+            # Before any fault: a load that fails after the old release is gone is the case that matters.
+            self._gaps |= {model} & set(self.answers())
+            self._held.pop(model, None)
         self._enter("load", starts=True)
         self._held.setdefault(model, {}).setdefault(release.id, False)
-        return {"resident_bytes": release.resident_bytes, "load_ms": 2.0}
+        gap_ms = self.gap_ms if model in self._gaps else 0.0
+        return {**self.load_figures, "resident_bytes": release.resident_bytes, "gap_ms": gap_ms}
 
     def canary(self, model: str, release: Release) -> dict[str, Any]:
         self._enter("canary")
         self._demand(model, release, ErrorCode.CANARY_FAILED)
         return dict(self.canary_answer)
 
-    def activate(self, model: str, release: Release) -> None:
+    def activate(self, model: str, release: Release) -> dict[str, Any]:
         self._enter("activate")
         self._demand(model, release, ErrorCode.ACTIVATION_FAILED)
+        gap_ms = self.gap_ms if model in self._gaps else 0.0
         self._point(model, release.id)
+        return {"gap_ms": gap_ms}
 
     def undeploy(self, model: str) -> None:
         self._enter("undeploy", starts=True)
@@ -116,7 +140,14 @@ class FakeServer:
     def status(self) -> dict[str, Any]:
         self._enter("status")
         models = {model: {**self.counters, "release": release} for model, release in self.answers().items()}
-        return {"models": models, "pid": self._pid}
+        memory = {
+            "base_rss_bytes": BASE_RSS_BYTES,
+            "rss_bytes": self.load_figures["rss_after_bytes"],
+            "peak_rss_bytes": self.load_figures["peak_rss_bytes"],
+            "device": None,
+        }
+        gaps = {model: {"is_open": model in self._gaps} for model in {*self._held, *self._gaps}}
+        return {"models": models, "gaps": gaps, "memory": memory, "pid": self._pid}
 
     def _enter(self, verb: str, *, starts: bool = False) -> None:
         if self._faults[verb]:
@@ -133,3 +164,4 @@ class FakeServer:
 
     def _point(self, model: str, release: str) -> None:
         self._held[model] = {name: name == release for name in self._held[model]}
+        self._gaps.discard(model)

@@ -14,7 +14,7 @@ from agent.contract.errors import MAX_TEXT, ErrorCode, ErrorInfo, RefusalError
 from agent.contract.reports import Report
 from agent.contract.topics import Topics
 from agent.contract.wire import MAX_DEPTH, MAX_PAYLOAD_BYTES, rfc3339
-from agent.planning.methods import METHODS
+from agent.planning.methods import NAMES
 
 ARTIFACT = {"url": "https://h.example/x.pt", "sha256": "a" * 64, "size": 9}
 DEPLOY = {"schema": 1, "id": "d-1", "model": "kanji", "artifact": ARTIFACT}
@@ -129,7 +129,14 @@ def test_a_refusal_carries_the_id_only_where_it_is_one() -> None:
 def test_a_refusal_is_never_retryable_as_it_stands() -> None:
     info = refuse({**DEPLOY, "method": "int3"}).info()
     assert (info.code, info.retryable) == (ErrorCode.UNSUPPORTED_METHOD, False)
-    assert all(name in (info.hint or "") for name in METHODS)
+    assert all(name in (info.hint or "") for name in NAMES)
+
+
+@pytest.mark.parametrize("method", ["auto", *NAMES])
+def test_every_method_can_be_asked_for_by_its_name(method: str) -> None:
+    command = commands.parse("deploy", json.dumps({**DEPLOY, "method": method}).encode())
+    assert isinstance(command, Deploy)
+    assert command.method == method
 
 
 def test_a_long_text_is_clipped_before_it_is_reported() -> None:
