@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from agent.deployment.ports import Clock, Device
 
 log = structlog.get_logger("lookout")
+TICK_S = 1.0
+"""How often it is asked whether a look is due, so that a changed interval counts at once."""
+REST = 20.0
+"""A look that took a second is followed by a rest of twenty: some drivers are asked in a process of their own."""
 
 
 class Lookout:
@@ -48,6 +52,7 @@ class Lookout:
         self._post = post
         self._stop = threading.Event()
         self._is_blind = False
+        self._last = clock.monotonic(), 0.0
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
 
     def start(self) -> None:
@@ -58,10 +63,19 @@ class Lookout:
         """Look no more; a look that hangs in a driver is left behind."""
         self._stop.set()
 
+    def tick(self) -> None:
+        """Take a look if one is due and wanted."""
+        ended, rest_s = self._last
+        if self._is_wanted() and self._clock.monotonic() - ended >= max(self._interval_s(), rest_s):
+            self._device.usable_methods()  # a plan needs them, and the engine must not wait for the self-test
+            began = self._clock.monotonic()
+            self.look()
+            ended = self._clock.monotonic()
+            self._last = ended, REST * (ended - began)
+
     def look(self) -> None:
         """Take one look. What cannot be read is named in the log once, until it can be read again."""
         try:
-            self._device.usable_methods()  # a plan needs them, and the engine must not wait for the self-test
             budget = self._device.budget()
         except Exception as error:  # noqa: BLE001 - a broken witness must not end the watch
             if not self._is_blind:
@@ -72,6 +86,8 @@ class Lookout:
         self._post(BudgetSeen(budget, self._clock.monotonic()))
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s()):
-            if self._is_wanted():
-                self.look()
+        while not self._stop.wait(min(TICK_S, self._interval_s())):
+            try:
+                self.tick()
+            except Exception:
+                log.exception("lookout_failed")

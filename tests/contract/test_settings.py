@@ -34,7 +34,7 @@ def refuse(tmp_path: Path, text: str) -> str:
 
 
 def test_every_example_loads() -> None:
-    examples = sorted(CONFIGS.glob("*.toml"))
+    examples = sorted(set(CONFIGS.glob("*.toml")) - {CONFIGS / "matrix.toml"})
     assert examples, f"{CONFIGS} holds no example"
     for example in examples:
         assert settings.load(example).device_id
