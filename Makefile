@@ -85,5 +85,10 @@ decisions: install
 deploy/bench/out/%.pt: | $(STAMP)
 	nice -n 10 $(BIN)/python -m deploy.bench.train_kanji $*
 
+# A day of noisy memory per trace and model; SEEDS="4 5 6" plays others.
+.PHONY: flap
+flap: install
+	nice -n 10 $(BIN)/python -m deploy.bench.flap $(SEEDS)
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -13,34 +13,34 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
+from agent.contract.config import (
+    BudgetSize,
+    HealthInterval,
+    Margin,
+    Patience,
+    Size,
+    Soak,
+    WatchInterval,
+    WatchMode,
+)
 from agent.contract.topics import Id
 
 DEFAULT_FILE = Path("/etc/nibbled/nibbled.toml")
-_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names file, keys and what was expected."""
 
 
-def parse_size(value: Any) -> Any:
-    """Turn ``"512MiB"`` into bytes; numbers pass.
-
-    Raises:
-        ValueError: for a text that is no size.
-    """
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)?\s*", value)
-    if match is None:
-        raise ValueError(f"{value!r} is no size; write a number of bytes, or one with KiB, MiB or GiB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -112,19 +112,19 @@ class Memory(_Section):
     """What a model may take."""
 
     reserve: Size = 512 * 2**20
-    budget: Literal["auto"] | Size = "auto"
+    budget: BudgetSize = "auto"
 
 
 class Health(_Section):
     """Telemetry."""
 
-    interval_s: Annotated[float, Field(ge=0.2, le=3600)] = 30.0
+    interval_s: HealthInterval = 30.0
 
 
 class Deployment(_Section):
     """The life of an operation."""
 
-    soak_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0
+    soak_s: Soak = 10.0
     build_threads: Annotated[int, Field(ge=1, le=256)] = 1
 
 
@@ -134,6 +134,17 @@ class Planning(_Section):
     matrix_file: Path | None = None
     matrix_only: bool = False
     purpose: Literal["serve", "research"] = "serve"
+
+
+class Watch(_Section):
+    """What follows when the memory budget changes for good; `agent.planning.patience` says why these defaults."""
+
+    mode: WatchMode = "act"
+    interval_s: WatchInterval = 5.0
+    down_after_s: Patience = 30.0
+    up_after_s: Patience = 300.0
+    up_margin: Margin = 0.1
+    min_dwell_s: Patience = 900.0
 
 
 class Logging(_Section):
@@ -161,6 +172,7 @@ class Settings(BaseSettings):
     health: Health = Health()
     deployment: Deployment = Deployment()
     planning: Planning = Planning()
+    watch: Watch = Watch()
     logging: Logging = Logging()
 
     @classmethod
@@ -199,6 +211,12 @@ def load(path: Path | None = None) -> Settings:
         raise ConfigError(f"{file or 'environment'}:\n{complaints}") from None
     except ValueError as error:  # TOMLDecodeError is one
         raise ConfigError(f"{file}: {error}") from None
+
+
+def fixed_by_environment() -> frozenset[str]:
+    """Return the keys, written ``section.key``, that the environment gives a value to."""
+    given = EnvSettingsSource(Settings)()
+    return frozenset(f"{section}.{key}" for section, body in given.items() if isinstance(body, dict) for key in body)
 
 
 def _complaint(item: Any) -> str:

@@ -31,8 +31,12 @@ from agent.contract.manifest import Identity
 from agent.contract.matrix import MatrixError, parse_toml
 from agent.contract.topics import Topics
 from agent.deployment.engine import Engine
+from agent.deployment.foresight import Foresight
+from agent.deployment.guard import MemoryGuard
 from agent.deployment.inbox import CapabilitiesKnown, ServerLost, Stop
 from agent.deployment.intake import Intake
+from agent.deployment.limits import LimitedDevice
+from agent.deployment.lookout import Lookout
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports, StepError
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
@@ -42,15 +46,17 @@ from agent.devices import system, tegra
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.health.reporter import HealthReporter
 from agent.health.web import StatusSite
+from agent.live import LiveSettings
 from agent.planning.matrix import MATRIX
 from agent.planning.methods import METHODS
 from agent.planning.model_types import MODEL_TYPES
-from agent.planning.plan import Policy
+from agent.settings import fixed_by_environment
 
 if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
+    from agent.planning.matrix import Row
     from agent.settings import Serving, Settings
 
 log = structlog.get_logger("supervisor")
@@ -74,17 +80,24 @@ class Supervisor:
         self._control_path = state_dir / "run" / "control.sock"
         self._http, self._control = _listen(settings.serving), _listen_control(self._control_path)
         self._clock = SystemClock()
-        self._policy = _policy(settings)
+        matrix = _matrix(settings)
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
         self._journal = SqliteJournal(state_dir / "journal.db")
+        self._live = LiveSettings(settings, self._journal.config(), fixed=fixed_by_environment())
         self._relaxations = () if settings.trust.require_signature else ("trust.require_signature is off",)
         self._builder = BuilderProcess(settings.deployment.build_threads)
-        self._device = _device(settings, self._self_test)
+        live = self._live
+        self._probe = DeviceProbe(reserve_bytes=live.reserve_bytes(), limit_bytes=None, self_test=self._self_test)
+        self._device = LimitedDevice(self._probe, reserve_bytes=live.reserve_bytes, limit_bytes=live.limit_bytes)
         self._boot_id = system.boot_id()
         self._server = self._make_server()
         self._transport = self._make_transport()
         self._runner = Runner()
-        self._engine = self._make_engine(state_dir)
+        self._ports = self._make_ports(state_dir)
+        self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
+        self._guard = self._make_guard()
+        self._engine = self._make_engine()
+        self._lookout = self._make_lookout()
         self._health = self._make_health(state_dir)
         self._site = self._make_site()
         self._testing = threading.Thread(target=self._learn_capabilities, name="self-test", daemon=True)
@@ -104,6 +117,7 @@ class Supervisor:
         self._transport.start()
         self._health.start()
         self._testing.start()
+        self._lookout.start()
         if self._site is not None:
             self._site.start()
             log.info("page", url=self._site.url)
@@ -117,6 +131,7 @@ class Supervisor:
         log.info("stopping")
         systemd.notify("STOPPING=1")
         self._engine.interrupt_steps()
+        self._lookout.stop()
         self._health.stop()
         drain_s = self._settings.serving.drain_s
         self._server.stop(drain_s)
@@ -154,12 +169,29 @@ class Supervisor:
             post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
         )
 
-    def _make_engine(self, state_dir: Path) -> Engine:
+    def _make_ports(self, state_dir: Path) -> Ports:
+        store, lessons = ArtifactStore(state_dir), LessonFile(state_dir / "learned.json")
+        downloader = _downloader(self._settings)
+        return Ports(self._clock, downloader, store, self._builder, self._device, self._server, lessons)
+
+    def _make_guard(self) -> MemoryGuard:
+        return MemoryGuard(
+            Foresight(self._planner).would_choose,
+            self._live.watch_policy,
+            on_alarm=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
+        )
+
+    def _make_lookout(self) -> Lookout:
+        return Lookout(
+            self._device,
+            self._clock,
+            interval_s=lambda: self._live.current.watch.interval_s,
+            is_wanted=lambda: self._live.current.watch.mode != "off",
+            post=self._engine.post,
+        )
+
+    def _make_engine(self) -> Engine:
         settings = self._settings
-        store = ArtifactStore(state_dir)
-        lessons = LessonFile(state_dir / "learned.json")
-        ports = Ports(self._clock, _downloader(settings), store, self._builder, self._device, self._server, lessons)
-        planner = Planner(ports, lambda: self._policy)
         identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), _hardware())
         return Engine(
             journal=self._journal,
@@ -169,16 +201,19 @@ class Supervisor:
                 KeyDirectory(settings.trust.keys_dir),
                 self._clock,
                 identity,
+                self._live,
                 require_signature=settings.trust.require_signature,
                 model_types=_known_types(),
             ),
-            steps=Steps(ports, planner, soak_s=settings.deployment.soak_s),
+            guard=self._guard,
+            config=self._live,
+            steps=lambda: Steps(self._ports, self._planner, soak_s=self._live.current.deployment.soak_s),
             runner=self._runner,
             reporting=Reporting(
                 self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
             ),
             server=self._server,
-            store=store,
+            store=self._ports.store,
             clock=self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
@@ -188,7 +223,7 @@ class Supervisor:
             self._topics,
             self._transport,
             self._clock,
-            interval_s=self._settings.health.interval_s,
+            interval_s=lambda: self._live.current.health.interval_s,
             state_dir=state_dir,
             device=self._device.facts,
             server=self._server.status,
@@ -219,15 +254,16 @@ class Supervisor:
         return SelfTest(found["methods"], found["cuda"], versions)
 
     def _learn_capabilities(self) -> None:
-        self._device.self_test()
+        self._probe.self_test()
         self._device.budget()  # looked at here, so that no report has to wait for a driver
         self._engine.post(CapabilitiesKnown())
 
     def _facts(self) -> dict[str, Any]:
-        tested, budget = self._device.tested, self._device.last_budget()
+        tested, budget = self._probe.tested, self._device.last_budget()
         return {
             "memory": budget.to_json() if budget else {},
             "trust": {"require_signature": self._settings.trust.require_signature},
+            "config": self._live.overrides(),
             "capabilities": {
                 "methods": dict(tested.methods) if tested else {},
                 "model_types": list(MODEL_TYPES),
@@ -239,6 +275,7 @@ class Supervisor:
         operations = self._engine.open_operations
         return {
             "mode": str(self._engine.mode),
+            "alarms": list(self._guard.alarms),
             "served": list(self._journal.served()),
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],
             "server_starts": self._server.starts,
@@ -286,26 +323,16 @@ def _listen_control(path: Path) -> socket.socket:
         raise StartError(f"{path}: {error.strerror or error}; choose another state_dir") from None
 
 
-def _device(settings: Settings, self_test: Any) -> DeviceProbe:
-    budget = settings.memory.budget
-    return DeviceProbe(
-        reserve_bytes=settings.memory.reserve,
-        limit_bytes=None if budget == "auto" else budget,
-        self_test=self_test,
-    )
-
-
-def _policy(settings: Settings) -> Policy:
-    planning = settings.planning
-    matrix = MATRIX
-    if planning.matrix_file is not None:
-        try:
-            matrix = parse_toml(planning.matrix_file.read_text(encoding="utf-8"), str(planning.matrix_file))
-        except OSError as error:
-            raise StartError(f"planning.matrix_file {planning.matrix_file}: {error.strerror}") from None
-        except (MatrixError, UnicodeDecodeError) as error:
-            raise StartError(f"planning.matrix_file: {error}") from None
-    return Policy(matrix, planning.matrix_only, planning.purpose)
+def _matrix(settings: Settings) -> tuple[Row, ...]:
+    file = settings.planning.matrix_file
+    if file is None:
+        return MATRIX
+    try:
+        return parse_toml(file.read_text(encoding="utf-8"), str(file))
+    except OSError as error:
+        raise StartError(f"planning.matrix_file {file}: {error.strerror}") from None
+    except (MatrixError, UnicodeDecodeError) as error:
+        raise StartError(f"planning.matrix_file: {error}") from None
 
 
 def _downloader(settings: Settings) -> Downloader:

@@ -20,10 +20,10 @@ from agent.deployment.models import Served
 from agent.deployment.phases import Phase, State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEEP_FINISHED = 500
 """Finished operations whose ids are remembered: a repeated command is answered from here."""
 KEEP_EVENTS = 1000
@@ -42,6 +42,9 @@ CREATE TABLE outbox (
 );
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
+_CONFIG = "CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+_STEPS = {0: _SCHEMA, 1: _CONFIG}
+"""The statements that lead from each version to the next. Records need none: a key that is missing has its default."""
 
 
 class JournalVersionError(Exception):
@@ -62,7 +65,11 @@ class SqliteJournal:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        self._migrate(path)
+        try:
+            self._migrate(path)
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -93,6 +100,10 @@ class SqliteJournal:
         rows = self._read("SELECT highest FROM sequence WHERE model = ?", model)
         return int(rows[0][0]) if rows else None
 
+    def config(self) -> dict[str, Any]:
+        """Return the settings that were changed over MQTT, by ``section.key``."""
+        return {key: json.loads(value) for key, value in self._read("SELECT key, value FROM config ORDER BY key")}
+
     def save(
         self,
         operation: Operation,
@@ -101,6 +112,7 @@ class SqliteJournal:
         served: Served | None = None,
         remove: bool = False,
         sequence: int | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit a record, its reports and what it changes, durably and together."""
         with self._lock, self._transaction():
@@ -120,6 +132,10 @@ class SqliteJournal:
                     " ON CONFLICT (model) DO UPDATE SET highest = max(highest, excluded.highest)",
                     (operation.model, sequence),
                 )
+            for key, value in (config or {}).items():
+                self._db.execute("DELETE FROM config WHERE key = ?", (key,))
+                if value is not None:
+                    self._db.execute("INSERT INTO config (key, value) VALUES (?, ?)", (key, json.dumps(value)))
             self._put(reports)
             self._forget_oldest()
 
@@ -183,14 +199,14 @@ class SqliteJournal:
     def _migrate(self, path: Path) -> None:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA_VERSION:
-            self._db.close()
             raise JournalVersionError(
                 f"{path} has schema {version}, this agent reads up to {SCHEMA_VERSION}: install the newer agent again"
             )
-        if version == 0:
+        if version < SCHEMA_VERSION:
             with self._transaction():
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
+                for step in range(version, SCHEMA_VERSION):
+                    for statement in _STEPS[step].split(";"):
+                        self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -137,10 +137,18 @@ class Status(Command):
     name = "status"
 
 
-AnyCommand = Deploy | SetMethod | Replan | Rollback | Undeploy | Cancel | Status
+class SetConfig(Command):
+    """Change settings until they are changed back; `agent.contract.config` says which and how."""
+
+    name = "set_config"
+
+    config: JsonObject
+
+
+AnyCommand = Deploy | SetMethod | Replan | Rollback | Undeploy | Cancel | SetConfig | Status
 MUTATING = (Deploy, SetMethod, Replan, Rollback, Undeploy)
 COMMANDS: dict[str, type[AnyCommand]] = {
-    kind.name: kind for kind in (Deploy, SetMethod, Replan, Rollback, Undeploy, Cancel, Status)
+    kind.name: kind for kind in (Deploy, SetMethod, Replan, Rollback, Undeploy, Cancel, SetConfig, Status)
 }
 
 

@@ -115,15 +115,17 @@ def reported(
     models: Mapping[str, JsonObject],
     memory: Mapping[str, Any],
     trust: Mapping[str, Any],
+    config: Mapping[str, Any],
     at: datetime,
 ) -> Report:
-    """Build what is served now on ``reported``."""
+    """Build what is served now on ``reported``; ``config`` holds only what ``set_config`` changed."""
     body: JsonObject = {
         "schema": SCHEMA,
         "generation": generation,
         "models": dict(models),
         "memory": dict(memory),
         "trust": dict(trust),
+        "config": dict(config),
         "at": rfc3339(at),
     }
     return Report(topics.reported, dump(body), retain=True)

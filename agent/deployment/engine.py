@@ -11,23 +11,21 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.contract.commands import Cancel, Status
-from agent.contract.errors import ErrorCode, ErrorInfo
+from agent.contract.commands import Cancel, SetConfig, Status
 from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
-from agent.deployment.inbox import Message, Moved, Outcome, ServerLost, Stop
-from agent.deployment.intake import Accepted, Answered, CommandMessage, Repeated, Unaddressed
+from agent.deployment.attempt import attempt
+from agent.deployment.facts import config_changes, with_kept
+from agent.deployment.inbox import BudgetSeen, Message, Moved, Outcome, ServerLost, Stop
+from agent.deployment.intake import Accepted, Answered, CommandMessage, Repeated, describe
 from agent.deployment.machine import (
     Begin,
     CancelRequested,
-    Done,
     Event,
-    Failed,
     Interrupt,
     Operation,
     Restarted,
@@ -37,17 +35,16 @@ from agent.deployment.machine import (
 )
 from agent.deployment.models import settle
 from agent.deployment.phases import MAX_ATTEMPTS, Phase, State
-from agent.deployment.ports import InterruptedStepError, StepError
 from agent.deployment.recovery import Mode, mode, select
 from agent.deployment.retention import needed
 from agent.deployment.runner import WorkWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from agent.deployment.intake import Intake, Verdict
-    from agent.deployment.models import Served
-    from agent.deployment.ports import Clock, Journal, Server, Store, Transport
+    from agent.deployment.guard import MemoryGuard
+    from agent.deployment.intake import Intake
+    from agent.deployment.ports import Clock, Configuration, Journal, Server, Store, Transport
     from agent.deployment.reporting import Reporting
     from agent.deployment.runner import Runner
     from agent.deployment.steps import Steps
@@ -64,7 +61,9 @@ class Engine:
         journal: the truth.
         transport: the way out.
         intake: judges commands.
-        steps: do the work of a phase.
+        guard: judges the memory.
+        config: the settings that a command may change.
+        steps: returns what does the work of a phase, as configured now.
         runner: where the work is done.
         reporting: builds what is published.
         server, store: restored and swept when operations end.
@@ -78,7 +77,9 @@ class Engine:
         journal: Journal,
         transport: Transport,
         intake: Intake,
-        steps: Steps,
+        guard: MemoryGuard,
+        config: Configuration,
+        steps: Callable[[], Steps],
         runner: Runner,
         reporting: Reporting,
         server: Server,
@@ -89,6 +90,8 @@ class Engine:
         self._journal = journal
         self._transport = transport
         self._intake = intake
+        self._guard = guard
+        self._config = config
         self._steps = steps
         self._runner = runner
         self._reporting = reporting
@@ -154,6 +157,8 @@ class Engine:
             self._outcome(message)
         elif isinstance(message, Moved):
             self._moved(message)
+        elif isinstance(message, BudgetSeen):
+            self._budget_seen(message)
         elif isinstance(message, ServerLost):
             self._server_lost(message)
         else:
@@ -173,15 +178,16 @@ class Engine:
             self._journal.save(operation, reporting.accepted(operation), sequence=verdict.sequence)
             self._open[operation.id] = operation
         elif isinstance(verdict, Answered):
-            answered = self._with_kept(verdict.operation)
-            self._journal.save(answered, reporting.answered(answered))
+            answered = with_kept(verdict.operation, self._journal.served())
+            config = {key: change["new"] for key, change in config_changes(answered).items()}
+            self._journal.save(answered, reporting.answered(answered), config=config)
         elif isinstance(verdict, Repeated):
             self._journal.queue(reporting.operation(verdict.operation))
         else:
             self._journal.queue(reporting.refused(message, verdict.refusal))
         message.acknowledge()
         self._transport.flush()
-        log.info("command", name=message.name, verdict=type(verdict).__name__, **_verdict_fields(verdict))
+        log.info("command", name=message.name, verdict=type(verdict).__name__, **describe(verdict))
         if isinstance(verdict, Answered):
             self._answer(verdict)
         self._begin_next()
@@ -189,7 +195,8 @@ class Engine:
     def _answer(self, verdict: Answered) -> None:
         if isinstance(verdict.command, Cancel) and verdict.command.operation in self._open:
             self._apply(self._open[verdict.command.operation], CancelRequested())
-        elif isinstance(verdict.command, Status):
+        elif isinstance(verdict.command, (SetConfig, Status)):
+            self._config.apply(config_changes(verdict.operation))
             self._journal.queue(self._reporting.everything(self._journal.served()))
             self._transport.flush()
             self._on_status()
@@ -208,6 +215,22 @@ class Engine:
             report = self._reporting.progress(operation, message.progress, self._clock.monotonic())
             if report is not None:
                 self._transport.publish(report)
+
+    def _budget_seen(self, message: BudgetSeen) -> None:
+        is_quiet = not self._open and self._mode is Mode.CURRENT
+        found = self._guard.look(message, self._journal.served(), is_quiet=is_quiet)
+        if found.event is None:
+            return
+        name, details = found.event
+        if found.operation is None:
+            self._journal.queue([self._reporting.event(name, **details)])
+        else:
+            told = self._reporting.event(name, id=found.operation.id, **details)
+            self._journal.save(found.operation, [told, *self._reporting.accepted(found.operation)])
+            self._open[found.operation.id] = found.operation
+        self._transport.flush()
+        log.warning(name, **details)
+        self._begin_next()
 
     def _tell_everything(self) -> None:
         self._journal.queue(self._reporting.everything(self._journal.served()))
@@ -244,7 +267,7 @@ class Engine:
     def _apply(self, operation: Operation, event: Event) -> None:
         """Advance an operation: persist the record with its reports, then take the steps."""
         after, steps = advance(operation, event, self._clock.monotonic())
-        after = self._with_kept(after)
+        after = with_kept(after, self._journal.served())
         if after != operation:
             self._persist(operation, after)
         for step in steps:
@@ -282,13 +305,6 @@ class Engine:
         )
         self._transport.flush()
 
-    def _with_kept(self, operation: Operation) -> Operation:
-        """Say in a new error what goes on serving."""
-        error, item = operation.error, self._journal.served().get(str(operation.model))
-        if error is None or error.kept is not None or item is None:
-            return operation
-        return replace(operation, error=error.model_copy(update={"kept": f"{item.name} {item.current.id}"}))
-
     def _perform(self, operation: Operation, phase: Phase) -> None:
         def moved(done: int, total: int | None, unit: str) -> None:
             self.post(Moved(operation.id, Progress(done, total, unit)))
@@ -298,28 +314,11 @@ class Engine:
         served = dict(self._journal.served())
 
         def work() -> None:
-            event = self._attempt(operation, phase, served, watch)
+            event = attempt(self._steps(), phase, operation, served, watch)
             if event is not None:
                 self.post(Outcome(operation.id, event))
 
         self._runner.submit(work)
-
-    def _attempt(
-        self, operation: Operation, phase: Phase, served: Mapping[str, Served], watch: WorkWatch
-    ) -> Done | Failed | None:
-        """Run a step on the runner's thread; every way in which it can end becomes an event."""
-        try:
-            watch.check()
-            return self._steps.perform(phase, operation, served, watch)
-        except InterruptedStepError:
-            return None
-        except StepError as error:
-            return Failed(phase, error.info(str(phase)), error.is_transient, error.facts or None)
-        except Exception as error:
-            log.exception("step_error", id=operation.id, phase=str(phase))
-            detail = f"{type(error).__name__}: {error}"
-            info = ErrorInfo(code=ErrorCode.INTERNAL, detail=detail, phase=str(phase), retryable=True)
-            return Failed(phase, info)
 
     def _interrupt(self, operation: Operation) -> None:
         watch = self._watches.pop(operation.id, None)
@@ -350,10 +349,3 @@ class Engine:
                 log.exception("sweep_failed")
 
         self._runner.submit(work)
-
-
-def _verdict_fields(verdict: Verdict) -> dict[str, Any]:
-    if isinstance(verdict, Unaddressed):
-        return {"code": str(verdict.refusal.code), "detail": verdict.refusal.detail}
-    operation, error = verdict.operation, verdict.operation.error
-    return {"id": operation.id, "state": str(operation.state), "code": str(error.code) if error else None}

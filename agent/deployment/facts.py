@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.contract.commands import Gate
@@ -52,8 +52,27 @@ def source_of(request: JsonObject) -> Source:
 
 
 def gate_of(operation: Operation) -> Gate:
-    """Return what the operation has to prove; the contract's defaults where nothing was said."""
-    return Gate.model_validate(operation.request.get("gate") or {})
+    """Return what the operation has to prove; the contract's defaults where nothing was said.
+
+    A ``replan`` that says nothing demands what was demanded of what it replaces, known from its planning on.
+    """
+    asked = operation.request.get("gate")
+    if asked is None and operation.command == "replan":
+        asked = operation.facts.get("gate")
+    return Gate.model_validate(asked or {})
+
+
+def chosen_by(operation: Operation) -> str:
+    """Return who chooses the method: ``auto``, or the ``operator`` that named one."""
+    return "auto" if operation.request.get("method", "auto") == "auto" else "operator"
+
+
+def demands(operation: Operation, item: Served | None) -> JsonObject:
+    """Return what the operation's release has to prove, for those that follow it; the data set is kept elsewhere."""
+    asked = operation.request.get("gate")
+    if asked is None and operation.command == "replan" and item is not None:
+        asked = item.current.gate
+    return {name: value for name, value in (asked or {}).items() if name != "dataset"}
 
 
 def thresholds_of(operation: Operation) -> Thresholds:
@@ -78,7 +97,7 @@ def checkpoint_facts(operation: Operation, served: Mapping[str, Served]) -> Json
     """
     item = served.get(str(operation.model))
     if operation.command == "deploy":
-        facts = dict(operation.facts)
+        facts = {**operation.facts, "chosen_by": chosen_by(operation), "gate": demands(operation, item)}
         if "dataset" not in facts and item is not None:
             facts["dataset"] = item.dataset  # the evaluation data last given for this model
         return facts
@@ -91,6 +110,8 @@ def checkpoint_facts(operation: Operation, served: Mapping[str, Served]) -> Json
         "model_type": current.model_type,
         "sequence": current.sequence,
         "dataset": item.dataset,
+        "chosen_by": chosen_by(operation),
+        "gate": demands(operation, item),
     }
 
 
@@ -146,6 +167,20 @@ def told(decision: Mapping[str, Any]) -> JsonObject:
     return {**{name: decision[name] for name in _TOLD if name in decision}, "explanation": explain(decision)}
 
 
+def with_kept(operation: Operation, served: Mapping[str, Served]) -> Operation:
+    """Say in a new error what goes on serving."""
+    error, item = operation.error, served.get(str(operation.model))
+    if error is None or error.kept is not None or item is None:
+        return operation
+    return replace(operation, error=error.model_copy(update={"kept": f"{item.name} {item.current.id}"}))
+
+
+def config_changes(operation: Operation) -> dict[str, JsonObject]:
+    """Return what a ``set_config`` changes: ``old`` and ``new`` by ``section.key``."""
+    changes: dict[str, JsonObject] = (operation.decision or {}).get("config", {})
+    return changes
+
+
 def release_of(facts: JsonObject, result: JsonObject) -> Release:
     """Return the release that the builder's ``result`` makes of a verified checkpoint's ``facts``."""
     gate = result["gate"]
@@ -164,6 +199,8 @@ def release_of(facts: JsonObject, result: JsonObject) -> Release:
         accuracy=gate.get("accuracy"),
         accuracy_source=gate.get("accuracy_source"),
         sequence=facts.get("sequence"),
+        chosen_by=facts.get("chosen_by", "operator"),
+        gate=facts.get("gate", {}),
     )
 
 

@@ -10,6 +10,7 @@ from agent.deployment.intake import CommandMessage
 if TYPE_CHECKING:
     from agent.contract.reports import Progress
     from agent.deployment.machine import Done, Failed
+    from agent.planning.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,16 @@ class CapabilitiesKnown:
 
 
 @dataclass(frozen=True)
+class BudgetSeen:
+    """The memory as it was at ``at``, monotonic seconds."""
+
+    budget: Budget
+    at: float
+
+
+@dataclass(frozen=True)
 class Stop:
     """The agent is to end."""
 
 
-Message = CommandMessage | Outcome | Moved | Connected | ServerLost | CapabilitiesKnown | Stop
+Message = CommandMessage | Outcome | Moved | Connected | ServerLost | CapabilitiesKnown | BudgetSeen | Stop

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.contract import commands
-from agent.contract.commands import AnyCommand, Cancel, Deploy, Status
+from agent.contract.commands import AnyCommand, Cancel, Deploy, SetConfig, Status
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import is_id
 from agent.deployment.facts import source_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from agent.contract.manifest import Identity
-    from agent.deployment.ports import Clock, Journal, Signatures
+    from agent.deployment.ports import Clock, Configuration, Journal, Signatures
 
 MAX_OPEN = 16
 """Operations that may wait at a time; the next one is told that the device is busy."""
@@ -81,6 +81,14 @@ class Unaddressed:
 Verdict = Accepted | Answered | Repeated | Unaddressed
 
 
+def describe(verdict: Verdict) -> dict[str, Any]:
+    """Return the fields of a verdict for the log."""
+    if isinstance(verdict, Unaddressed):
+        return {"code": str(verdict.refusal.code), "detail": verdict.refusal.detail}
+    operation, error = verdict.operation, verdict.operation.error
+    return {"id": operation.id, "state": str(operation.state), "code": str(error.code) if error else None}
+
+
 class Intake:
     """Judges commands against the journal, the clock and the trusted keys."""
 
@@ -90,6 +98,7 @@ class Intake:
         signatures: Signatures,
         clock: Clock,
         identity: Identity,
+        config: Configuration,
         *,
         require_signature: bool,
         model_types: frozenset[str],
@@ -98,6 +107,7 @@ class Intake:
         self._signatures = signatures
         self._clock = clock
         self._identity = identity
+        self._config = config
         self._require_signature = require_signature
         self._model_types = model_types
 
@@ -114,10 +124,13 @@ class Intake:
         operation = _record(command, fingerprint, message)
         try:
             sequence = self._check(command)
+            if isinstance(command, SetConfig):
+                changes = self._config.judge(command.config)
+                operation = replace(operation, decision={"config": changes})
         except RefusalError as refusal:
             state = State.EXPIRED if refusal.code is ErrorCode.EXPIRED else State.REJECTED
             return Answered(replace(operation, state=state, error=refusal.info()), None)
-        if isinstance(command, (Status, Cancel)):
+        if isinstance(command, (Cancel, SetConfig, Status)):
             return Answered(replace(operation, state=State.SUCCEEDED), command)
         return Accepted(operation, sequence)
 
@@ -143,7 +156,7 @@ class Intake:
         if isinstance(command, Cancel):
             self._check_cancel(command)
             return None
-        if isinstance(command, Status):
+        if isinstance(command, (SetConfig, Status)):
             return None
         waiting = self._journal.open_operations()
         if len(waiting) >= MAX_OPEN:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class Release:
         since: RFC 3339 time of the commit.
         sequence: sequence of the manifest that brought it, None without one.
         decision: the decision record that led to it, with its measurements; None in records of older agents.
+        chosen_by: whether ``auto`` chose the method or an operator did, as in records of agents that did not know yet:
+            nothing is switched that a person may have fixed.
+        gate: what was demanded of it, without the data set; a later ``replan`` demands the same.
     """
 
     id: str
@@ -49,6 +52,8 @@ class Release:
     since: str = ""
     sequence: int | None = None
     decision: JsonObject | None = None
+    chosen_by: str = "operator"
+    gate: JsonObject = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
         """Return a JSON object that ``from_json`` reads."""
@@ -108,10 +113,17 @@ def _kept(decision: JsonObject | None) -> JsonObject | None:
     return {**decision, "measured": measured}
 
 
+def _asked_again(release: Release, facts: JsonObject) -> Release:
+    """Return a release that was asked for while it served: the last word on who chose it, and on its gate, counts."""
+    chosen_by, gate = facts.get("chosen_by", release.chosen_by), facts.get("gate", release.gate)
+    return replace(release, chosen_by=chosen_by, gate=gate)
+
+
 def settle(served: Served | None, operation: Operation, since: str) -> Served | None:
     """Return what stands behind the model's name once ``operation`` has succeeded.
 
-    A rollback forgets what it came from: rolling back twice never brings a bad model back.
+    A rollback forgets what it came from: rolling back twice never brings a bad model back. It is a person's choice, and
+    so is a method that was asked for while ``auto`` had already chosen the same: the watch leaves both alone.
 
     Args:
         served: what stood there before, None for nothing.
@@ -122,9 +134,11 @@ def settle(served: Served | None, operation: Operation, since: str) -> Served | 
         return None
     facts = operation.facts
     if facts.get("already_applied"):
-        return served
+        return served and replace(served, current=_asked_again(served.current, facts))
     release = Release.from_json({**facts["release"], "since": since})
-    if operation.command != "rollback":  # which goes back to a release with a decision of its own
+    if operation.command == "rollback":  # a person's choice, which goes back to a release with a decision of its own
+        release = replace(release, chosen_by="operator")
+    else:
         release = replace(release, decision=_kept(operation.decision))
     dataset = facts.get("dataset") or (served.dataset if served else None)
     if operation.command == "rollback" or served is None:

@@ -112,6 +112,7 @@ class Journal(Protocol):
         served: Served | None = None,
         remove: bool = False,
         sequence: int | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit a record, its reports and what it changes, in one durable transaction.
 
@@ -121,10 +122,24 @@ class Journal(Protocol):
             served: what now stands behind the operation's model, None for no change.
             remove: whether the model's name is removed instead.
             sequence: the manifest sequence to remember for the model.
+            config: settings to remember by ``section.key``; None forgets one.
         """
 
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
+
+
+class Configuration(Protocol):
+    """The settings that an operator may change while the agent runs."""
+
+    def judge(self, config: JsonObject) -> dict[str, JsonObject]:
+        """Return ``old`` and ``new`` by ``section.key``; raises ``RefusalError`` for what may not be changed so."""
+
+    def apply(self, changes: Mapping[str, JsonObject]) -> None:
+        """Let what ``judge`` returned be in force from now on."""
+
+    def overrides(self) -> JsonObject:
+        """Return what was changed, nested as in the file."""
 
 
 class Transport(Protocol):

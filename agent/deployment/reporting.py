@@ -9,6 +9,7 @@ from agent.contract.commands import COMMANDS
 from agent.contract.reports import Progress, Report
 from agent.contract.topics import is_id
 from agent.contract.wire import JsonObject, dump
+from agent.deployment.facts import config_changes
 from agent.planning.explain import explain
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Reporting:
         clock: for the time in a report.
         boot_id: identifies this run of the operating system.
         agent: version of this software.
-        facts: returns ``memory``, ``trust`` and ``capabilities`` as they are known now.
+        facts: returns ``memory``, ``trust``, ``config`` and ``capabilities`` as they are known now.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Reporting:
     def answered(self, operation: Operation) -> list[Report]:
         """Build the only word on an operation that ended at once."""
         if operation.error is None:
-            return self.accepted(operation)
+            changes = config_changes(operation)
+            told = [self.event("config_changed", id=operation.id, config=changes)] if changes else []
+            return [*self.accepted(operation), *told]
         return [
             *self.operation(operation),
             self._rejection(operation.id, operation.command, operation.error.model_dump(mode="json")),
@@ -120,6 +123,7 @@ class Reporting:
             models=models,
             memory=facts["memory"],
             trust=facts["trust"],
+            config=facts["config"],
             at=self._clock.now(),
         )
         return [report]
@@ -183,5 +187,5 @@ def explained(decision: JsonObject | None) -> JsonObject | None:
 
 def _release(release: Release) -> JsonObject:
     names = ("version", "sha256", "model_type", "method", "artifact_bytes", "resident_bytes", "coverage")
-    more = ("agreement", "accuracy", "since")
+    more = ("agreement", "accuracy", "since", "chosen_by")
     return {name: getattr(release, name) for name in (*names, *more)}

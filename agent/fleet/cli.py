@@ -168,6 +168,14 @@ def undeploy(target: Target, model: str) -> None:
     _send(target, "undeploy", model=model)
 
 
+@main.command("set-config")
+@click.argument("config")
+@click.pass_obj
+def set_config(target: Target, config: str) -> None:
+    """Change settings: CONFIG is a JSON object, such as {"health": {"interval_s": 5}}; null takes a change back."""
+    _send(target, "set_config", config=_json(config))
+
+
 @main.command()
 @click.argument("operation")
 @click.pass_obj

@@ -27,11 +27,11 @@ class HealthReporter:
 
     Args:
         topics, transport, clock: where to and when.
-        interval_s: seconds between two reports, give or take a tenth.
+        interval_s: returns the seconds between two reports, give or take a tenth, as configured now.
         state_dir: whose file system is watched.
         device: returns the device's facts.
         server: returns the server's status, or raises.
-        engine: returns ``mode`` and the open operations.
+        engine: returns ``mode``, the open operations and the ``alarms``, a sentence each.
         is_required: whether a server ought to be answering now.
         relaxations: security settings that were relaxed on purpose.
     """
@@ -42,7 +42,7 @@ class HealthReporter:
         transport: Transport,
         clock: Clock,
         *,
-        interval_s: float,
+        interval_s: Callable[[], float],
         state_dir: Path,
         device: Callable[[], JsonObject],
         server: Callable[[], JsonObject],
@@ -91,6 +91,7 @@ class HealthReporter:
         pid = server.get("pid")
         if engine["mode"] != "current":
             reasons.append(f"serving {engine['mode']}: the server kept dying")
+        reasons += engine["alarms"]
         reasons += [f"relaxed: {name}" for name in self._relaxations]
         return {
             "status": _status(engine, server, reasons),
@@ -113,15 +114,15 @@ class HealthReporter:
             except Exception:
                 log.exception("health_failed")
             jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads a fleet's reports
-            self._now.wait(self._interval_s * jitter)
+            self._now.wait(self._interval_s() * jitter)
             self._now.clear()
 
     def _publish(self) -> None:
         self._body = body = self.collect()
-        at = self._clock.now()
-        self._transport.publish(reports.health(self._topics, body, interval_s=self._interval_s, at=at))
+        at, interval_s = self._clock.now(), self._interval_s()
+        self._transport.publish(reports.health(self._topics, body, interval_s=interval_s, at=at))
         numbers = flat_numbers(body)
-        self._transport.publish(reports.telemetry(self._topics, numbers, interval_s=self._interval_s, at=at))
+        self._transport.publish(reports.telemetry(self._topics, numbers, interval_s=interval_s, at=at))
 
 
 def flat_numbers(body: JsonObject) -> dict[str, float]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.adapters.journal import KEEP_EVENTS, KEEP_FINISHED, SCHEMA_VERSION, JournalVersionError, SqliteJournal
+from agent.adapters.journal import (
+    KEEP_EVENTS,
+    KEEP_FINISHED,
+    SCHEMA_VERSION,
+    JournalVersionError,
+    SqliteJournal,
+    _dump,
+)
 from agent.contract.errors import ErrorCode, ErrorInfo
 from agent.contract.reports import Report
 from agent.deployment.machine import Operation
@@ -211,6 +219,73 @@ def test_a_commit_that_is_refused_does_not_block_the_next_one(journal: SqliteJou
     journal._db.execute("DROP TRIGGER t")
     journal.save(OPEN, [event(2)])
     assert payloads(journal) == [b"2"]
+
+
+def test_settings_are_kept_with_the_record_that_changed_them_and_forgotten_by_none(path: Path) -> None:
+    first = SqliteJournal(path)
+    first.save(OPEN, [], config={"health.interval_s": 5.0, "memory.budget": "auto", "planning.matrix": {"row": [1]}})
+    first.save(OPEN, [], config={"health.interval_s": 7.0, "memory.budget": None})
+    first.close()
+
+    again = SqliteJournal(path)
+    assert again.config() == {"health.interval_s": 7.0, "planning.matrix": {"row": [1]}}
+    again.close()
+
+
+VERSION_1 = """
+CREATE TABLE operation (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, is_open INTEGER NOT NULL, record TEXT NOT NULL
+);
+CREATE INDEX open_operation ON operation (number) WHERE is_open;
+CREATE TABLE served (model TEXT PRIMARY KEY, item TEXT NOT NULL);
+CREATE TABLE sequence (model TEXT PRIMARY KEY, highest INTEGER NOT NULL);
+CREATE TABLE outbox (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL, retain INTEGER NOT NULL,
+    expiry_s INTEGER, correlation BLOB
+);
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_journal_of_the_first_version_is_brought_up_to_date_with_all_that_it_held(path: Path) -> None:
+    item = SERVED.to_json()
+    for release in (item["current"], item["previous"]):
+        for name in ("decision", "chosen_by", "gate"):
+            del release[name]
+    with sqlite3.connect(path) as old:
+        old.executescript(VERSION_1)
+        old.execute("INSERT INTO operation (id, is_open, record) VALUES ('op-1', 1, ?)", (_dump(OPEN),))
+        old.execute("INSERT INTO served VALUES ('kanji', ?)", (json.dumps(item),))
+        old.execute("INSERT INTO sequence VALUES ('kanji', 4)")
+        old.execute("INSERT INTO counter VALUES ('epoch', 8)")
+    old.close()
+
+    for _ in range(2):
+        journal = SqliteJournal(path)
+        assert journal._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert journal.open_operations() == [OPEN]
+        assert journal.served() == {"kanji": SERVED}
+        assert (journal.served()["kanji"].current.chosen_by, journal.served()["kanji"].current.gate) == ("operator", {})
+        assert (journal.highest_sequence("kanji"), journal.config()) == (4, {})
+        journal.close()
+    journal = SqliteJournal(path)
+    assert journal.count("epoch") == 9
+    journal.save(OPEN, [], config={"health.interval_s": 5.0})
+    assert journal.config() == {"health.interval_s": 5.0}
+    journal.close()
+
+
+def test_a_migration_that_fails_leaves_the_old_version(path: Path) -> None:
+    with sqlite3.connect(path) as old:
+        old.executescript(VERSION_1)
+        old.execute("CREATE TABLE config (mine)")
+    old.close()
+    with pytest.raises(sqlite3.OperationalError, match="already exists"):
+        SqliteJournal(path)
+    with sqlite3.connect(path) as old:
+        assert old.execute("PRAGMA user_version").fetchone() == (1,)
+    old.close()
 
 
 def test_a_journal_of_a_newer_agent_is_refused_and_left_as_it_is(path: Path) -> None:

@@ -9,14 +9,20 @@ from agent.adapters.artifacts import ArtifactStore
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
 from agent.deployment.engine import Engine
+from agent.deployment.foresight import Foresight
+from agent.deployment.guard import MemoryGuard
 from agent.deployment.inbox import Connected, ServerLost
 from agent.deployment.intake import CommandMessage, Intake
+from agent.deployment.limits import LimitedDevice
+from agent.deployment.lookout import Lookout
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports
 from agent.deployment.reporting import Reporting
 from agent.deployment.steps import Steps
+from agent.live import LiveSettings
 from agent.planning.model_types import MODEL_TYPES
 from agent.planning.plan import Policy
+from agent.settings import Deployment, Settings
 from tests.fakes.broker import FakeBroker, RecordingTransport
 from tests.fakes.clock import FakeClock
 from tests.fakes.device import FakeBuilder, FakeDevice, FakeLessons, FakeSources, FakeTrust, checkpoint, sha256
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 TOPICS = Topics("edge/v1", "box-1")
 URL = "https://models.example/kanji.pt"
 CONTENT = checkpoint(40_000, 5000, 64)
+LOOK_S = 5.0
 MAX_TURNS = 1000
 """Turns of ``settle`` after which something goes round in circles."""
 
@@ -57,6 +64,8 @@ class Box:
         self.device = FakeDevice()
         self.lessons = FakeLessons()
         self.policy = Policy()
+        self.settings = Settings(deployment=Deployment(soak_s=0.0))
+        self.fixed: tuple[str, ...] = ()
         self.statuses = 0
         self._start()
 
@@ -66,12 +75,18 @@ class Box:
         self.journal = FaultyJournal(self._root / "journal.db")
         self.store = ArtifactStore(self._root)
         self.transport = RecordingTransport(self.journal, self.broker)
-        ports = Ports(self.clock, self.sources, self.store, self.builder, self.device, self.server, self.lessons)
-        facts: dict[str, Any] = {
-            "memory": {},
-            "trust": {},
-            "capabilities": {"methods": {}, "model_types": [], "versions": {}},
-        }
+        self.live = LiveSettings(self.settings, self.journal.config(), fixed=self.fixed)
+        device = LimitedDevice(self.device, reserve_bytes=self.live.reserve_bytes, limit_bytes=self.live.limit_bytes)
+        self.lookout = Lookout(
+            device,
+            self.clock,
+            interval_s=lambda: LOOK_S,
+            is_wanted=lambda: self.live.current.watch.mode != "off",
+            post=lambda seen: self.engine.post(seen),  # noqa: PLW0108 - made below
+        )
+        ports = Ports(self.clock, self.sources, self.store, self.builder, device, self.server, self.lessons)
+        planner = Planner(ports, lambda: self.policy)
+        self.guard = MemoryGuard(Foresight(planner).would_choose, self.live.watch_policy, on_alarm=self._count_status)
         self.engine = Engine(
             journal=self.journal,
             transport=self.transport,
@@ -80,12 +95,15 @@ class Box:
                 self._signatures or FakeTrust(),
                 self.clock,
                 Identity("box-1"),
+                self.live,
                 require_signature=self._signatures is not None,
                 model_types=frozenset({*MODEL_TYPES, "auto"}),
             ),
-            steps=Steps(ports, Planner(ports, lambda: self.policy), soak_s=0.0),
+            guard=self.guard,
+            config=self.live,
+            steps=lambda: Steps(ports, planner, soak_s=self.live.current.deployment.soak_s),
             runner=self.runner,
-            reporting=Reporting(TOPICS, self.clock, boot_id="boot", agent="0", facts=lambda: facts),
+            reporting=Reporting(TOPICS, self.clock, boot_id="boot", agent="0", facts=self._facts),
             server=self.server,
             store=self.store,
             clock=self.clock,
@@ -131,6 +149,13 @@ class Box:
             assert self.runner.pump(), f"{operation_id} came to rest as {self.record(operation_id)}"
         raise AssertionError(f"{operation_id} never reached {phase}")
 
+    def watch_for(self, seconds: float) -> None:
+        """Let time pass with a look at the memory every ``LOOK_S``; what follows from one is done before the next."""
+        for _ in range(round(seconds / LOOK_S)):
+            self.clock.advance(LOOK_S)
+            self.lookout.look()
+            self.settle()
+
     def record(self, operation_id: str) -> Operation:
         """Return the journal's record of an operation."""
         operation = self.journal.operation(operation_id)
@@ -153,6 +178,10 @@ class Box:
         assert self.server.answers().get("kanji") == (current.id if current else None)
         assert (told and (told["version"], told["method"])) == (current and (current.version, current.method))
         return current.id if current else None
+
+    def _facts(self) -> dict[str, Any]:
+        capabilities: dict[str, Any] = {"methods": {}, "model_types": [], "versions": {}}
+        return {"memory": {}, "trust": {}, "config": self.live.overrides(), "capabilities": capabilities}
 
     def _drain(self) -> None:
         while not self.engine._inbox.empty():

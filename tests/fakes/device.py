@@ -16,7 +16,7 @@ from agent.planning.memory import Footprint, Learned
 from agent.planning.methods import METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from agent.contract.manifest import Envelope
     from agent.deployment.ports import Watch
@@ -84,6 +84,7 @@ class FakeBuilder:
     Attributes:
         gate: what it measures.
         gates: what it measures for a method, where that differs.
+        resident_bytes: what a model holds by a method, where that matters.
         error: raised instead of building, once.
         jobs: the builds it was asked for.
     """
@@ -91,6 +92,7 @@ class FakeBuilder:
     def __init__(self) -> None:
         self.gate: dict[str, Any] = dict(GOOD_GATE)
         self.gates: dict[str, dict[str, Any]] = {}
+        self.resident_bytes: dict[str, int] = {}
         self.error: Exception | None = None
         self.jobs: list[dict[str, Any]] = []
 
@@ -111,21 +113,34 @@ class FakeBuilder:
             **{key: str(directory / name) for key, name in names.items()},
             "model_type": "cnn",
             "artifact_bytes": 1000,
-            "resident_bytes": 1200,
+            "resident_bytes": self.resident_bytes.get(job["method"], 1200),
             "coverage": 0.98,
             "gate": dict(self.gates.get(job["method"], self.gate)),
         }
 
 
 class FakeDevice:
-    """Implements ``Device``."""
+    """Implements ``Device``, as the probe of a box does.
+
+    Attributes:
+        available_bytes: what is free for use, beside what the models take.
+        taken_bytes: returns what they take, where that matters.
+        methods: what the self-test found.
+    """
 
     def __init__(self) -> None:
         self.available_bytes = 4096 * MIB
+        self.taken_bytes: Callable[[], int] = lambda: 0
         self.methods: dict[str, dict[str, Any]] = {name: {"ok": True} for name in METHODS}
 
     def budget(self) -> Budget:
-        return Budget(self.available_bytes, 512 * MIB, "meminfo", 8192 * MIB)
+        return Budget(self.available_bytes - self.taken_bytes(), 512 * MIB, "meminfo", 8192 * MIB)
+
+    def last_budget(self) -> Budget:
+        return self.budget()
+
+    def facts(self) -> dict[str, Any]:
+        return {"memory": self.budget().to_json()}
 
     def usable_methods(self) -> Mapping[str, dict[str, Any]]:
         return self.methods

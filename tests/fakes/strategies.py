@@ -126,5 +126,7 @@ releases = st.builds(
     accuracy_source=shares,
     since=texts,
     sequence=st.none() | st.integers(0, 2**53 - 1),
+    chosen_by=st.sampled_from(["auto", "operator"]),
+    gate=st.sampled_from([{}, {"min_agreement": 0.9, "soak_s": 1.0}]),
 )
 served_items = st.builds(Served, name=ids, current=releases, previous=st.none() | releases, dataset=st.none() | digests)

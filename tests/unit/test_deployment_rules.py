@@ -57,8 +57,22 @@ def test_an_undeploy_leaves_nothing() -> None:
     assert settle(SERVED, done("undeploy"), "now") is None
 
 
+@pytest.mark.parametrize("chooser", ["auto", "operator"])
+def test_the_last_one_to_ask_for_what_is_served_has_chosen_it_and_demands_of_it(chooser: str) -> None:
+    settled = settle(SERVED, done("set_method", already_applied=True, chosen_by=chooser, gate={"soak_s": 1.0}), "now")
+    assert settled is not None
+    assert settled.current == replace(SERVED.current, chosen_by=chooser, gate={"soak_s": 1.0})
+
+
+def test_what_a_rollback_brings_back_was_chosen_by_a_person() -> None:
+    older = replace(release("older"), chosen_by="auto", gate={"min_agreement": 0.9})
+    settled = settle(SERVED, done("rollback", release=older), "now")
+    assert settled is not None
+    assert settled.current == replace(older, since="now", chosen_by="operator")
+
+
 def test_what_was_served_already_stays_as_it_is() -> None:
-    assert settle(SERVED, done("deploy", already_applied=True), "now") is SERVED
+    assert settle(SERVED, done("deploy", already_applied=True), "now") == SERVED
 
 
 def test_a_release_is_named_by_version_checkpoint_and_method() -> None:
