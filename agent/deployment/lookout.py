@@ -89,5 +89,5 @@ class Lookout:
         while not self._stop.wait(min(TICK_S, self._interval_s())):
             try:
                 self.tick()
-            except Exception:
+            except Exception:  # noqa: PERF203 - one look may fail, the next one is taken all the same
                 log.exception("lookout_failed")
