@@ -88,7 +88,7 @@ def line(agreement: float, *, is_kept: bool) -> accuracy.Line:
         "latency_ms": times,
         "source_latency_ms": times,
     }
-    return accuracy.Line("vit", "nf4", is_kept, gate)
+    return accuracy.Line("vit", "nf4", is_kept, gate, 1000, 4.5)
 
 
 def test_a_method_below_the_gates_agreement_is_shown_as_refused_and_the_kept_one_is_named_first() -> None:
