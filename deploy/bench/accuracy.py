@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,8 +22,11 @@ from agent.planning.gate import Thresholds, judge
 from agent.planning.methods import METHODS, MIXED, NAMES
 from agent.workbench import builds
 from agent.workbench.compare import keeps
-from deploy.bench import page
+from deploy.bench import halves, page
 from deploy.bench.train_kanji import OUTPUT, PLANS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SHOWN = tuple(name for name in NAMES if name != "fp32")
 KANJI = Path(__file__).parents[1] / "demo" / "kanji"
@@ -117,14 +120,20 @@ def bits(method: str, result: dict[str, Any]) -> float:
     return float(result["mixed"]["bits_per_weight"])
 
 
-def part(lines: list[Line], threads: int) -> str:
-    """Return what the page says: what `auto` chooses and whether it holds, and the table."""
+def part(lines: list[Line], threads: int, held_out: Mapping[str, halves.Halves] | None = None) -> str:
+    """Return what the page says: what `auto` chooses and whether it holds, and the table.
+
+    Args:
+        lines: what was measured.
+        threads: of the builder.
+        held_out: of each model whose nf4 is refused, what its mix is worth on drawings that did not choose it.
+    """
     rows = {line.model_type: line.gate["rows"] for line in lines}
     measured = ", ".join(f"{count} with `{name}`" for name, count in rows.items())
     return (
         f"{_verdict(lines)} {_mixed_verdict(lines)} Drawings in fonts never trained on: {measured}. Latency is the "
         f"median of single rows with {threads} thread, beside the float32 source in the same process."
-        f"\n\n{_table(lines)}"
+        f"{_held_out(held_out or {})}\n\n{_table(lines)}"
     )
 
 
@@ -161,6 +170,12 @@ def _mixed_verdict(lines: list[Line]) -> str:
         for name, (nf4, mixed, int8) in _mixes(lines).items()
     )
     return f"Goal, `mixed` passes between nf4 and int8 where nf4 is refused: {told or 'nf4 is refused nowhere'}."
+
+
+def _held_out(measured: Mapping[str, halves.Halves]) -> str:
+    told = "; ".join(f"`{name}` {both.chosen_on:.2%}, then {both.held_out:.2%}" for name, both in measured.items())
+    what = f"`mixed` chosen on a random half of the drawings and judged on the other, means of {halves.SPLITS} halves"
+    return f"\n\n{what}: {told}." if told else ""
 
 
 def _table(lines: list[Line]) -> str:
@@ -211,7 +226,13 @@ def main(path: Path, threads: int) -> None:
     except MissingModelError as error:
         raise click.ClickException(str(error)) from error
     lines = [line for subject in chosen for line in compare(subject, OUTPUT, threads)]
-    page.publish("bench-accuracy", part(lines, threads), path)
+    mixes = _mixes(lines)
+    held_out = {
+        subject.model_type: halves.measure(subject.model_type, subject.checkpoint, subject.drawings)
+        for subject in chosen
+        if subject.model_type in mixes
+    }
+    page.publish("bench-accuracy", part(lines, threads, held_out), path)
     unkept = {line.model_type for line in lines} - {line.model_type for line in lines if line.is_kept}
     sys.exit(1 if unkept or missed_by_mixed(lines) else 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +12,9 @@ from agent import architectures
 from agent.architectures import preprocess
 from agent.planning.gate import Thresholds
 from agent.quantization.checkpoint import open_checkpoint
-from deploy.bench import accuracy, train_kanji
+from deploy.bench import accuracy, halves, train_kanji
 from deploy.demo.bundle import Evaluation
 from deploy.demo.learning import Score
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CLASSES = 5
 
@@ -130,3 +127,12 @@ def test_a_fixture_has_half_floats_and_is_recognised_all_the_same(tmp_path: Path
     assert architectures.recognise(opened.shapes).model_type == "rnn"
     assert load_file(tmp_path / "rnn.safetensors")["inputs"].dtype == torch.float16
     assert {value.dtype for value in trained.state_dict().values()} == {torch.float32}
+
+
+def test_a_mix_is_also_judged_by_drawings_that_did_not_choose_it() -> None:
+    folder = Path(__file__).parents[1] / "data" / "trained_rnn"
+    measured = halves.measure("rnn", folder / "rnn.pt", folder / "rnn.safetensors", splits=2)
+    assert 0.95 <= measured.chosen_on < 1.0
+    assert 0.85 < measured.held_out < 1.0
+    told = accuracy.part([line(1.0, is_kept=True)], threads=1, held_out={"rnn": measured})
+    assert f"`rnn` {measured.chosen_on:.2%}, then {measured.held_out:.2%}." in told
