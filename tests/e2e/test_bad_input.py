@@ -107,7 +107,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke_and_the_whole_file_is_ju
 @pytest.mark.parametrize("value", [[1, 2, 3], {"a": 1}], ids=["a list", "a dict of numbers"])
 def test_a_pickle_without_a_state_dict_is_a_bad_checkpoint(device: Device, world: World, value: Any) -> None:
     ended = deploy_content(device, world, f"{type(value).__name__}.pt", pickled(value))
-    assert assert_ended(ended, "failed", "bad_checkpoint")["phase"] == "building"
+    assert assert_ended(ended, "failed", "bad_checkpoint")["phase"] == "planning"
 
 
 def test_a_pickle_that_would_run_a_command_is_refused_and_runs_nothing(
