@@ -245,10 +245,9 @@ def lesson(
         "weights": round(estimate["weights_bytes"] / weights - 1, 4) if weights else None,
         "process_peak": round(expected / peak - 1, 4) if peak else None,
     }
-    after = learned.after(
-        raw_working_bytes=estimate["raw_working_bytes"], measured_working_bytes=working, runtime_bytes=before
+    return errors, learned.after(
+        raw_working_bytes=estimate["raw_working_bytes"], measured_working_bytes=max(0, working)
     )
-    return errors, after
 
 
 def _taken(loaded: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from agent.planning.memory import Footprint
+from agent.planning.memory import CUDA_CONTEXT_BYTES, Footprint
 from agent.planning.plan import plan
 
 if TYPE_CHECKING:
@@ -71,14 +71,16 @@ class Planner:
         """Return the plan for ``model``, with the memory as it is now or as ``budget`` says."""
         device = self._ports.device
         tested = device.usable_methods()
+        seen = device.budget() if budget is None else budget
         return plan(
             footprint,
-            budget_for(model, device.budget() if budget is None else budget, served),
+            budget_for(model, seen, served),
             requested=requested,
             usable=[name for name, result in tested.items() if result["ok"]],
             policy=self._policy(),
             kernel=str(tested.get("nf4", {}).get("kernel", "bitsandbytes")),
             learned=self._ports.lessons.learned(),
+            overhead_bytes=CUDA_CONTEXT_BYTES if seen.has_gpu and not served else 0,
         )
 
 

@@ -23,8 +23,8 @@ COMPUTE_BYTES = 4
 SERVED_ROWS = 32
 """Rows of the largest batch that the server forms; activations are estimated and measured for it."""
 CUDA_CONTEXT_BYTES = 400 * 2**20
-"""What CUDA takes on a device before the first weight, until it was measured there: 287 MB with lazily loaded kernels
-and 667 MB without (pytorch PR #86509)."""
+"""What CUDA takes on a device when the first model comes: 287 MB with lazily loaded kernels, which is torch's default,
+and 667 MB without (pytorch PR #86509). Not measured here yet: no GPU was at hand."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,13 @@ class Learned:
 
     Attributes:
         working_factor: measured working memory over its raw estimate, smoothed.
-        runtime_bytes: the serving process before its first model, as last measured; None until then.
         samples: how many deploys this has been learned from.
     """
 
     working_factor: float = 1.0
-    runtime_bytes: int | None = None
     samples: int = 0
 
-    def after(self, *, raw_working_bytes: int, measured_working_bytes: int, runtime_bytes: int) -> Learned:
+    def after(self, *, raw_working_bytes: int, measured_working_bytes: int) -> Learned:
         """Return what is known after one more deploy.
 
         Exponential smoothing, in which the first sample counts in full; a factor outside 1/8 to 8 is not believed as a
@@ -90,7 +88,7 @@ class Learned:
         ratio = min(8.0, max(0.125, measured_working_bytes / max(1, raw_working_bytes)))
         weight = max(0.3, 1 / (self.samples + 1))
         factor = (1 - weight) * self.working_factor + weight * ratio
-        return replace(self, working_factor=factor, runtime_bytes=runtime_bytes, samples=self.samples + 1)
+        return replace(self, working_factor=factor, samples=self.samples + 1)
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``from_json`` reads."""
@@ -99,8 +97,7 @@ class Learned:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Learned:
         """Read what ``to_json`` wrote."""
-        runtime = body.get("runtime_bytes")
-        return cls(float(body["working_factor"]), None if runtime is None else int(runtime), int(body["samples"]))
+        return cls(float(body["working_factor"]), int(body["samples"]))
 
 
 @dataclass(frozen=True)
@@ -111,24 +108,30 @@ class Estimate:
         weights_bytes: resident weights, packed ones and those that stay as they are; exact.
         working_bytes: what answering takes for a moment: unpacked weights and activations.
         raw_working_bytes: the same before this device's correction.
+        overhead_bytes: what the device takes once, when the first model comes.
     """
 
     weights_bytes: int
     working_bytes: int
     raw_working_bytes: int
+    overhead_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """What has to be free for the model to be loaded and to answer."""
-        return self.weights_bytes + self.working_bytes
+        return self.weights_bytes + self.working_bytes + self.overhead_bytes
 
     def to_json(self) -> dict[str, int]:
-        """Return the three figures for the decision record."""
+        """Return the figures for the decision record."""
         return asdict(self)
 
 
 def estimate(
-    footprint: Footprint, method: Method, blocksize: int = DEFAULT_BLOCKSIZE, learned: Learned | None = None
+    footprint: Footprint,
+    method: Method,
+    blocksize: int = DEFAULT_BLOCKSIZE,
+    learned: Learned | None = None,
+    overhead_bytes: int = 0,
 ) -> Estimate:
     """Estimate a model under a method.
 
@@ -140,7 +143,7 @@ def estimate(
     weights = sum(method.tensor_bytes(n, blocksize) for n in packed) + 4 * plain + footprint.plain_bytes
     raw = (COMPUTE_BYTES * footprint.transient_numel if packed else 0) + footprint.activation_bytes
     working = raw if learned is None else round(raw * learned.working_factor)
-    return Estimate(weights, working, raw)
+    return Estimate(weights, working, raw, overhead_bytes)
 
 
 def _is_packed(numel: int, method: Method) -> bool:

@@ -145,6 +145,7 @@ def plan(
     policy: Policy = Policy(),
     kernel: str = "bitsandbytes",
     learned: Learned | None = None,
+    overhead_bytes: int = 0,
 ) -> Plan:
     """Choose a method for a model on a device.
 
@@ -156,12 +157,13 @@ def plan(
         policy: the matrix, and whether it alone decides.
         kernel: which arithmetic passed the self-test for 4-bit weights.
         learned: how far earlier estimates were off on this device.
+        overhead_bytes: what the device takes besides, once, if this is its first model.
 
     Raises:
         UnknownMethodError: when ``requested`` is neither ``auto`` nor a method.
     """
     footprint = model if isinstance(model, Footprint) else Footprint.of_numels(model)
-    weigh = _Weigher(footprint, budget, usable, learned)
+    weigh = _Weigher(footprint, budget, usable, learned, overhead_bytes)
     conditions = weigh.conditions(policy.purpose, kernel)
     row = match(conditions, policy.matrix)
     is_auto = requested == "auto"
@@ -191,11 +193,12 @@ class _Weigher:
     budget: Budget
     usable: Collection[str]
     learned: Learned | None
+    overhead_bytes: int
 
     def __call__(self, name: str) -> Candidate:
         """Return ``name`` with its bytes, and whether it works and fits here."""
         least = "nf4-dq" if name == MIXED else name
-        needed = estimate(self.footprint, METHODS[least], learned=self.learned)
+        needed = self._estimate(least)
         room = self.budget.room_bytes
         broken = [part for part in ((least, "int8") if name == MIXED else (name,)) if part not in self.usable]
         if broken:
@@ -213,16 +216,19 @@ class _Weigher:
         In sixteenths of uniform int8: memory changes from minute to minute, and the same question should find the mix
         that was built for it.
         """
-        whole, room = estimate(self.footprint, METHODS["int8"], learned=self.learned), self.budget.room_bytes
+        whole, room = self._estimate("int8"), self.budget.room_bytes
         if whole.total_bytes <= room:
             return None
         step = max(1, whole.weights_bytes // 16)
-        return max(0, room - whole.working_bytes) // step * step
+        return max(0, room - whole.working_bytes - whole.overhead_bytes) // step * step
+
+    def _estimate(self, name: str) -> Estimate:
+        return estimate(self.footprint, METHODS[name], learned=self.learned, overhead_bytes=self.overhead_bytes)
 
     def conditions(self, purpose: Purpose, kernel: str) -> Conditions:
         """Return what the rows of the matrix are judged by."""
         budget, room = self.budget, self.budget.room_bytes
-        needed = estimate(self.footprint, METHODS["nf4"], learned=self.learned).total_bytes
+        needed = self._estimate("nf4").total_bytes
         gpu: Gpu = "none" if not budget.has_gpu else "integrated" if budget.is_integrated else "dedicated"
         share = needed / room if room else math.inf
         return Conditions(gpu, budget.capability, budget.total_bytes, room, share, kernel, purpose)

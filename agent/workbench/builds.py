@@ -14,7 +14,7 @@ from agent.adapters.builder import BuilderProcess
 from agent.deployment.runner import WorkWatch
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.planning.gate import Thresholds
-from agent.planning.memory import Footprint
+from agent.planning.memory import CUDA_CONTEXT_BYTES, Footprint
 from agent.planning.methods import FOUR_BIT, METHODS, MIXED
 from agent.planning.plan import Plan, plan
 
@@ -71,12 +71,14 @@ class Device:
         budget: its memory.
         usable: the methods that work there.
         kernel: what 4-bit weights are computed with there.
+        overhead_bytes: what its first model takes besides.
     """
 
     name: str
     budget: Budget
     usable: tuple[str, ...]
     kernel: str
+    overhead_bytes: int = 0
 
 
 def this_device(reserve_bytes: int = RESERVE_BYTES, limit_bytes: int | None = None) -> Device:
@@ -88,7 +90,9 @@ def this_device(reserve_bytes: int = RESERVE_BYTES, limit_bytes: int | None = No
     probe = DeviceProbe(reserve_bytes=reserve_bytes, limit_bytes=limit_bytes, self_test=_self_test)
     methods = probe.self_test().methods
     usable = tuple(name for name, result in methods.items() if result["ok"])
-    return Device(platform.node() or "this device", probe.budget(), usable, str(methods["nf4"]["kernel"]))
+    budget = probe.budget()
+    overhead_bytes = CUDA_CONTEXT_BYTES if budget.has_gpu else 0
+    return Device(platform.node() or "this device", budget, usable, str(methods["nf4"]["kernel"]), overhead_bytes)
 
 
 def inspect(path: Path, model_type: str, on_progress: OnProgress) -> JsonObject:
@@ -108,7 +112,14 @@ def decide(request: Request, device: Device, requested: str = "auto") -> Plan:
     """
     found = inspect(request.path, request.model_type, lambda _done, _total, _unit: None)
     footprint = Footprint.from_json(found["footprint"])
-    return plan(footprint, device.budget, requested=requested, usable=device.usable, kernel=device.kernel)
+    return plan(
+        footprint,
+        device.budget,
+        requested=requested,
+        usable=device.usable,
+        kernel=device.kernel,
+        overhead_bytes=device.overhead_bytes,
+    )
 
 
 def build_job(request: Request, method: str, directory: Path) -> JsonObject:

@@ -69,6 +69,7 @@ def answer(question: Question, on_progress: builds.OnProgress) -> JsonObject:
         usable=device.usable,
         policy=question.policy,
         kernel=device.kernel,
+        overhead_bytes=device.overhead_bytes,
     )
     record = made.to_json()
     return {

@@ -4,8 +4,9 @@
 
 The `cnn` is the demo's; `rnn` and `vit` are trained by `deploy.bench.train_kanji` first, if they are not there yet.
 Every method is built and measured by the product's own builder, in a process of its own and with one thread: its gate
-runs source and artifact on the same drawings. `auto` builds the method that it plans on this machine and, if the gate
-refuses it, the plan's fallbacks: the first that passes is kept. Exit status 1 if none does.
+runs source and artifact on the same drawings. What `auto` would keep of them on this machine is decided as on a device
+(`agent.deployment.selection`): the plan first, then what was measured. `mixed` starts from what was planned. Exit
+status 1 if nothing is kept.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any
 import click
 
 from agent.planning.gate import Thresholds, judge
-from agent.planning.methods import METHODS
+from agent.planning.methods import METHODS, NAMES
 from agent.workbench import builds
+from agent.workbench.compare import keeps
 from deploy.bench import page
 from deploy.bench.train_kanji import OUTPUT, PLANS
 
-SHOWN = tuple(name for name in METHODS if name != "fp32")
+SHOWN = tuple(name for name in NAMES if name != "fp32")
 KANJI = Path(__file__).parents[1] / "demo" / "kanji"
 MORE_ROWS_THAN_ANY = 1 << 16
 """Asked of the gate, so that it takes every drawing instead of a sample."""
@@ -60,6 +62,8 @@ class Line:
     method: str
     is_kept: bool
     gate: dict[str, Any]
+    resident_bytes: int
+    bits_per_weight: float
 
     @property
     def complaints(self) -> list[str]:
@@ -74,7 +78,7 @@ def subjects() -> list[Subject]:
 
 
 def measure(subject: Subject, method: str, folder: Path, threads: int) -> dict[str, Any]:
-    """Build ``subject`` by ``method`` below ``folder`` and return what its gate measured on every drawing.
+    """Build ``subject`` by ``method`` below ``folder``; return the builder's result, its gate run on every drawing.
 
     Raises:
         agent.deployment.ports.StepError: the builder refused or failed.
@@ -83,19 +87,25 @@ def measure(subject: Subject, method: str, folder: Path, threads: int) -> dict[s
     with builds.scratch(folder) as directory:
         job = builds.build_job(request, method, directory)
         job["gate"]["rows"] = MORE_ROWS_THAN_ANY
-        gate: dict[str, Any] = builds.run_builder(job, lambda _done, _total, _unit: None, threads=threads)["gate"]
-    return gate
+        return builds.run_builder(job, lambda _done, _total, _unit: None, threads=threads)
 
 
 def compare(subject: Subject, folder: Path, threads: int) -> list[Line]:
     """Measure every method on one model."""
     plan = builds.decide(builds.Request(subject.checkpoint, subject.model_type), builds.this_device())
-    gates = {method: measure(subject, method, folder, threads) for method in SHOWN}
-    order = [
-        candidate.method for candidate in (plan.chosen, *plan.fallbacks) if candidate and candidate.method in gates
+    results = {method: measure(subject, method, folder, threads) for method in SHOWN}
+    kept, _overruled = keeps(plan.to_json(), results.get, Thresholds())
+    return [
+        Line(subject.model_type, name, name == kept, result["gate"], result["resident_bytes"], bits(name, result))
+        for name, result in results.items()
     ]
-    kept = next((method for method in order if not judge(gates[method], Thresholds())), None)
-    return [Line(subject.model_type, method, method == kept, gate) for method, gate in gates.items()]
+
+
+def bits(method: str, result: dict[str, Any]) -> float:
+    """Return the bits that a packed weight takes on average."""
+    if method in METHODS:
+        return METHODS[method].bits_per_weight()
+    return float(result["mixed"]["bits_per_weight"])
 
 
 def part(lines: list[Line], threads: int) -> str:
@@ -118,7 +128,19 @@ def _verdict(lines: list[Line]) -> str:
 
 
 def _table(lines: list[Line]) -> str:
-    head = ("model", "method", "accuracy", "source", "agreement", "cosine", "p50 ms", "source p50 ms", "gate")
+    head = (
+        "model",
+        "method",
+        "bits",
+        "resident",
+        "accuracy",
+        "source",
+        "agreement",
+        "cosine",
+        "p50 ms",
+        "source p50 ms",
+        "gate",
+    )
     return page.markdown(head, (_row(line) for line in lines))
 
 
@@ -127,6 +149,8 @@ def _row(line: Line) -> tuple[str, ...]:
     return (
         line.model_type,
         f"{line.method} (kept)" if line.is_kept else line.method,
+        f"{line.bits_per_weight:.2f}",
+        f"{line.resident_bytes:,}",
         f"{gate['accuracy']:.2%}",
         f"{gate['accuracy_source']:.2%}",
         f"{gate['agreement']:.2%}",

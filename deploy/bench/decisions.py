@@ -84,9 +84,7 @@ def taught_by(others: list[Comparison]) -> Learned:
     """Return what a device has learned that deployed ``others`` one after another."""
     learned = Learned()
     for each in others:
-        learned = learned.after(
-            raw_working_bytes=each.working[0], measured_working_bytes=each.working[1], runtime_bytes=each.base_bytes
-        )
+        learned = learned.after(raw_working_bytes=each.working[0], measured_working_bytes=each.working[1])
     return learned
 
 

@@ -32,6 +32,7 @@ from agent.planning.memory import Footprint, estimate
 from agent.planning.methods import METHODS
 from agent.planning.plan import Policy, plan
 from agent.planning.watch import BudgetWatch, Held, WatchPolicy
+from deploy.bench import page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -250,19 +251,27 @@ def run(case: Case, kind: str, seed: int, *, seconds: float = DAY_S, policy: Wat
 
 
 @click.command()
+@click.option(
+    "--output", "path", type=click.Path(path_type=Path, dir_okay=False), default=page.PAGE.with_name("decisions.md")
+)
 @click.argument("seeds", type=int, nargs=-1)
-def main(seeds: tuple[int, ...]) -> None:
-    """Play every trace with each of SEEDS (1 2 3) and print the table."""
+def main(seeds: tuple[int, ...], path: Path) -> None:
+    """Play every trace with each of SEEDS (1 2 3) and write the table into the page at OUTPUT."""
     seeds = seeds or (1, 2, 3)
-    row = "{:<18}{:<10}{:>6}{:>14}{:>10}{:>12}{:>13}"
-    print(row.format("model", "trace", "days", "real changes", "switches", "operations", "worst ratio"))
+    rows: list[tuple[str, ...]] = []
     is_good, total = True, 0
     for case, kind in itertools.product(cases(), KINDS):
         runs = [run(case, kind, seed) for seed in seeds]
         real, switches = sum(each.real for each in runs), sum(each.switches for each in runs)
         wishes, worst = sum(each.wishes for each in runs), max(each.ratio for each in runs)
-        print(row.format(case.name, kind, len(runs), real, switches, wishes, f"{worst:.2f}"), flush=True)
+        rows.append((case.name, kind, *(str(count) for count in (len(runs), real, switches, wishes)), f"{worst:.2f}"))
+        print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
         is_good, total = is_good and worst <= 1.0, total + switches
+    told = (
+        "At most one switch for each real change, in every run." if is_good else "Goal missed: a worst ratio above 1."
+    )
+    head = ("model", "trace", "days", "real changes", "switches", "operations", "worst ratio of a run")
+    page.publish("flap", f"{told} Seeds {', '.join(map(str, seeds))}.\n\n{page.markdown(head, rows)}", path)
     sys.exit(0 if is_good and total else 1)
 
 

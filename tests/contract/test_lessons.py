@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from agent.deployment.ports import Lessons
 
-LESSON = Learned(1.5, 1000, 3)
+LESSON = Learned(1.5, 3)
 
 
 @pytest.fixture(params=["file", "fake"])

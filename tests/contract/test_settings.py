@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent import settings
+from agent.contract.config import parse_size
 from agent.settings import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -78,6 +79,14 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert (found.device_id, found.mqtt.host, found.mqtt.port) == ("from-env", "env-broker", 1884)
 
 
+def test_what_the_environment_fixes_is_known_by_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.fixed_by_environment() == frozenset()
+    monkeypatch.setenv("NIBBLED_DEVICE_ID", "from-env")
+    monkeypatch.setenv("NIBBLED_HEALTH__INTERVAL_S", "5")
+    monkeypatch.setenv("NIBBLED_MEMORY", '{"reserve": "1GiB"}')
+    assert settings.fixed_by_environment() == {"health.interval_s", "memory.reserve"}
+
+
 def test_a_misspelt_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
     text = refuse(tmp_path, "[trust]\nrequire_signatures = false\n")
     assert "trust.require_signatures: unknown key; did you mean require_signature?" in text
@@ -145,7 +154,7 @@ def test_the_settings_cannot_be_changed(tmp_path: Path) -> None:
     [("512MiB", 512 * 2**20), ("1 GiB", 2**30), ("0.5KiB", 512), ("2GB", 2 * 10**9), ("7B", 7), ("7", 7), (" 9 ", 9)],
 )
 def test_a_size_is_read_in_binary_and_decimal_units(text: str, size: int) -> None:
-    assert settings.parse_size(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "5 MiBs", "1e3", "-1", "5TiB", "½GiB"])

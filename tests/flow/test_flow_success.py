@@ -333,3 +333,25 @@ def test_a_method_that_was_asked_for_is_never_replaced_by_another(box: Box) -> N
 
     assert box.report("d-1")["error"]["code"] == "gate_failed"
     assert [job["method"] for job in box.builder.jobs] == ["nf4"]
+
+
+def test_memory_that_holds_one_form_but_not_two_lets_the_old_one_go_first(serving_box: Box) -> None:
+    serving_box.send("set_method", {"id": "roomy", "model": "kanji", "method": "fp4"})
+    serving_box.settle()
+    needed = serving_box.report("roomy")["decision"]["estimates"]["fp4"]
+    held = 1200  # what the simulated builder says that every release takes
+    exact = 512 * 2**20 + needed["weights_bytes"] + needed["working_bytes"]
+
+    serving_box.device.available_bytes = exact - held
+    serving_box.send("set_method", {"id": "tight", "model": "kanji", "method": "nf4"})
+    serving_box.settle()
+    told = serving_box.report("tight")
+    assert (told["state"], told["decision"]["admission"]) == ("succeeded", "unload_first")
+    assert told["decision"]["measured"]["gap_ms"] == serving_box.server.gap_ms
+    assert "the old one goes first" in " ".join(told["decision"]["explanation"])
+
+    serving_box.device.available_bytes = exact - held - 1
+    serving_box.send("set_method", {"id": "tighter", "model": "kanji", "method": "fp4"})
+    serving_box.settle()
+    assert serving_box.report("tighter")["error"]["code"] == "insufficient_memory"
+    assert (serving_box.serving() or "").endswith("-nf4")

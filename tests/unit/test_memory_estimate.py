@@ -36,31 +36,28 @@ def test_a_footprint_survives_json() -> None:
 
 
 def test_the_first_measurement_counts_in_full_and_the_next_ones_are_smoothed() -> None:
-    first = Learned().after(raw_working_bytes=100, measured_working_bytes=150, runtime_bytes=7)
-    assert (first.working_factor, first.runtime_bytes, first.samples) == (1.5, 7, 1)
-    second = first.after(raw_working_bytes=100, measured_working_bytes=100, runtime_bytes=8)
+    first = Learned().after(raw_working_bytes=100, measured_working_bytes=150)
+    assert first == Learned(1.5, 1)
+    second = first.after(raw_working_bytes=100, measured_working_bytes=100)
     assert second.working_factor == pytest.approx(1.25)
     later = second
     for _ in range(20):
-        later = later.after(raw_working_bytes=100, measured_working_bytes=200, runtime_bytes=8)
+        later = later.after(raw_working_bytes=100, measured_working_bytes=200)
     assert later.working_factor == pytest.approx(2.0, rel=0.01)
 
 
 @pytest.mark.parametrize(("measured", "factor"), [(0, 0.125), (10**12, 8.0)])
 def test_one_odd_moment_is_not_believed_as_a_whole(measured: int, factor: float) -> None:
-    assert (
-        Learned().after(raw_working_bytes=100, measured_working_bytes=measured, runtime_bytes=1).working_factor
-        == factor
-    )
+    assert Learned().after(raw_working_bytes=100, measured_working_bytes=measured).working_factor == factor
 
 
 def test_what_was_learned_corrects_the_next_estimate_and_leaves_the_weights_alone() -> None:
-    plain, learned = estimate(NEEDS, method("nf4")), estimate(NEEDS, method("nf4"), learned=Learned(2.0, 1, 3))
+    plain, learned = estimate(NEEDS, method("nf4")), estimate(NEEDS, method("nf4"), learned=Learned(2.0, 3))
     assert learned.weights_bytes == plain.weights_bytes
     assert learned.working_bytes == 2 * plain.working_bytes
     assert learned.raw_working_bytes == plain.raw_working_bytes
 
 
 def test_what_was_learned_survives_json() -> None:
-    assert Learned.from_json(Learned(1.5, 2, 3).to_json()) == Learned(1.5, 2, 3)
+    assert Learned.from_json(Learned(1.5, 3).to_json()) == Learned(1.5, 3)
     assert Learned.from_json(Learned().to_json()) == Learned()

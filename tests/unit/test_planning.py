@@ -237,3 +237,11 @@ def test_the_room_of_a_mix_is_told_only_where_uniform_int8_does_not_fit() -> Non
     room = plan([16 * MILLION], tight).mixed_budget_bytes
     assert room is not None
     assert int8.weights_bytes * 14 / 16 <= room < int8.weights_bytes
+
+
+def test_the_first_model_on_a_gpu_pays_for_what_cuda_takes() -> None:
+    first, next_one = (plan([MILLION], CLOUD, overhead_bytes=taken) for taken in (400 * MIB, 0))
+    assert first.candidates[0].estimated_bytes - next_one.candidates[0].estimated_bytes == 400 * MIB
+    tight = replace(CLOUD, available_bytes=512 * MIB + 100 * MIB)
+    assert plan([MILLION], tight).chosen is not None
+    assert plan([MILLION], tight, overhead_bytes=400 * MIB).chosen is None

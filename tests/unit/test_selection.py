@@ -130,7 +130,7 @@ LOADED = {"resident_bytes": 100, "rss_before_bytes": 1000, "peak_rss_bytes": 120
 def test_a_load_teaches_how_far_the_estimate_was_off() -> None:
     errors, learned = lesson(ESTIMATE, "nf4", LOADED, Learned())
     assert errors == {"weights": 0.1, "process_peak": round(1150 / 1200 - 1, 4)}
-    assert learned == Learned(2.5, 1000, 1)
+    assert learned == Learned(2.5, 1)
 
 
 def test_on_a_gpu_the_peak_is_that_of_its_own_memory() -> None:
