@@ -128,7 +128,7 @@ def _of_zip(path: Path) -> dict[str, Member]:
         raise ArchiveError(f"{len(entries)} members, at most {MAX_MEMBERS} are read", is_unsafe=True)
     with path.open("rb") as file:
         for entry in entries:
-            if entry.is_dir():
+            if entry.filename.endswith("/"):  # is_dir() of older Pythons fails for a name of no letters
                 continue
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
                 raise ArchiveError(
