@@ -35,6 +35,7 @@ from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
 from agent.deployment.inbox import CapabilitiesKnown, ServerLost, Stop
 from agent.deployment.intake import Intake
+from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
 from agent.deployment.planner import Planner
@@ -96,6 +97,7 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
+        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
         self._health = self._make_health(state_dir)
@@ -212,8 +214,7 @@ class Supervisor:
             reporting=Reporting(
                 self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
             ),
-            server=self._server,
-            store=self._ports.store,
+            keeper=self._keeper,
             clock=self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
@@ -274,7 +275,7 @@ class Supervisor:
     def _engine_facts(self) -> dict[str, Any]:
         operations = self._engine.open_operations
         return {
-            "mode": str(self._engine.mode),
+            "mode": str(self._keeper.mode),
             "alarms": list(self._guard.alarms),
             "served": list(self._journal.served()),
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],

@@ -10,7 +10,6 @@ INVARIANTS:
 from __future__ import annotations
 
 import queue
-from collections import deque
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,9 +33,8 @@ from agent.deployment.machine import (
     deadline,
 )
 from agent.deployment.models import settle
-from agent.deployment.phases import MAX_ATTEMPTS, Phase, State
-from agent.deployment.recovery import Mode, mode, select
-from agent.deployment.retention import needed
+from agent.deployment.phases import Phase, State
+from agent.deployment.recovery import Mode
 from agent.deployment.runner import WorkWatch
 
 if TYPE_CHECKING:
@@ -44,7 +42,8 @@ if TYPE_CHECKING:
 
     from agent.deployment.guard import MemoryGuard
     from agent.deployment.intake import Intake
-    from agent.deployment.ports import Clock, Configuration, Journal, Server, Store, Transport
+    from agent.deployment.keeper import Keeper
+    from agent.deployment.ports import Clock, Configuration, Journal, Transport
     from agent.deployment.reporting import Reporting
     from agent.deployment.runner import Runner
     from agent.deployment.steps import Steps
@@ -66,7 +65,7 @@ class Engine:
         steps: returns what does the work of a phase, as configured now.
         runner: where the work is done.
         reporting: builds what is published.
-        server, store: restored and swept when operations end.
+        keeper: restores the server, and tidies up when operations end.
         clock: time.
         on_status: called when an operator asks for everything now.
     """
@@ -82,8 +81,7 @@ class Engine:
         steps: Callable[[], Steps],
         runner: Runner,
         reporting: Reporting,
-        server: Server,
-        store: Store,
+        keeper: Keeper,
         clock: Clock,
         on_status: Callable[[], None] = lambda: None,
     ) -> None:
@@ -95,20 +93,12 @@ class Engine:
         self._steps = steps
         self._runner = runner
         self._reporting = reporting
-        self._server = server
-        self._store = store
+        self._keeper = keeper
         self._clock = clock
         self._on_status = on_status
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._open: dict[str, Operation] = {}
         self._watches: dict[str, WorkWatch] = {}
-        self._crashes: deque[float] = deque(maxlen=2 * MAX_ATTEMPTS)
-        self._mode = Mode.CURRENT
-
-    @property
-    def mode(self) -> Mode:
-        """How much of what should be served is tried."""
-        return self._mode
 
     @property
     def open_operations(self) -> tuple[Operation, ...]:
@@ -122,7 +112,7 @@ class Engine:
     def recover(self) -> None:
         """Serve what the journal says, then go on with every operation that it holds open."""
         self._open = {operation.id: operation for operation in self._journal.open_operations()}
-        self._restore("boot")
+        self._keeper.restore("boot")
         for operation in list(self._open.values()):
             self._apply(operation, Restarted())
         self._begin_next()
@@ -217,7 +207,7 @@ class Engine:
                 self._transport.publish(report)
 
     def _budget_seen(self, message: BudgetSeen) -> None:
-        is_quiet = not self._open and self._mode is Mode.CURRENT
+        is_quiet = not self._open and self._keeper.mode is Mode.CURRENT
         found = self._guard.look(message, self._journal.served(), is_quiet=is_quiet)
         if found.event is None:
             return
@@ -239,14 +229,11 @@ class Engine:
         self._transport.flush()
 
     def _server_lost(self, message: ServerLost) -> None:
-        now = self._clock.monotonic()
-        self._crashes.append(now)
-        before, self._mode = self._mode, mode(self._crashes, now)
-        log.error("server_lost", detail=message.detail, mode=str(self._mode))
-        self._journal.queue([self._reporting.event("server_lost", detail=message.detail, mode=str(self._mode))])
+        self._keeper.crashed(self._clock.monotonic())
+        mode = str(self._keeper.mode)
+        log.error("server_lost", detail=message.detail, mode=mode)
+        self._journal.queue([self._reporting.event("server_lost", detail=message.detail, mode=mode)])
         self._transport.flush()
-        if before is not Mode.SAFE:  # a server that dies without a model is left alone until somebody deploys
-            self._restore("server_lost")
 
     def _begin_next(self) -> None:
         """Let the oldest waiting operation begin when none is running."""
@@ -277,7 +264,7 @@ class Engine:
                 self._perform(after, step.phase)
         if after.state.is_terminal and operation.id in self._open:
             del self._open[operation.id]
-            self._tidy()
+            self._keeper.tidy(list(self._open.values()))
 
     def _persist(self, before: Operation, after: Operation) -> None:
         reports = self._reporting.changed(before, after)
@@ -290,8 +277,7 @@ class Engine:
             now_served = {**rest, item.name: item} if item else rest
             told = [*reports, *self._reporting.reported(now_served)]
             self._journal.save(after, told, served=item, remove=item is None)
-            self._crashes.clear()
-            self._mode = Mode.CURRENT
+            self._keeper.proved()
         if not after.state.is_terminal:
             self._open[after.id] = after
         log.info(
@@ -324,28 +310,3 @@ class Engine:
         watch = self._watches.pop(operation.id, None)
         if watch is not None:
             watch.interrupt()
-
-    def _restore(self, why: str) -> None:
-        """Make the server answer with what the journal says, on the runner's thread."""
-
-        def work() -> None:
-            try:
-                self._server.restore(select(self._journal.served(), self._mode))
-            except Exception as error:  # noqa: BLE001 - whatever stops the server must not stop the agent
-                log.error("restore_failed", why=why, error=str(error))  # noqa: TRY400 - one line; the server logs more
-
-        self._runner.submit(work)
-
-    def _tidy(self) -> None:
-        """After an operation: the server lets go of what is no longer served, the store of what nobody needs."""
-        open_now = list(self._open.values())
-        if all(operation.state is not State.RUNNING for operation in open_now):
-            self._restore("tidy")  # never under a running one, whose release is loaded and not yet in the journal
-
-        def work() -> None:
-            try:
-                self._store.sweep(needed(self._journal.served(), open_now))
-            except Exception:
-                log.exception("sweep_failed")
-
-        self._runner.submit(work)

@@ -13,6 +13,7 @@ from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
 from agent.deployment.inbox import Connected, ServerLost
 from agent.deployment.intake import CommandMessage, Intake
+from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
 from agent.deployment.planner import Planner
@@ -87,6 +88,7 @@ class Box:
         ports = Ports(self.clock, self.sources, self.store, self.builder, device, self.server, self.lessons)
         planner = Planner(ports, lambda: self.policy)
         self.guard = MemoryGuard(Foresight(planner).would_choose, self.live.watch_policy, on_alarm=self._count_status)
+        self.keeper = Keeper(self.journal, self.server, self.store, self.runner)
         self.engine = Engine(
             journal=self.journal,
             transport=self.transport,
@@ -104,8 +106,7 @@ class Box:
             steps=lambda: Steps(ports, planner, soak_s=self.live.current.deployment.soak_s),
             runner=self.runner,
             reporting=Reporting(TOPICS, self.clock, boot_id="boot", agent="0", facts=self._facts),
-            server=self.server,
-            store=self.store,
+            keeper=self.keeper,
             clock=self.clock,
             on_status=self._count_status,
         )
