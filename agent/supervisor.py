@@ -40,6 +40,7 @@ from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports, StepError
+from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
 from agent.deployment.runner import Runner, WorkWatch
 from agent.deployment.steps import Steps
@@ -55,8 +56,10 @@ from agent.settings import fixed_by_environment
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from agent.deployment.models import Served
     from agent.planning.matrix import Row
     from agent.settings import Serving, Settings
 
@@ -97,6 +100,10 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
+        self._reporting = Reporting(
+            self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
+        )
+        self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
         self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
@@ -168,6 +175,7 @@ class Supervisor:
             self._clock,
             boot_id=self._boot_id,
             agent=agent.__version__,
+            groups=self._settings.mqtt.groups,
             post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
         )
 
@@ -206,14 +214,14 @@ class Supervisor:
                 self._live,
                 require_signature=settings.trust.require_signature,
                 model_types=_known_types(),
+                generation=lambda: self._pursuit.generation,
             ),
+            pursuit=self._pursuit,
             guard=self._guard,
             config=self._live,
             steps=lambda: Steps(self._ports, self._planner, soak_s=self._live.current.deployment.soak_s),
             runner=self._runner,
-            reporting=Reporting(
-                self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
-            ),
+            reporting=self._reporting,
             keeper=self._keeper,
             clock=self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
@@ -259,12 +267,13 @@ class Supervisor:
         self._device.budget()  # looked at here, so that no report has to wait for a driver
         self._engine.post(CapabilitiesKnown())
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, served: Mapping[str, Served]) -> dict[str, Any]:
         tested, budget = self._probe.tested, self._device.last_budget()
         return {
             "memory": budget.to_json() if budget else {},
             "trust": {"require_signature": self._settings.trust.require_signature},
             "config": self._live.overrides(),
+            **self._pursuit.facts(served),
             "capabilities": {
                 "methods": dict(tested.methods) if tested else {},
                 "model_types": list(MODEL_TYPES),

@@ -21,6 +21,10 @@ SCHEMA = 1
 OPERATION_EXPIRY_S = 7 * 24 * 3600
 
 
+class TooLargeError(ValueError):
+    """A report has more bytes than brokers must accept."""
+
+
 @dataclass(frozen=True)
 class Report:
     """One message to publish.
@@ -43,7 +47,7 @@ class Report:
 
     def __post_init__(self) -> None:
         if len(self.payload) > MAX_PAYLOAD_BYTES:
-            raise ValueError(f"report for {self.topic} has {len(self.payload)} bytes, at most {MAX_PAYLOAD_BYTES}")
+            raise TooLargeError(f"report for {self.topic} has {len(self.payload)} bytes, at most {MAX_PAYLOAD_BYTES}")
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def reported(
     topics: Topics,
     *,
     generation: int | None,
+    desired: Mapping[str, Any] | None,
     models: Mapping[str, JsonObject],
     memory: Mapping[str, Any],
     trust: Mapping[str, Any],
@@ -122,6 +127,7 @@ def reported(
     body: JsonObject = {
         "schema": SCHEMA,
         "generation": generation,
+        "desired": None if desired is None else dict(desired),
         "models": dict(models),
         "memory": dict(memory),
         "trust": dict(trust),

@@ -82,6 +82,12 @@ class Topics:
         """The audit trail."""
         return f"{self.root}/event"
 
+    def group_desired(self, group: str) -> str:
+        """The retained wanted state of every device in ``group``."""
+        if not is_id(group):
+            raise ValueError(f"group {group!r} must match {ID_PATTERN}")
+        return f"{self.prefix}/_group/{group}/desired"
+
     def command(self, name: str) -> str:
         """Where the command called ``name`` is published."""
         return f"{self.root}/cmd/{name}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.contract.commands import Cancel, SetConfig, Status
+from agent.contract.desired import DesiredMessage
 from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
 from agent.deployment.attempt import attempt
@@ -28,12 +29,14 @@ from agent.deployment.machine import (
     Interrupt,
     Operation,
     Restarted,
+    Superseded,
     TimePassed,
     advance,
     deadline,
 )
 from agent.deployment.models import settle
 from agent.deployment.phases import Phase, State
+from agent.deployment.pursuit import message_of
 from agent.deployment.recovery import Mode
 from agent.deployment.runner import WorkWatch
 
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from agent.deployment.intake import Intake
     from agent.deployment.keeper import Keeper
     from agent.deployment.ports import Clock, Configuration, Journal, Transport
+    from agent.deployment.pursuit import Pursuit
     from agent.deployment.reporting import Reporting
     from agent.deployment.runner import Runner
     from agent.deployment.steps import Steps
@@ -60,6 +64,7 @@ class Engine:
         journal: the truth.
         transport: the way out.
         intake: judges commands.
+        pursuit: knows what is wanted.
         guard: judges the memory.
         config: the settings that a command may change.
         steps: returns what does the work of a phase, as configured now.
@@ -76,6 +81,7 @@ class Engine:
         journal: Journal,
         transport: Transport,
         intake: Intake,
+        pursuit: Pursuit,
         guard: MemoryGuard,
         config: Configuration,
         steps: Callable[[], Steps],
@@ -88,6 +94,7 @@ class Engine:
         self._journal = journal
         self._transport = transport
         self._intake = intake
+        self._pursuit = pursuit
         self._guard = guard
         self._config = config
         self._steps = steps
@@ -115,6 +122,8 @@ class Engine:
         self._keeper.restore("boot")
         for operation in list(self._open.values()):
             self._apply(operation, Restarted())
+        self._pursuit.resume(self.open_operations)
+        self._converge()
         self._begin_next()
 
     def run(self) -> None:
@@ -133,6 +142,7 @@ class Engine:
             if message is not None:
                 goes_on = self.handle(message)
             self._check_deadlines()
+            self._converge()
         except Exception:
             log.exception("engine_error", message=type(message).__name__)
         return goes_on
@@ -143,6 +153,10 @@ class Engine:
             return False
         if isinstance(message, CommandMessage):
             self._command(message)
+        elif isinstance(message, DesiredMessage):
+            self._pursuit.receive(message, self.open_operations)
+            message.acknowledge()
+            self._transport.flush()
         elif isinstance(message, Outcome):
             self._outcome(message)
         elif isinstance(message, Moved):
@@ -175,6 +189,8 @@ class Engine:
             self._journal.queue(reporting.operation(verdict.operation))
         else:
             self._journal.queue(reporting.refused(message, verdict.refusal))
+        if message.origin is not None:
+            self._pursuit.judged(message, verdict)
         message.acknowledge()
         self._transport.flush()
         log.info("command", name=message.name, verdict=type(verdict).__name__, **describe(verdict))
@@ -221,6 +237,19 @@ class Engine:
         self._transport.flush()
         log.warning(name, **details)
         self._begin_next()
+
+    def _converge(self) -> None:
+        """Go on towards what is wanted."""
+        while course := self._pursuit.course(self.open_operations):
+            for operation_id in course.supersede:
+                self._apply(self._open[operation_id], Superseded(f"generation {self._pursuit.stamp}"))
+            for goal in course.start:
+                self._command(message_of(goal))
+            self._begin_next()
+        self._pursuit.conclude()
+        if self._pursuit.is_news():
+            self._journal.queue(self._reporting.reported(self._journal.served()))
+            self._transport.flush()
 
     def _tell_everything(self) -> None:
         self._journal.queue(self._reporting.everything(self._journal.served()))
