@@ -49,6 +49,7 @@ from agent.devices.probe import DeviceProbe, SelfTest
 from agent.health.reporter import HealthReporter
 from agent.health.web import StatusSite
 from agent.live import LiveSettings
+from agent.logbook import Logbook
 from agent.planning.matrix import MATRIX
 from agent.planning.methods import METHODS
 from agent.planning.model_types import MODEL_TYPES
@@ -73,16 +74,22 @@ class StartError(Exception):
 class Supervisor:
     """The agent, assembled from a configuration.
 
+    Args:
+        settings: as configured.
+        logbook: what the log is kept in.
+
     Raises:
         StartError: when a port is taken or the state directory cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, logbook: Logbook | None = None) -> None:
         use_one_arena()
+        self._logbook = logbook or Logbook()
         self._settings = settings
         state_dir = _prepare(settings.state_dir)
         self._control_path = state_dir / "run" / "control.sock"
         self._http, self._control = _listen(settings.serving), _listen_control(self._control_path)
+        self._logbook.keep_in(state_dir / "logs" / "agent.jsonl")
         self._clock = SystemClock()
         matrix = _matrix(settings)
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
@@ -154,6 +161,7 @@ class Supervisor:
         self._control.close()
         self._control_path.unlink(missing_ok=True)
         log.info("stopped")
+        self._logbook.close()
 
     def _make_server(self) -> ServerProcess:
         serving = self._settings.serving
@@ -223,6 +231,7 @@ class Supervisor:
             runner=self._runner,
             reporting=self._reporting,
             keeper=self._keeper,
+            logs=self._logbook,
             clock=self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )

@@ -98,6 +98,12 @@ class Topics:
             raise ValueError(f"operation id {operation_id!r} must match {ID_PATTERN}")
         return f"{self.root}/op/{operation_id}"
 
+    def log(self, operation_id: str) -> str:
+        """Where the log's entries are published that ``collect_logs`` asked for."""
+        if not is_id(operation_id):
+            raise ValueError(f"operation id {operation_id!r} must match {ID_PATTERN}")
+        return f"{self.root}/log/{operation_id}"
+
     def command_name(self, topic: str) -> str | None:
         """Return the command's name when ``topic`` is a command of this device, else None."""
         head, _, name = topic.rpartition("/")

@@ -151,7 +151,9 @@ def goals(wanted: Wanted, present: Collection[str], changed: JsonObject) -> tupl
             found.append(Goal(_id(f"{wanted.stamp}_config"), "set_config", None, {"config": config}))
     if wanted.models is not None:
         kept = {name: fields for name, fields in wanted.models.items() if fields is not None}
-        orders = [("undeploy", name, {}) for name in sorted(set(present) - set(kept))]
+        orders: list[tuple[str, str, JsonObject]] = [
+            ("undeploy", name, {}) for name in sorted(set(present) - set(kept))
+        ]
         orders += [("deploy", name, kept[name]) for name in sorted(kept, key=lambda name: -_priority(kept[name]))]
         found += [Goal(_id(f"{wanted.stamp}-{name}"), command, name, fields) for command, name, fields in orders]
     return tuple(found)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.contract.commands import Cancel, SetConfig, Status
+from agent.contract.commands import Cancel, CollectLogs, SetConfig, Status
 from agent.contract.desired import DesiredMessage
 from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
@@ -43,10 +43,11 @@ from agent.deployment.runner import WorkWatch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.contract.reports import Report
     from agent.deployment.guard import MemoryGuard
     from agent.deployment.intake import Intake
     from agent.deployment.keeper import Keeper
-    from agent.deployment.ports import Clock, Configuration, Journal, Transport
+    from agent.deployment.ports import Clock, Configuration, Journal, Logs, Transport
     from agent.deployment.pursuit import Pursuit
     from agent.deployment.reporting import Reporting
     from agent.deployment.runner import Runner
@@ -71,6 +72,7 @@ class Engine:
         runner: where the work is done.
         reporting: builds what is published.
         keeper: restores the server, and tidies up when operations end.
+        logs: what ``collect_logs`` asks for.
         clock: time.
         on_status: called when an operator asks for everything now.
     """
@@ -88,6 +90,7 @@ class Engine:
         runner: Runner,
         reporting: Reporting,
         keeper: Keeper,
+        logs: Logs,
         clock: Clock,
         on_status: Callable[[], None] = lambda: None,
     ) -> None:
@@ -101,6 +104,7 @@ class Engine:
         self._runner = runner
         self._reporting = reporting
         self._keeper = keeper
+        self._logs = logs
         self._clock = clock
         self._on_status = on_status
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -184,7 +188,8 @@ class Engine:
         elif isinstance(verdict, Answered):
             answered = with_kept(verdict.operation, self._journal.served())
             config = {key: change["new"] for key, change in config_changes(answered).items()}
-            self._journal.save(answered, reporting.answered(answered), config=config)
+            told = [*reporting.answered(answered), *self._collected(verdict)]
+            self._journal.save(answered, told, config=config)
         elif isinstance(verdict, Repeated):
             self._journal.queue(reporting.operation(verdict.operation))
         else:
@@ -197,6 +202,14 @@ class Engine:
         if isinstance(verdict, Answered):
             self._answer(verdict)
         self._begin_next()
+
+    def _collected(self, verdict: Answered) -> list[Report]:
+        """Return the log's entries, if that is what was asked for."""
+        command = verdict.command
+        if not isinstance(command, CollectLogs):
+            return []
+        entries, is_cut = self._logs.recent(command.since, command.max_bytes)
+        return self._reporting.logs(verdict.operation, entries, is_cut=is_cut)
 
     def _answer(self, verdict: Answered) -> None:
         if isinstance(verdict.command, Cancel) and verdict.command.operation in self._open:
@@ -297,7 +310,9 @@ class Engine:
 
     def _persist(self, before: Operation, after: Operation) -> None:
         reports = self._reporting.changed(before, after)
-        if after.state is not State.SUCCEEDED:
+        if after.command == "self_test" and after.state.is_terminal:
+            reports += self._reporting.everything(self._journal.served())
+        if after.state is not State.SUCCEEDED or after.model is None:
             self._journal.save(after, reports)
         else:
             served = self._journal.served()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.contract import commands
-from agent.contract.commands import AnyCommand, Cancel, Deploy, SetConfig, Status
+from agent.contract.commands import AnyCommand, Cancel, Deploy, Instant, SelfTest, SetConfig
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import is_id
 from agent.deployment.facts import source_of
@@ -134,7 +134,7 @@ class Intake:
         except RefusalError as refusal:
             state = State.EXPIRED if refusal.code is ErrorCode.EXPIRED else State.REJECTED
             return Answered(replace(operation, state=state, error=refusal.info()), None)
-        if isinstance(command, (Cancel, SetConfig, Status)):
+        if isinstance(command, Instant):
             return Answered(replace(operation, state=State.SUCCEEDED), command)
         return Accepted(operation, sequence)
 
@@ -161,7 +161,7 @@ class Intake:
         if isinstance(command, Cancel):
             self._check_cancel(command)
             return None
-        if isinstance(command, (SetConfig, Status)):
+        if isinstance(command, Instant):
             return None
         waiting = self._journal.open_operations()
         if len(waiting) >= MAX_OPEN:
@@ -170,6 +170,8 @@ class Intake:
             sequence = self._check_trust(command, now)
             self._check_source(command)
             return sequence
+        if isinstance(command, SelfTest):
+            return None
         if all(operation.model != command.model for operation in waiting):
             self._check_served(command.name, command.model)
         return None

@@ -240,6 +240,16 @@ class Device(Protocol):
     def usable_methods(self) -> Mapping[str, JsonObject]:
         """Return the methods whose self-test passed, with what it found."""
 
+    def test_again(self) -> Mapping[str, JsonObject]:
+        """Run the self-test now, for real, and return what it found per method."""
+
+
+class Logs(Protocol):
+    """The log of this agent, as far as it is kept."""
+
+    def recent(self, since: datetime | None, max_bytes: int) -> tuple[Sequence[JsonObject], bool]:
+        """Return the newest entries in order, none before ``since``, and whether older ones were left out."""
+
 
 class Server(Protocol):
     """The long-lived child that answers inference."""

@@ -14,7 +14,7 @@ from agent.deployment.facts import config_changes
 from agent.planning.explain import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from agent.contract.errors import RefusalError
     from agent.contract.topics import Topics
@@ -80,6 +80,10 @@ class Reporting:
             *self.operation(operation),
             self._rejection(operation.id, operation.command, operation.error.model_dump(mode="json")),
         ]
+
+    def logs(self, operation: Operation, entries: Sequence[JsonObject], *, is_cut: bool) -> list[Report]:
+        """Build the answer to ``collect_logs``."""
+        return reports.logs(self._topics, operation.id, entries, is_cut=is_cut, at=self._clock.now())
 
     def refused(self, message: CommandMessage, refusal: RefusalError) -> list[Report]:
         """Build the answer to a command that no operation's topic can carry."""

@@ -23,6 +23,7 @@ from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting
 from agent.deployment.steps import Steps
 from agent.live import LiveSettings
+from agent.logbook import Logbook
 from agent.planning.model_types import MODEL_TYPES
 from agent.planning.plan import Policy
 from agent.settings import Deployment, Settings
@@ -72,6 +73,7 @@ class Box:
         self.settings = Settings(deployment=Deployment(soak_s=0.0))
         self.fixed: tuple[str, ...] = ()
         self.statuses = 0
+        self.logbook = Logbook()
         self._start()
 
     def _start(self) -> None:
@@ -115,6 +117,7 @@ class Box:
             runner=self.runner,
             reporting=self.reporting,
             keeper=self.keeper,
+            logs=self.logbook,
             clock=self.clock,
             on_status=self._count_status,
         )
