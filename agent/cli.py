@@ -135,12 +135,14 @@ def run(config: Path | None) -> None:
     sys.modules["rich"] = None  # type: ignore[assignment]
     from agent import logs, settings
     from agent.adapters.journal import JournalVersionError
+    from agent.logbook import Logbook
     from agent.supervisor import StartError, Supervisor
 
     try:
         loaded = settings.load(config)
-        logs.set_up(loaded.logging.level, loaded.logging.format, device=loaded.device_id)
-        supervisor = Supervisor(loaded)
+        book = Logbook()
+        logs.set_up(loaded.logging.level, loaded.logging.format, book=book, device=loaded.device_id)
+        supervisor = Supervisor(loaded, book)
     except (settings.ConfigError, StartError, JournalVersionError) as error:
         raise _FailureError(str(error)) from None
     supervisor.run()

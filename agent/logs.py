@@ -15,6 +15,8 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+    from agent.logbook import Logbook
+
 _URL = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^\s/?#\"']*@)?([^\s?#\"']*)(?:[?#][^\s\"']*)?", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"password|secret|token|authorization|api_?key|private", re.IGNORECASE)
 
@@ -32,12 +34,13 @@ def redact(value: Any) -> Any:
     return value
 
 
-def set_up(level: str = "info", style: str = "auto", **bound: Any) -> None:
+def set_up(level: str = "info", style: str = "auto", *, book: Logbook | None = None, **bound: Any) -> None:
     """Configure logging for this process.
 
     Args:
         level: lowest level that is written.
         style: ``json``, ``console`` or ``auto``: colours on a terminal, else JSON.
+        book: keeps what was written, too.
         bound: fields that every line carries.
     """
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
@@ -45,12 +48,18 @@ def set_up(level: str = "info", style: str = "auto", **bound: Any) -> None:
     def bind(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         return {**bound, **event}  # not context variables: those belong to one thread
 
+    def keep(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if book is not None:
+            book.write({name: value for name, value in event.items() if not name.startswith("_")})
+        return event
+
     shared: list[Any] = [
         bind,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
         structlog.processors.format_exc_info,
         _redact_event,
+        keep,
     ]
     renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(default=str)
     structlog.configure(

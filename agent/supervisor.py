@@ -35,10 +35,12 @@ from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
 from agent.deployment.inbox import CapabilitiesKnown, ServerLost, Stop
 from agent.deployment.intake import Intake
+from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports, StepError
+from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
 from agent.deployment.runner import Runner, WorkWatch
 from agent.deployment.steps import Steps
@@ -47,6 +49,7 @@ from agent.devices.probe import DeviceProbe, SelfTest
 from agent.health.reporter import HealthReporter
 from agent.health.web import StatusSite
 from agent.live import LiveSettings
+from agent.logbook import Logbook
 from agent.planning.matrix import MATRIX
 from agent.planning.methods import METHODS
 from agent.planning.model_types import MODEL_TYPES
@@ -54,8 +57,10 @@ from agent.settings import fixed_by_environment
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from agent.deployment.models import Served
     from agent.planning.matrix import Row
     from agent.settings import Serving, Settings
 
@@ -69,16 +74,22 @@ class StartError(Exception):
 class Supervisor:
     """The agent, assembled from a configuration.
 
+    Args:
+        settings: as configured.
+        logbook: what the log is kept in.
+
     Raises:
         StartError: when a port is taken or the state directory cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, logbook: Logbook | None = None) -> None:
         use_one_arena()
+        self._logbook = logbook or Logbook()
         self._settings = settings
         state_dir = _prepare(settings.state_dir)
         self._control_path = state_dir / "run" / "control.sock"
         self._http, self._control = _listen(settings.serving), _listen_control(self._control_path)
+        self._logbook.keep_in(state_dir / "logs" / "agent.jsonl")
         self._clock = SystemClock()
         matrix = _matrix(settings)
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
@@ -96,6 +107,11 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
+        self._reporting = Reporting(
+            self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
+        )
+        self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
+        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
         self._health = self._make_health(state_dir)
@@ -145,6 +161,7 @@ class Supervisor:
         self._control.close()
         self._control_path.unlink(missing_ok=True)
         log.info("stopped")
+        self._logbook.close()
 
     def _make_server(self) -> ServerProcess:
         serving = self._settings.serving
@@ -166,6 +183,7 @@ class Supervisor:
             self._clock,
             boot_id=self._boot_id,
             agent=agent.__version__,
+            groups=self._settings.mqtt.groups,
             post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
         )
 
@@ -204,16 +222,16 @@ class Supervisor:
                 self._live,
                 require_signature=settings.trust.require_signature,
                 model_types=_known_types(),
+                generation=lambda: self._pursuit.generation,
             ),
+            pursuit=self._pursuit,
             guard=self._guard,
             config=self._live,
             steps=lambda: Steps(self._ports, self._planner, soak_s=self._live.current.deployment.soak_s),
             runner=self._runner,
-            reporting=Reporting(
-                self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
-            ),
-            server=self._server,
-            store=self._ports.store,
+            reporting=self._reporting,
+            keeper=self._keeper,
+            logs=self._logbook,
             clock=self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
@@ -258,12 +276,13 @@ class Supervisor:
         self._device.budget()  # looked at here, so that no report has to wait for a driver
         self._engine.post(CapabilitiesKnown())
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, served: Mapping[str, Served]) -> dict[str, Any]:
         tested, budget = self._probe.tested, self._device.last_budget()
         return {
             "memory": budget.to_json() if budget else {},
             "trust": {"require_signature": self._settings.trust.require_signature},
             "config": self._live.overrides(),
+            **self._pursuit.facts(served),
             "capabilities": {
                 "methods": dict(tested.methods) if tested else {},
                 "model_types": list(MODEL_TYPES),
@@ -274,7 +293,7 @@ class Supervisor:
     def _engine_facts(self) -> dict[str, Any]:
         operations = self._engine.open_operations
         return {
-            "mode": str(self._engine.mode),
+            "mode": str(self._keeper.mode),
             "alarms": list(self._guard.alarms),
             "served": list(self._journal.served()),
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.errors import ErrorInfo
 from agent.contract.reports import Report
+from agent.deployment.convergence import Goal
 from agent.deployment.machine import Operation
 from agent.deployment.models import Served
 from agent.deployment.phases import Phase, State
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEEP_FINISHED = 500
 """Finished operations whose ids are remembered: a repeated command is answered from here."""
 KEEP_EVENTS = 1000
@@ -43,7 +44,14 @@ CREATE TABLE outbox (
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
 _CONFIG = "CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
-_STEPS = {0: _SCHEMA, 1: _CONFIG}
+_DESIRED = """
+CREATE TABLE desired (source TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE goal (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, operation_id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, outcome TEXT
+);
+CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL)
+"""
+_STEPS = {0: _SCHEMA, 1: _CONFIG, 2: _DESIRED}
 """The statements that lead from each version to the next. Records need none: a key that is missing has its default."""
 
 
@@ -136,12 +144,58 @@ class SqliteJournal:
                 self._db.execute("DELETE FROM config WHERE key = ?", (key,))
                 if value is not None:
                     self._db.execute("INSERT INTO config (key, value) VALUES (?, ?)", (key, json.dumps(value)))
+            if operation.state.is_terminal:
+                self._decide(operation.id, str(operation.state))
             self._put(reports)
             self._forget_oldest()
 
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
         with self._lock, self._transaction():
+            self._put(reports)
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        """Return the wanted documents in force, by source."""
+        rows = self._read("SELECT source, document FROM desired ORDER BY source")
+        return {source: json.loads(document) for source, document in rows}
+
+    def goals(self) -> list[Goal]:
+        """Return the goals of the wanted state, in the order in which they were given."""
+        rows = self._read("SELECT body, outcome FROM goal ORDER BY number")
+        return [Goal(**{**json.loads(body), "outcome": outcome}) for body, outcome in rows]
+
+    def notes(self) -> dict[str, Any]:
+        """Return what was noted, by name."""
+        return {name: json.loads(value) for name, value in self._read("SELECT name, value FROM note")}
+
+    def adopt(
+        self,
+        documents: Mapping[str, dict[str, Any]],
+        goals: Sequence[Goal],
+        notes: Mapping[str, Any],
+        reports: Sequence[Report],
+    ) -> None:
+        """Commit changed documents, the goals that replace all before, notes and reports, durably and together."""
+        with self._lock, self._transaction():
+            for source, document in documents.items():
+                self._db.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (source, json.dumps(document)))
+            self._db.execute("DELETE FROM goal")
+            for goal in goals:
+                row = (goal.operation_id, json.dumps(goal.to_json()), goal.outcome)
+                self._db.execute("INSERT INTO goal (operation_id, body, outcome) VALUES (?, ?, ?)", row)
+            self._note(notes)
+            self._put(reports)
+
+    def settle(self, outcomes: Mapping[str, str]) -> None:
+        """Commit the outcomes of goals that are still open, by operation id."""
+        with self._lock, self._transaction():
+            for operation_id, outcome in outcomes.items():
+                self._decide(operation_id, outcome)
+
+    def note(self, notes: Mapping[str, Any], reports: Sequence[Report]) -> None:
+        """Remember JSON values by name, durably and together with reports."""
+        with self._lock, self._transaction():
+            self._note(notes)
             self._put(reports)
 
     def outbox(self) -> list[tuple[int, Report]]:
@@ -187,6 +241,14 @@ class SqliteJournal:
             " (SELECT number FROM outbox WHERE NOT retain ORDER BY number DESC LIMIT 1 OFFSET ?)",
             (KEEP_EVENTS,),
         )
+
+    def _decide(self, operation_id: str, outcome: str) -> None:
+        update = "UPDATE goal SET outcome = ? WHERE operation_id = ? AND outcome IS NULL"
+        self._db.execute(update, (outcome, operation_id))
+
+    def _note(self, notes: Mapping[str, Any]) -> None:
+        for name, value in notes.items():
+            self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
 
     def _forget_oldest(self) -> None:
         self._db.execute(

@@ -23,11 +23,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.contract import reports
+from agent.contract.desired import OWN, DesiredMessage
 from agent.deployment.inbox import Connected
 from agent.deployment.intake import CommandMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from paho.mqtt.client import ConnectFlags, DisconnectFlags
     from paho.mqtt.reasoncodes import ReasonCode
@@ -41,6 +42,8 @@ log = structlog.get_logger("mqtt")
 SESSION_EXPIRY_S = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 16
 MAX_PACKET_BYTES = 256 * 1024
+MAX_FILTERS = 4
+"""Filters in one SUBSCRIBE; AWS IoT Core takes eight, others fewer."""
 KEEPALIVE_S = 30
 WILL_DELAY_S = 30
 RECONNECT_S = (1, 60)
@@ -84,7 +87,8 @@ class MqttTransport:
         outbox: reports that wait, and the epoch counter.
         clock: for the time in a birth message.
         boot_id, agent: for presence.
-        post: takes commands and ``Connected``; must not block.
+        groups: whose wanted state counts here, too.
+        post: takes commands, wanted states and ``Connected``; must not block.
     """
 
     def __init__(
@@ -96,7 +100,8 @@ class MqttTransport:
         *,
         boot_id: str,
         agent: str,
-        post: Callable[[CommandMessage | Connected], None],
+        groups: Sequence[str] = (),
+        post: Callable[[CommandMessage | DesiredMessage | Connected], None],
     ) -> None:
         self._broker = broker
         self._topics = topics
@@ -104,6 +109,7 @@ class MqttTransport:
         self._clock = clock
         self._boot_id = boot_id
         self._agent = agent
+        self._sources = {topics.desired: OWN, **{topics.group_desired(group): group for group in groups}}
         self._post = post
         self._epoch = 0
         self._is_v5 = broker.version == "5"
@@ -226,7 +232,9 @@ class MqttTransport:
             log.error("connect_refused", host=self._broker.host, port=self._broker.port, reason=str(reason))
             return
         log.info("connected", host=self._broker.host, port=self._broker.port, session=flags.session_present)
-        client.subscribe(self._subscriptions())
+        filters = self._subscriptions()
+        for first in range(0, len(filters), MAX_FILTERS):
+            client.subscribe(filters[first : first + MAX_FILTERS])
         birth = self._presence("online", None)
         client.publish(birth.topic, birth.payload, qos=1, retain=True)
         self._post(Connected())
@@ -235,12 +243,14 @@ class MqttTransport:
         """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
 
         Otherwise a broker clears it for subscribers that are there already, and a retained command would first run
-        and only be refused at the next reconnect. MQTT 3.1.1 cannot ask for that.
+        and only be refused at the next reconnect. MQTT 3.1.1 cannot ask for that. For a wanted state the flag is
+        wanted as brokers set it by themselves: it tells a replay from news.
         """
+        others = [self._topics.presence, *self._sources]
         if not self._is_v5:
-            return [(self._topics.commands, 1), (self._topics.presence, 1)]
+            return [(name, 1) for name in (self._topics.commands, *others)]
         as_published = SubscribeOptions(qos=1, retainAsPublished=True)
-        return [(self._topics.commands, as_published), (self._topics.presence, SubscribeOptions(qos=1))]
+        return [(self._topics.commands, as_published), *((name, SubscribeOptions(qos=1)) for name in others)]
 
     def _on_disconnect(
         self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
@@ -252,11 +262,7 @@ class MqttTransport:
 
     def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
         name = self._topics.command_name(message.topic)
-        if name is None:
-            client.ack(message.mid, message.qos)
-            if message.topic == self._topics.presence:
-                self._correct_presence(client, bytes(message.payload))
-            return
+        source = self._sources.get(message.topic)
         properties: Any = message.properties
         epoch = self._epoch
 
@@ -264,6 +270,14 @@ class MqttTransport:
             if epoch == self._epoch:  # an older connection's message comes again by itself
                 client.ack(message.mid, message.qos)
 
+        if source is not None:
+            self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
+            return
+        if name is None:
+            client.ack(message.mid, message.qos)
+            if message.topic == self._topics.presence:
+                self._correct_presence(client, bytes(message.payload))
+            return
         self._post(
             CommandMessage(
                 name,

@@ -19,6 +19,7 @@ from agent.contract.wire import JsonObject, describe, parse_object
 from agent.planning.methods import NAMES
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+NamedMethod = Literal["nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32", "mixed"]
 MethodName = Literal["auto", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32", "mixed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 ResponseTopic = Annotated[str, StringConstraints(pattern=r"^[^+#\x00]{1,256}$")]
@@ -107,6 +108,17 @@ class Replan(Command):
     gate: Gate = Gate()
 
 
+class Compare(Command):
+    """Build and measure methods on this device; the table is the answer."""
+
+    name = "compare"
+
+    model: Id
+    methods: Annotated[tuple[NamedMethod, ...], Field(max_length=16)] = ()
+    gate: Gate = Gate()
+    keep: Literal["best", "current"] = "current"
+
+
 class Rollback(Command):
     """Serve the previous committed artifact again."""
 
@@ -145,11 +157,40 @@ class SetConfig(Command):
     config: JsonObject
 
 
-AnyCommand = Deploy | SetMethod | Replan | Rollback | Undeploy | Cancel | SetConfig | Status
-MUTATING = (Deploy, SetMethod, Replan, Rollback, Undeploy)
-COMMANDS: dict[str, type[AnyCommand]] = {
-    kind.name: kind for kind in (Deploy, SetMethod, Replan, Rollback, Undeploy, Cancel, SetConfig, Status)
-}
+class CollectLogs(Command):
+    """Publish the log's newest entries on ``log/<id>``."""
+
+    name = "collect_logs"
+
+    since: AwareDatetime | None = None
+    max_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 256 * 1024
+
+
+class SelfTest(Command):
+    """Quantize and multiply for real with every method, and publish ``capabilities`` again."""
+
+    name = "self_test"
+
+
+_KINDS = (
+    Deploy,
+    SetMethod,
+    Compare,
+    Replan,
+    Rollback,
+    Undeploy,
+    Cancel,
+    SetConfig,
+    Status,
+    CollectLogs,
+    SelfTest,
+)
+AnyCommand = (
+    Deploy | SetMethod | Compare | Replan | Rollback | Undeploy | Cancel | SetConfig | Status | CollectLogs | SelfTest
+)
+Instant = Cancel | SetConfig | Status | CollectLogs
+"""Commands that are done as soon as they are accepted."""
+COMMANDS: dict[str, type[AnyCommand]] = {kind.name: kind for kind in _KINDS}
 
 
 def parse(name: str, payload: bytes, *, retained: bool = False) -> AnyCommand:
@@ -200,8 +241,10 @@ def _parse(name: str, body: JsonObject, *, retained: bool) -> AnyCommand:
 
 
 def _check_method(body: JsonObject) -> None:
-    wanted: Any = body.get("method", "auto")
-    if isinstance(wanted, str) and wanted != "auto" and wanted not in NAMES:
+    named: Any = body.get("methods", [])
+    for wanted in (body.get("method", "auto"), *(named if isinstance(named, list) else ())):
+        if not isinstance(wanted, str) or wanted == "auto" or wanted in NAMES:
+            continue
         raise RefusalError(
             ErrorCode.UNSUPPORTED_METHOD, f"unknown method {wanted!r}", f"known: auto, {', '.join(NAMES)}"
         )

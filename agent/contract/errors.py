@@ -50,6 +50,7 @@ class ErrorCode(str, Enum):
     NOTHING_TO_ROLL_BACK = "nothing_to_roll_back"
     INTERRUPTED = "interrupted"
     CANCELED = "canceled"
+    SUPERSEDED = "superseded"
     TIMED_OUT = "timed_out"
     BUSY = "busy"
     UNSUPPORTED = "unsupported"

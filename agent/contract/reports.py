@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 from agent.contract.wire import MAX_PAYLOAD_BYTES, JsonObject, dump, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from agent.contract.topics import Topics
 
 SCHEMA = 1
 OPERATION_EXPIRY_S = 7 * 24 * 3600
+LOG_CHUNK_BYTES = 48 * 1024
+_LOG_FRAME_BYTES = 256
+
+
+class TooLargeError(ValueError):
+    """A report has more bytes than brokers must accept."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Report:
 
     def __post_init__(self) -> None:
         if len(self.payload) > MAX_PAYLOAD_BYTES:
-            raise ValueError(f"report for {self.topic} has {len(self.payload)} bytes, at most {MAX_PAYLOAD_BYTES}")
+            raise TooLargeError(f"report for {self.topic} has {len(self.payload)} bytes, at most {MAX_PAYLOAD_BYTES}")
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ def reported(
     topics: Topics,
     *,
     generation: int | None,
+    desired: Mapping[str, Any] | None,
     models: Mapping[str, JsonObject],
     memory: Mapping[str, Any],
     trust: Mapping[str, Any],
@@ -122,6 +129,7 @@ def reported(
     body: JsonObject = {
         "schema": SCHEMA,
         "generation": generation,
+        "desired": None if desired is None else dict(desired),
         "models": dict(models),
         "memory": dict(memory),
         "trust": dict(trust),
@@ -169,3 +177,43 @@ def telemetry(topics: Topics, numbers: Mapping[str, float], *, interval_s: float
 def event(topics: Topics, name: str, details: Mapping[str, Any], *, at: datetime) -> Report:
     """Build one line of the audit trail on ``event``."""
     return Report(topics.event, dump({"schema": SCHEMA, "event": name, "at": rfc3339(at), **details}))
+
+
+def logs(
+    topics: Topics, operation_id: str, entries: Sequence[JsonObject], *, is_cut: bool, at: datetime
+) -> list[Report]:
+    """Build the chunks on ``log/<id>``, each of at most 48 KiB; the last one says so, and an empty log has one, too.
+
+    Args:
+        topics: where to.
+        operation_id: of the ``collect_logs``.
+        entries: in order, each well below a chunk.
+        is_cut: whether older entries were left out.
+        at: for people.
+    """
+    chunks: list[list[JsonObject]] = [[]]
+    size = 0
+    for entry in entries:
+        length = len(dump(entry)) + 1
+        if chunks[-1] and size + length > LOG_CHUNK_BYTES - _LOG_FRAME_BYTES:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(entry)
+        size += length
+    return [
+        Report(
+            topics.log(operation_id),
+            dump(
+                {
+                    "schema": SCHEMA,
+                    "id": operation_id,
+                    "sequence": number,
+                    "last": number == len(chunks) - 1,
+                    "cut": is_cut,
+                    "entries": chunk,
+                    "at": rfc3339(at),
+                }
+            ),
+        )
+        for number, chunk in enumerate(chunks)
+    ]

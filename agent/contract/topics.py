@@ -82,6 +82,12 @@ class Topics:
         """The audit trail."""
         return f"{self.root}/event"
 
+    def group_desired(self, group: str) -> str:
+        """The retained wanted state of every device in ``group``."""
+        if not is_id(group):
+            raise ValueError(f"group {group!r} must match {ID_PATTERN}")
+        return f"{self.prefix}/_group/{group}/desired"
+
     def command(self, name: str) -> str:
         """Where the command called ``name`` is published."""
         return f"{self.root}/cmd/{name}"
@@ -91,6 +97,12 @@ class Topics:
         if not is_id(operation_id):
             raise ValueError(f"operation id {operation_id!r} must match {ID_PATTERN}")
         return f"{self.root}/op/{operation_id}"
+
+    def log(self, operation_id: str) -> str:
+        """Where the log's entries are published that ``collect_logs`` asked for."""
+        if not is_id(operation_id):
+            raise ValueError(f"operation id {operation_id!r} must match {ID_PATTERN}")
+        return f"{self.root}/log/{operation_id}"
 
     def command_name(self, topic: str) -> str | None:
         """Return the command's name when ``topic`` is a command of this device, else None."""

@@ -10,12 +10,12 @@ INVARIANTS:
 from __future__ import annotations
 
 import queue
-from collections import deque
 from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.contract.commands import Cancel, SetConfig, Status
+from agent.contract.commands import Cancel, CollectLogs, SetConfig, Status
+from agent.contract.desired import DesiredMessage
 from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
 from agent.deployment.attempt import attempt
@@ -29,22 +29,26 @@ from agent.deployment.machine import (
     Interrupt,
     Operation,
     Restarted,
+    Superseded,
     TimePassed,
     advance,
     deadline,
 )
 from agent.deployment.models import settle
-from agent.deployment.phases import MAX_ATTEMPTS, Phase, State
-from agent.deployment.recovery import Mode, mode, select
-from agent.deployment.retention import needed
+from agent.deployment.phases import Phase, State
+from agent.deployment.pursuit import message_of
+from agent.deployment.recovery import Mode
 from agent.deployment.runner import WorkWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.contract.reports import Report
     from agent.deployment.guard import MemoryGuard
     from agent.deployment.intake import Intake
-    from agent.deployment.ports import Clock, Configuration, Journal, Server, Store, Transport
+    from agent.deployment.keeper import Keeper
+    from agent.deployment.ports import Clock, Configuration, Journal, Logs, Transport
+    from agent.deployment.pursuit import Pursuit
     from agent.deployment.reporting import Reporting
     from agent.deployment.runner import Runner
     from agent.deployment.steps import Steps
@@ -61,12 +65,14 @@ class Engine:
         journal: the truth.
         transport: the way out.
         intake: judges commands.
+        pursuit: knows what is wanted.
         guard: judges the memory.
         config: the settings that a command may change.
         steps: returns what does the work of a phase, as configured now.
         runner: where the work is done.
         reporting: builds what is published.
-        server, store: restored and swept when operations end.
+        keeper: restores the server, and tidies up when operations end.
+        logs: what ``collect_logs`` asks for.
         clock: time.
         on_status: called when an operator asks for everything now.
     """
@@ -77,38 +83,33 @@ class Engine:
         journal: Journal,
         transport: Transport,
         intake: Intake,
+        pursuit: Pursuit,
         guard: MemoryGuard,
         config: Configuration,
         steps: Callable[[], Steps],
         runner: Runner,
         reporting: Reporting,
-        server: Server,
-        store: Store,
+        keeper: Keeper,
+        logs: Logs,
         clock: Clock,
         on_status: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._transport = transport
         self._intake = intake
+        self._pursuit = pursuit
         self._guard = guard
         self._config = config
         self._steps = steps
         self._runner = runner
         self._reporting = reporting
-        self._server = server
-        self._store = store
+        self._keeper = keeper
+        self._logs = logs
         self._clock = clock
         self._on_status = on_status
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._open: dict[str, Operation] = {}
         self._watches: dict[str, WorkWatch] = {}
-        self._crashes: deque[float] = deque(maxlen=2 * MAX_ATTEMPTS)
-        self._mode = Mode.CURRENT
-
-    @property
-    def mode(self) -> Mode:
-        """How much of what should be served is tried."""
-        return self._mode
 
     @property
     def open_operations(self) -> tuple[Operation, ...]:
@@ -122,9 +123,11 @@ class Engine:
     def recover(self) -> None:
         """Serve what the journal says, then go on with every operation that it holds open."""
         self._open = {operation.id: operation for operation in self._journal.open_operations()}
-        self._restore("boot")
+        self._keeper.restore("boot")
         for operation in list(self._open.values()):
             self._apply(operation, Restarted())
+        self._pursuit.resume(self.open_operations)
+        self._converge()
         self._begin_next()
 
     def run(self) -> None:
@@ -143,6 +146,7 @@ class Engine:
             if message is not None:
                 goes_on = self.handle(message)
             self._check_deadlines()
+            self._converge()
         except Exception:
             log.exception("engine_error", message=type(message).__name__)
         return goes_on
@@ -153,6 +157,10 @@ class Engine:
             return False
         if isinstance(message, CommandMessage):
             self._command(message)
+        elif isinstance(message, DesiredMessage):
+            self._pursuit.receive(message, self.open_operations)
+            message.acknowledge()
+            self._transport.flush()
         elif isinstance(message, Outcome):
             self._outcome(message)
         elif isinstance(message, Moved):
@@ -180,17 +188,28 @@ class Engine:
         elif isinstance(verdict, Answered):
             answered = with_kept(verdict.operation, self._journal.served())
             config = {key: change["new"] for key, change in config_changes(answered).items()}
-            self._journal.save(answered, reporting.answered(answered), config=config)
+            told = [*reporting.answered(answered), *self._collected(verdict)]
+            self._journal.save(answered, told, config=config)
         elif isinstance(verdict, Repeated):
             self._journal.queue(reporting.operation(verdict.operation))
         else:
             self._journal.queue(reporting.refused(message, verdict.refusal))
+        if message.origin is not None:
+            self._pursuit.judged(message, verdict)
         message.acknowledge()
         self._transport.flush()
         log.info("command", name=message.name, verdict=type(verdict).__name__, **describe(verdict))
         if isinstance(verdict, Answered):
             self._answer(verdict)
         self._begin_next()
+
+    def _collected(self, verdict: Answered) -> list[Report]:
+        """Return the log's entries, if that is what was asked for."""
+        command = verdict.command
+        if not isinstance(command, CollectLogs):
+            return []
+        entries, is_cut = self._logs.recent(command.since, command.max_bytes)
+        return self._reporting.logs(verdict.operation, entries, is_cut=is_cut)
 
     def _answer(self, verdict: Answered) -> None:
         if isinstance(verdict.command, Cancel) and verdict.command.operation in self._open:
@@ -217,7 +236,7 @@ class Engine:
                 self._transport.publish(report)
 
     def _budget_seen(self, message: BudgetSeen) -> None:
-        is_quiet = not self._open and self._mode is Mode.CURRENT
+        is_quiet = not self._open and self._keeper.mode is Mode.CURRENT
         found = self._guard.look(message, self._journal.served(), is_quiet=is_quiet)
         if found.event is None:
             return
@@ -232,6 +251,19 @@ class Engine:
         log.warning(name, **details)
         self._begin_next()
 
+    def _converge(self) -> None:
+        """Go on towards what is wanted."""
+        while course := self._pursuit.course(self.open_operations):
+            for operation_id in course.supersede:
+                self._apply(self._open[operation_id], Superseded(f"generation {self._pursuit.stamp}"))
+            for goal in course.start:
+                self._command(message_of(goal))
+            self._begin_next()
+        self._pursuit.conclude()
+        if self._pursuit.is_news():
+            self._journal.queue(self._reporting.reported(self._journal.served()))
+            self._transport.flush()
+
     def _tell_everything(self) -> None:
         self._journal.queue(self._reporting.everything(self._journal.served()))
         for operation in self._open.values():
@@ -239,14 +271,11 @@ class Engine:
         self._transport.flush()
 
     def _server_lost(self, message: ServerLost) -> None:
-        now = self._clock.monotonic()
-        self._crashes.append(now)
-        before, self._mode = self._mode, mode(self._crashes, now)
-        log.error("server_lost", detail=message.detail, mode=str(self._mode))
-        self._journal.queue([self._reporting.event("server_lost", detail=message.detail, mode=str(self._mode))])
+        self._keeper.crashed(self._clock.monotonic())
+        mode = str(self._keeper.mode)
+        log.error("server_lost", detail=message.detail, mode=mode)
+        self._journal.queue([self._reporting.event("server_lost", detail=message.detail, mode=mode)])
         self._transport.flush()
-        if before is not Mode.SAFE:  # a server that dies without a model is left alone until somebody deploys
-            self._restore("server_lost")
 
     def _begin_next(self) -> None:
         """Let the oldest waiting operation begin when none is running."""
@@ -277,11 +306,13 @@ class Engine:
                 self._perform(after, step.phase)
         if after.state.is_terminal and operation.id in self._open:
             del self._open[operation.id]
-            self._tidy()
+            self._keeper.tidy(list(self._open.values()))
 
     def _persist(self, before: Operation, after: Operation) -> None:
         reports = self._reporting.changed(before, after)
-        if after.state is not State.SUCCEEDED:
+        if after.command == "self_test" and after.state.is_terminal:
+            reports += self._reporting.everything(self._journal.served())
+        if after.state is not State.SUCCEEDED or after.model is None:
             self._journal.save(after, reports)
         else:
             served = self._journal.served()
@@ -290,8 +321,7 @@ class Engine:
             now_served = {**rest, item.name: item} if item else rest
             told = [*reports, *self._reporting.reported(now_served)]
             self._journal.save(after, told, served=item, remove=item is None)
-            self._crashes.clear()
-            self._mode = Mode.CURRENT
+            self._keeper.proved()
         if not after.state.is_terminal:
             self._open[after.id] = after
         log.info(
@@ -324,28 +354,3 @@ class Engine:
         watch = self._watches.pop(operation.id, None)
         if watch is not None:
             watch.interrupt()
-
-    def _restore(self, why: str) -> None:
-        """Make the server answer with what the journal says, on the runner's thread."""
-
-        def work() -> None:
-            try:
-                self._server.restore(select(self._journal.served(), self._mode))
-            except Exception as error:  # noqa: BLE001 - whatever stops the server must not stop the agent
-                log.error("restore_failed", why=why, error=str(error))  # noqa: TRY400 - one line; the server logs more
-
-        self._runner.submit(work)
-
-    def _tidy(self) -> None:
-        """After an operation: the server lets go of what is no longer served, the store of what nobody needs."""
-        open_now = list(self._open.values())
-        if all(operation.state is not State.RUNNING for operation in open_now):
-            self._restore("tidy")  # never under a running one, whose release is loaded and not yet in the journal
-
-        def work() -> None:
-            try:
-                self._store.sweep(needed(self._journal.served(), open_now))
-            except Exception:
-                log.exception("sweep_failed")
-
-        self._runner.submit(work)

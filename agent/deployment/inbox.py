@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.contract.desired import DesiredMessage
 from agent.deployment.intake import CommandMessage
 
 if TYPE_CHECKING:
@@ -59,4 +60,6 @@ class Stop:
     """The agent is to end."""
 
 
-Message = CommandMessage | Outcome | Moved | Connected | ServerLost | CapabilitiesKnown | BudgetSeen | Stop
+Message = (
+    CommandMessage | DesiredMessage | Outcome | Moved | Connected | ServerLost | CapabilitiesKnown | BudgetSeen | Stop
+)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.contract import commands
-from agent.contract.commands import AnyCommand, Cancel, Deploy, SetConfig, Status
+from agent.contract.commands import AnyCommand, Cancel, Deploy, Instant, SelfTest, SetConfig
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import is_id
 from agent.deployment.facts import source_of
@@ -38,6 +38,7 @@ class CommandMessage:
         is_retained: whether the broker replayed it from its store.
         response_topic, correlation: MQTT 5 properties, or None.
         acknowledge: tells the broker that the message is in safe hands; called once the journal holds it.
+        origin: who sends it when no operator does.
     """
 
     name: str
@@ -46,6 +47,7 @@ class CommandMessage:
     response_topic: str | None = None
     correlation: bytes | None = None
     acknowledge: Callable[[], None] = lambda: None
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Intake:
         *,
         require_signature: bool,
         model_types: frozenset[str],
+        generation: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._signatures = signatures
@@ -110,6 +113,7 @@ class Intake:
         self._config = config
         self._require_signature = require_signature
         self._model_types = model_types
+        self._generation = generation
 
     def judge(self, message: CommandMessage) -> Verdict:
         """Return what becomes of ``message``."""
@@ -130,7 +134,7 @@ class Intake:
         except RefusalError as refusal:
             state = State.EXPIRED if refusal.code is ErrorCode.EXPIRED else State.REJECTED
             return Answered(replace(operation, state=state, error=refusal.info()), None)
-        if isinstance(command, (Cancel, SetConfig, Status)):
+        if isinstance(command, Instant):
             return Answered(replace(operation, state=State.SUCCEEDED), command)
         return Accepted(operation, sequence)
 
@@ -153,10 +157,11 @@ class Intake:
         now = self._clock.now()
         if self._clock.is_synchronised() and command.is_expired(now):
             raise RefusalError(ErrorCode.EXPIRED, f"the command was to be acted on before {command.expires_at}")
+        self._check_generation(command)
         if isinstance(command, Cancel):
             self._check_cancel(command)
             return None
-        if isinstance(command, (SetConfig, Status)):
+        if isinstance(command, Instant):
             return None
         waiting = self._journal.open_operations()
         if len(waiting) >= MAX_OPEN:
@@ -165,9 +170,20 @@ class Intake:
             sequence = self._check_trust(command, now)
             self._check_source(command)
             return sequence
+        if isinstance(command, SelfTest):
+            return None
         if all(operation.model != command.model for operation in waiting):
             self._check_served(command.name, command.model)
         return None
+
+    def _check_generation(self, command: AnyCommand) -> None:
+        expected, actual = command.expected_generation, self._generation()
+        if expected is not None and expected != actual:
+            raise RefusalError(
+                ErrorCode.STALE_GENERATION,
+                f"the command expects generation {expected}, {'none' if actual is None else actual} is in force",
+                "look at reported.desired and decide again",
+            )
 
     def _check_cancel(self, command: Cancel) -> None:
         target = self._journal.operation(command.operation)
@@ -229,4 +245,5 @@ def _record(command: AnyCommand, fingerprint: str, message: CommandMessage) -> O
         request["response_topic"] = message.response_topic
     if message.correlation:
         request["correlation_id"] = message.correlation.decode("utf-8", "surrogateescape")  # any bytes, given back
-    return Operation(command.id, command.name, getattr(command, "model", None), fingerprint, request)
+    model = getattr(command, "model", None)
+    return Operation(command.id, command.name, model, fingerprint, request, origin=message.origin)

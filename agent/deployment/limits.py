@@ -54,6 +54,10 @@ class LimitedDevice:
         """Return the methods whose self-test passed, with what it found."""
         return self._probe.usable_methods()
 
+    def test_again(self) -> Mapping[str, JsonObject]:
+        """Run the self-test now and return what it found."""
+        return self._probe.test_again()
+
     def facts(self) -> JsonObject:
         """Return the device for health reports."""
         facts, budget = self._probe.facts(), self.last_budget()

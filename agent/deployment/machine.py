@@ -48,6 +48,7 @@ class Operation:
         decision: the decision record, once planning made one.
         error: why it did not succeed.
         outcome: the state that a rollback under way will end in.
+        origin: who began it when no operator did: ``desired``.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Operation:
     decision: JsonObject | None = None
     error: ErrorInfo | None = None
     outcome: State = State.ROLLED_BACK
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ class CancelRequested:
 
 
 @dataclass(frozen=True)
+class Superseded:
+    """Something newer takes its place; ``by`` names it."""
+
+    by: str
+
+
+@dataclass(frozen=True)
 class Restarted:
     """The agent started and found this operation open."""
 
@@ -108,7 +117,7 @@ class TimePassed:
     """Time to look at deadlines."""
 
 
-Event = Begin | Done | Failed | CancelRequested | Restarted | TimePassed
+Event = Begin | Done | Failed | CancelRequested | Superseded | Restarted | TimePassed
 
 
 @dataclass(frozen=True)
@@ -141,10 +150,10 @@ def advance(operation: Operation, event: Event, now: float) -> Result:  # noqa: 
         return _begin(operation, now)
     if isinstance(event, Restarted):
         return _resume(operation, now)
-    if operation.state is State.ACCEPTED and not isinstance(event, CancelRequested):
+    if isinstance(event, (CancelRequested, Superseded)):
+        return _stop(operation, event, now)
+    if operation.state is State.ACCEPTED:
         return operation, ()
-    if isinstance(event, CancelRequested):
-        return _cancel(operation, now)
     if isinstance(event, TimePassed):
         return _check_deadline(operation, now)
     if event.phase is not operation.phase:
@@ -207,11 +216,15 @@ def _resume(operation: Operation, now: float) -> Result:
     return _give_up(_with_error(operation, error), State.FAILED, State.ROLLED_BACK, now)
 
 
-def _cancel(operation: Operation, now: float) -> Result:
+def _stop(operation: Operation, event: CancelRequested | Superseded, now: float) -> Result:
     if not RULES[operation.phase].is_cancelable:
         return operation, ()
-    error = ErrorInfo(code=ErrorCode.CANCELED, detail=f"canceled while {operation.phase}", phase=str(operation.phase))
-    return _give_up(_with_error(operation, error), State.CANCELED, State.CANCELED, now, interrupt=True)
+    phase, state = str(operation.phase), State.CANCELED
+    error = ErrorInfo(code=ErrorCode.CANCELED, detail=f"canceled while {phase}", phase=phase)
+    if isinstance(event, Superseded):
+        state, detail = State.SUPERSEDED, f"{event.by} took its place while it was {phase}"
+        error = ErrorInfo(code=ErrorCode.SUPERSEDED, detail=detail, phase=phase)
+    return _give_up(_with_error(operation, error), state, state, now, interrupt=True)
 
 
 def _check_deadline(operation: Operation, now: float) -> Result:

@@ -133,6 +133,8 @@ def settle(served: Served | None, operation: Operation, since: str) -> Served | 
     if operation.command == "undeploy":
         return None
     facts = operation.facts
+    if operation.command == "compare" and facts.get("already_applied"):
+        return served  # it only measured
     if facts.get("already_applied"):
         return served and replace(served, current=_asked_again(served.current, facts))
     release = Release.from_json({**facts["release"], "since": since})

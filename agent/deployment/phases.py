@@ -100,9 +100,11 @@ _SWITCH = (Phase.LOADING, Phase.CANARY, Phase.ACTIVATING, Phase.TRIAL)
 LINES: dict[str, tuple[Phase, ...]] = {
     "deploy": (Phase.DOWNLOADING, Phase.VERIFYING, *_BUILD, *_SWITCH),
     "set_method": (*_BUILD, *_SWITCH),
+    "compare": (*_BUILD, *_SWITCH),
     "replan": (*_BUILD, *_SWITCH),
     "rollback": _SWITCH,
     "undeploy": (Phase.ACTIVATING,),
+    "self_test": (Phase.VERIFYING,),
 }
 
 MAX_ATTEMPTS = 3

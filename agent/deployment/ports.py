@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from agent.contract.manifest import Envelope
     from agent.contract.reports import Report
+    from agent.deployment.convergence import Goal
     from agent.deployment.machine import Operation
     from agent.deployment.models import Release, Served
     from agent.planning.budget import Budget
@@ -128,6 +129,30 @@ class Journal(Protocol):
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
 
+    def documents(self) -> Mapping[str, JsonObject]:
+        """Return the wanted documents in force, by source."""
+
+    def goals(self) -> Sequence[Goal]:
+        """Return the goals of the wanted state; ``save`` of an ended operation decides the one that waits for it."""
+
+    def notes(self) -> JsonObject:
+        """Return what ``note`` and ``adopt`` remembered."""
+
+    def adopt(
+        self,
+        documents: Mapping[str, JsonObject],
+        goals: Sequence[Goal],
+        notes: Mapping[str, Any],
+        reports: Sequence[Report],
+    ) -> None:
+        """Commit changed documents, the goals that replace all before, notes and reports, in one transaction."""
+
+    def settle(self, outcomes: Mapping[str, str]) -> None:
+        """Commit the outcomes of goals that are still open, by operation id."""
+
+    def note(self, notes: Mapping[str, Any], reports: Sequence[Report]) -> None:
+        """Remember JSON values by name, in one transaction with reports."""
+
 
 class Configuration(Protocol):
     """The settings that an operator may change while the agent runs."""
@@ -214,6 +239,16 @@ class Device(Protocol):
 
     def usable_methods(self) -> Mapping[str, JsonObject]:
         """Return the methods whose self-test passed, with what it found."""
+
+    def test_again(self) -> Mapping[str, JsonObject]:
+        """Run the self-test now, for real, and return what it found per method."""
+
+
+class Logs(Protocol):
+    """The log of this agent, as far as it is kept."""
+
+    def recent(self, since: datetime | None, max_bytes: int) -> tuple[Sequence[JsonObject], bool]:
+        """Return the newest entries in order, none before ``since``, and whether older ones were left out."""
 
 
 class Server(Protocol):

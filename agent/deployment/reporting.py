@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from agent.contract import reports
@@ -13,7 +14,7 @@ from agent.deployment.facts import config_changes
 from agent.planning.explain import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from agent.contract.errors import RefusalError
     from agent.contract.topics import Topics
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from agent.deployment.models import Release, Served
     from agent.deployment.ports import Clock
 
+    Facts = Callable[[Mapping[str, Served]], Mapping[str, Any]]
+
 PROGRESS_INTERVAL_S = 1.0
 PROGRESS_SHARE = 0.05
+_DETAILS = ("decision", "previous")
+_ESSENCE = ("version", "method", "state")
 
 
 class Reporting:
@@ -34,12 +39,11 @@ class Reporting:
         clock: for the time in a report.
         boot_id: identifies this run of the operating system.
         agent: version of this software.
-        facts: returns ``memory``, ``trust``, ``config`` and ``capabilities`` as they are known now.
+        facts: returns ``memory``, ``trust``, ``config``, ``generation``, ``desired`` and ``capabilities`` as they are
+            known now; given what is served.
     """
 
-    def __init__(
-        self, topics: Topics, clock: Clock, *, boot_id: str, agent: str, facts: Callable[[], Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, topics: Topics, clock: Clock, *, boot_id: str, agent: str, facts: Facts) -> None:
         self._topics = topics
         self._clock = clock
         self._boot_id = boot_id
@@ -76,6 +80,10 @@ class Reporting:
             *self.operation(operation),
             self._rejection(operation.id, operation.command, operation.error.model_dump(mode="json")),
         ]
+
+    def logs(self, operation: Operation, entries: Sequence[JsonObject], *, is_cut: bool) -> list[Report]:
+        """Build the answer to ``collect_logs``."""
+        return reports.logs(self._topics, operation.id, entries, is_cut=is_cut, at=self._clock.now())
 
     def refused(self, message: CommandMessage, refusal: RefusalError) -> list[Report]:
         """Build the answer to a command that no operation's topic can carry."""
@@ -115,22 +123,26 @@ class Reporting:
 
     def reported(self, served: Mapping[str, Served]) -> list[Report]:
         """Build what is served now."""
-        facts = self._facts()
+        facts = self._facts(served)
         models = {name: describe_served(item) for name, item in served.items()}
-        report = reports.reported(
-            self._topics,
-            generation=None,
-            models=models,
-            memory=facts["memory"],
-            trust=facts["trust"],
-            config=facts["config"],
-            at=self._clock.now(),
-        )
-        return [report]
+
+        def build(models: Mapping[str, JsonObject]) -> Report:
+            return reports.reported(
+                self._topics,
+                generation=facts["generation"],
+                desired=facts["desired"],
+                models=models,
+                memory=facts["memory"],
+                trust=facts["trust"],
+                config=facts["config"],
+                at=self._clock.now(),
+            )
+
+        return [_fitting(build, models)]
 
     def everything(self, served: Mapping[str, Served]) -> list[Report]:
         """Build what a broker that forgot everything has to be told."""
-        known = self._facts()["capabilities"]
+        known = self._facts(served)["capabilities"]
         report = reports.capabilities(
             self._topics,
             agent=self._agent,
@@ -148,6 +160,14 @@ class Reporting:
 
     def _rejection(self, operation_id: str | None, command: str, error: JsonObject) -> Report:
         return self.event("command_rejected", id=operation_id, command=command if is_id(command) else None, error=error)
+
+
+def _fitting(build: Callable[[Mapping[str, JsonObject]], Report], models: Mapping[str, JsonObject]) -> Report:
+    """Return the fullest report that fits into 64 KiB: of many models the details are left out, never a model."""
+    for left_out in ((), _DETAILS[:1], _DETAILS[:2]):
+        with contextlib.suppress(reports.TooLargeError):
+            return build({name: {**told, **dict.fromkeys(left_out)} for name, told in models.items()})
+    return build({name: {key: told[key] for key in _ESSENCE} for name, told in models.items()})
 
 
 def _copy(report: Report, request: Mapping[str, Any]) -> list[Report]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent.contract.errors import ErrorCode
+from agent.deployment import comparison
 from agent.deployment.facts import (
     amended,
     checkpoint_facts,
@@ -29,7 +30,7 @@ from agent.deployment.phases import Phase
 from agent.deployment.ports import StepError
 from agent.deployment.selection import select
 from agent.planning.gate import judge
-from agent.planning.methods import MIXED
+from agent.planning.methods import METHODS, MIXED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from agent.deployment.planner import Planner
     from agent.deployment.ports import Ports, Watch
     from agent.planning.gate import Thresholds
+    from agent.planning.memory import Footprint
 
 JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
@@ -103,6 +105,8 @@ class Steps:
         self._ports.sources.fetch(url, partial, size, watch)
 
     def _verify(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+        if operation.command == "self_test":
+            return self._self_test()
         store = self._ports.store
         source = source_of(operation.request)
         store.admit(source.sha256, source.size, watch)
@@ -119,11 +123,21 @@ class Steps:
             facts["dataset"] = dataset.sha256
         return Done(Phase.VERIFYING, facts)
 
+    def _self_test(self) -> Done:
+        methods = dict(self._ports.device.test_again())
+        decision = {"self_test": methods}
+        if not any(found["ok"] for found in methods.values()):
+            why = "; ".join(sorted({str(found.get("detail")) for found in methods.values()}))
+            raise StepError(ErrorCode.UNSUPPORTED_METHOD, f"no method works: {why}", facts=decision)
+        return Done(Phase.VERIFYING, {}, decision)
+
     def _plan(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
         watch.check()
         facts = checkpoint_facts(operation, served)
         requested = "auto" if operation.command == "replan" else operation.request.get("method", "auto")
         footprint = self._planner.footprint(facts, watch)
+        if operation.command == "compare":
+            return self._plan_comparison(operation, served, facts, footprint)
         chosen = self._planner.plan(str(operation.model), footprint, served, requested=requested)
         if chosen.chosen is None:
             unusable = all(candidate.is_broken for candidate in chosen.candidates)
@@ -143,8 +157,45 @@ class Steps:
             decision["reason"] += "; it is already being served"
         return Done(Phase.PLANNING, facts, decision)
 
+    def _plan_comparison(
+        self, operation: Operation, served: Mapping[str, Served], facts: JsonObject, footprint: Footprint
+    ) -> Done:
+        """Plan each method by itself; what ``auto`` would do today is the record's frame."""
+        model, budget = str(operation.model), self._ports.device.budget()
+        methods = operation.request.get("methods") or [name for name in METHODS if name != MIXED]
+        plans = {
+            name: self._planner.plan(model, footprint, served, requested=name, budget=budget)
+            for name in dict.fromkeys(methods)
+        }
+        frame = self._planner.plan(model, footprint, served, budget=budget).to_json()
+        prospects = {name: comparison.prospect(plan) for name, plan in plans.items()}
+        facts["chosen_by"] = "operator"
+        return Done(Phase.PLANNING, facts, {**frame, "prospects": prospects})
+
+    def _compare_methods(self, operation: Operation, watch: Watch) -> Done:
+        facts, decision = dict(operation.facts), dict(operation.decision or {})
+        demanded, prospects = thresholds_of(operation), decision["prospects"]
+
+        def measure(method: str) -> tuple[JsonObject, bool]:
+            return self._artifact(facts, method, decision, demanded, watch)
+
+        def on_row(number: int) -> None:
+            watch.progress(number, len(prospects), "methods")
+
+        rows, results = comparison.table(list(prospects), prospects, measure, demanded, on_row)
+        decision |= {"compare": rows, "keep": operation.request.get("keep", "current")}
+        if decision["keep"] == "current":
+            decision |= {"method": None, "reason": f"{len(results)} of {len(rows)} methods were measured"}
+            return Done(Phase.BUILDING, {"already_applied": True}, decision)
+        decision = comparison.kept(decision, rows, results)
+        facts["method"] = decision["method"]
+        release = release_of(facts, results[facts["method"]])
+        return Done(Phase.BUILDING, {"method": release.method, "release": release.to_json()}, decision)
+
     def _build(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
         """Build what was planned and measure it; see ``selection`` for what is kept in the end."""
+        if operation.command == "compare":
+            return self._compare_methods(operation, watch)
         facts, decision = dict(operation.facts), dict(operation.decision or {})
         demanded = thresholds_of(operation)
 

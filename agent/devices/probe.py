@@ -28,7 +28,7 @@ class DeviceProbe:
     Args:
         reserve_bytes: what a model may never take.
         limit_bytes: a fixed budget, or None.
-        self_test: runs the builder's probe; slow, called at most once.
+        self_test: runs the builder's probe; slow, called once and when somebody asks for it again.
         look: returns a snapshot.
         ask_cuda: asks the driver in a child; takes seconds.
     """
@@ -77,6 +77,13 @@ class DeviceProbe:
             if self._tested is None:
                 self._tested = self._run_self_test()
             return self._tested
+
+    def test_again(self) -> Mapping[str, dict[str, Any]]:
+        """Run the self-test now; return what it found per method, which counts from now on."""
+        found = self._run_self_test()
+        with self._lock:
+            self._tested = found
+        return found.methods
 
     @property
     def tested(self) -> SelfTest | None:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.artifacts import ArtifactStore
+from agent.contract.desired import OWN, DesiredMessage
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
 from agent.deployment.engine import Engine
@@ -13,13 +14,16 @@ from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
 from agent.deployment.inbox import Connected, ServerLost
 from agent.deployment.intake import CommandMessage, Intake
+from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports
+from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting
 from agent.deployment.steps import Steps
 from agent.live import LiveSettings
+from agent.logbook import Logbook
 from agent.planning.model_types import MODEL_TYPES
 from agent.planning.plan import Policy
 from agent.settings import Deployment, Settings
@@ -31,9 +35,11 @@ from tests.fakes.runner import InlineRunner
 from tests.fakes.server import FakeServer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from agent.deployment.machine import Operation
+    from agent.deployment.models import Served
     from agent.deployment.phases import Phase
     from agent.deployment.ports import Signatures
 
@@ -67,6 +73,7 @@ class Box:
         self.settings = Settings(deployment=Deployment(soak_s=0.0))
         self.fixed: tuple[str, ...] = ()
         self.statuses = 0
+        self.logbook = Logbook()
         self._start()
 
     def _start(self) -> None:
@@ -87,6 +94,9 @@ class Box:
         ports = Ports(self.clock, self.sources, self.store, self.builder, device, self.server, self.lessons)
         planner = Planner(ports, lambda: self.policy)
         self.guard = MemoryGuard(Foresight(planner).would_choose, self.live.watch_policy, on_alarm=self._count_status)
+        self.reporting = Reporting(TOPICS, self.clock, boot_id="boot", agent="0", facts=self._facts)
+        self.pursuit = Pursuit(self.journal, self.live, self.reporting, self.settings.mqtt.groups)
+        self.keeper = Keeper(self.journal, self.server, self.store, self.runner)
         self.engine = Engine(
             journal=self.journal,
             transport=self.transport,
@@ -98,14 +108,16 @@ class Box:
                 self.live,
                 require_signature=self._signatures is not None,
                 model_types=frozenset({*MODEL_TYPES, "auto"}),
+                generation=lambda: self.pursuit.generation,
             ),
+            pursuit=self.pursuit,
             guard=self.guard,
             config=self.live,
             steps=lambda: Steps(ports, planner, soak_s=self.live.current.deployment.soak_s),
             runner=self.runner,
-            reporting=Reporting(TOPICS, self.clock, boot_id="boot", agent="0", facts=self._facts),
-            server=self.server,
-            store=self.store,
+            reporting=self.reporting,
+            keeper=self.keeper,
+            logs=self.logbook,
             clock=self.clock,
             on_status=self._count_status,
         )
@@ -125,6 +137,14 @@ class Box:
         raw = payload if isinstance(payload, bytes) else json.dumps({"schema": 1, **payload}).encode()
         message = CommandMessage(name, raw, acknowledge=lambda: acknowledged.append("ack"), **properties)
         self.engine.post(message)
+        return acknowledged
+
+    def want(self, generation: int, source: str = OWN, *, is_replayed: bool = False, **document: Any) -> list[str]:
+        """Let a wanted state arrive; the returned list gets a word when the agent acknowledges it."""
+        acknowledged: list[str] = []
+        body = {"schema": 1, "generation": generation, **document}
+        payload = json.dumps(body).encode()
+        self.engine.post(DesiredMessage(source, payload, is_replayed, lambda: acknowledged.append("ack")))
         return acknowledged
 
     def deploy(self, operation_id: str, content: bytes = CONTENT, url: str = URL, **fields: Any) -> list[str]:
@@ -179,9 +199,10 @@ class Box:
         assert (told and (told["version"], told["method"])) == (current and (current.version, current.method))
         return current.id if current else None
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, served: Mapping[str, Served]) -> dict[str, Any]:
         capabilities: dict[str, Any] = {"methods": {}, "model_types": [], "versions": {}}
-        return {"memory": {}, "trust": {}, "config": self.live.overrides(), "capabilities": capabilities}
+        wanted = self.pursuit.facts(served)
+        return {"memory": {}, "trust": {}, "config": self.live.overrides(), "capabilities": capabilities, **wanted}
 
     def _drain(self) -> None:
         while not self.engine._inbox.empty():

@@ -125,13 +125,15 @@ class FakeDevice:
     Attributes:
         available_bytes: what is free for use, beside what the models take.
         taken_bytes: returns what they take, where that matters.
-        methods: what the self-test found.
+        methods: what the self-test finds.
+        tests: how often it was run on demand.
     """
 
     def __init__(self) -> None:
         self.available_bytes = 4096 * MIB
         self.taken_bytes: Callable[[], int] = lambda: 0
         self.methods: dict[str, dict[str, Any]] = {name: {"ok": True} for name in METHODS}
+        self.tests = 0
 
     def budget(self) -> Budget:
         return Budget(self.available_bytes - self.taken_bytes(), 512 * MIB, "meminfo", 8192 * MIB)
@@ -141,6 +143,10 @@ class FakeDevice:
 
     def facts(self) -> dict[str, Any]:
         return {"memory": self.budget().to_json()}
+
+    def test_again(self) -> Mapping[str, dict[str, Any]]:
+        self.tests += 1
+        return self.methods
 
     def usable_methods(self) -> Mapping[str, dict[str, Any]]:
         return self.methods

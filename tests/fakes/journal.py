@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from agent.adapters.journal import SqliteJournal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from agent.contract.reports import Report
@@ -47,6 +47,21 @@ class FaultyJournal(SqliteJournal):
     def queue(self, reports: Sequence[Report]) -> None:
         self._before()
         super().queue(reports)
+        self._after()
+
+    def adopt(self, *arguments: Any) -> None:
+        self._before()
+        super().adopt(*arguments)
+        self._after()
+
+    def settle(self, outcomes: Mapping[str, str]) -> None:
+        self._before()
+        super().settle(outcomes)
+        self._after()
+
+    def note(self, notes: Mapping[str, Any], reports: Sequence[Report]) -> None:
+        self._before()
+        super().note(notes, reports)
         self._after()
 
     def _before(self) -> None:

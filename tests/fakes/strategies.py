@@ -16,6 +16,7 @@ from agent.deployment.machine import (
     Failed,
     Operation,
     Restarted,
+    Superseded,
     TimePassed,
 )
 from agent.deployment.models import Release, Served
@@ -57,6 +58,7 @@ events: SearchStrategy[Event] = st.one_of(
     st.builds(Done, phases, facts, st.none() | small_objects),
     st.builds(Failed, phases, few_errors, st.booleans(), st.none() | small_objects),
     st.just(CancelRequested()),
+    st.just(Superseded("generation gen8")),
     st.just(Restarted()),
     st.just(TimePassed()),
 )

@@ -253,7 +253,7 @@ def test_a_server_that_keeps_dying_gets_the_release_before_and_then_none(serving
         serving_box.engine.post(ServerLost("was killed by SIGSEGV"))
         serving_box.settle()
         answer = serving_box.server.answers().get("kanji")
-        seen.append((serving_box.engine.mode, answer.rpartition("-")[2] if answer else None))
+        seen.append((serving_box.keeper.mode, answer.rpartition("-")[2] if answer else None))
 
     assert seen == [
         *[(Mode.CURRENT, "nf4")] * 2,
@@ -270,7 +270,7 @@ def test_a_device_in_safe_mode_still_takes_commands_and_leaves_it_by_a_success(s
     serving_box.settle()
 
     assert serving_box.report("cure")["state"] == "succeeded"
-    assert serving_box.engine.mode is Mode.CURRENT
+    assert serving_box.keeper.mode is Mode.CURRENT
     assert (serving_box.serving() or "").endswith("-fp4-dq")
 
 

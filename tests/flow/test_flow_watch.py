@@ -190,7 +190,7 @@ def test_a_device_that_keeps_restarting_its_server_is_left_in_peace(small_box: B
         small_box.server.die()
     small_box.device.available_bytes = LOW
     small_box.watch_for(300)
-    assert str(small_box.engine.mode) != "current"
+    assert str(small_box.keeper.mode) != "current"
     assert watched(small_box) == []
 
 

@@ -72,7 +72,7 @@ def judge(name: str, payload: bytes, *, retained: bool) -> None:
         command = commands.parse(name, payload, retained=retained)
         digest = commands.fingerprint(name, payload)
     except RefusalError as refusal:
-        reporting = Reporting(TOPICS, FakeClock(), boot_id="b", agent="0", facts=dict)
+        reporting = Reporting(TOPICS, FakeClock(), boot_id="b", agent="0", facts=lambda _served: {})
         for report in reporting.refused(CommandMessage(name, payload), refusal):
             assert len(report.payload) <= MAX_PAYLOAD_BYTES
     else:
@@ -111,7 +111,7 @@ def test_what_is_served_survives_the_journal(item: Served) -> None:
 @settings(max_examples=25)  # large records, slow to draw
 @given(written_operations(), json_objects)
 def test_every_record_can_be_reported(operation: Operation, decision: dict[str, Any]) -> None:
-    reporting = Reporting(TOPICS, FakeClock(), boot_id="b", agent="0", facts=dict)
+    reporting = Reporting(TOPICS, FakeClock(), boot_id="b", agent="0", facts=lambda _served: {})
     for report in reporting.changed(operation, operation):
         assert json.loads(report.payload)["schema"] == 1
     body = json.loads(dump({**decision, "x": float("nan")}))

@@ -24,7 +24,7 @@ RUNNING = replace(fresh("deploy"), state=State.RUNNING, phase=Phase.DOWNLOADING)
 
 @pytest.fixture
 def reporting() -> Reporting:
-    return Reporting(TOPICS, FakeClock(), boot_id="boot", agent="1.0", facts=dict)
+    return Reporting(TOPICS, FakeClock(), boot_id="boot", agent="1.0", facts=lambda _served: {})
 
 
 def test_an_operation_s_report_has_the_contract_s_fields(reporting: Reporting) -> None:

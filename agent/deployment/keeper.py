@@ -1,0 +1,88 @@
+"""Keeps the server at what the journal says, and the store at what is needed: at boot, after a crash, after each end.
+
+Everything is done on the runner's thread, behind whatever step is running, and nothing that goes wrong here stops the
+agent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.deployment.phases import MAX_ATTEMPTS, State
+from agent.deployment.recovery import Mode, mode, select
+from agent.deployment.retention import needed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent.deployment.machine import Operation
+    from agent.deployment.ports import Journal, Server, Store
+    from agent.deployment.runner import Runner
+
+log = structlog.get_logger("keeper")
+
+
+class Keeper:
+    """Restores the server and sweeps the store.
+
+    Args:
+        journal: says what is served.
+        server, store: what is kept in order.
+        runner: where the work is done.
+    """
+
+    def __init__(self, journal: Journal, server: Server, store: Store, runner: Runner) -> None:
+        self._journal = journal
+        self._server = server
+        self._store = store
+        self._runner = runner
+        self._crashes: deque[float] = deque(maxlen=2 * MAX_ATTEMPTS)
+        self._mode = Mode.CURRENT
+
+    @property
+    def mode(self) -> Mode:
+        """How much of what should be served is tried."""
+        return self._mode
+
+    def crashed(self, now: float) -> None:
+        """Count a death of the server; restore it, except after so many that it is left alone until somebody deploys.
+
+        Args:
+            now: monotonic seconds.
+        """
+        self._crashes.append(now)
+        before, self._mode = self._mode, mode(self._crashes, now)
+        if before is not Mode.SAFE:
+            self.restore("server_lost")
+
+    def proved(self) -> None:
+        """Forget the deaths: a release has just passed its trial."""
+        self._crashes.clear()
+        self._mode = Mode.CURRENT
+
+    def restore(self, why: str) -> None:
+        """Make the server answer with what the journal says."""
+
+        def work() -> None:
+            try:
+                self._server.restore(select(self._journal.served(), self._mode))
+            except Exception as error:  # noqa: BLE001 - whatever stops the server must not stop the agent
+                log.error("restore_failed", why=why, error=str(error))  # noqa: TRY400 - one line; the server logs more
+
+        self._runner.submit(work)
+
+    def tidy(self, open_now: Sequence[Operation]) -> None:
+        """After an operation: the server lets go of what is no longer served, the store of what nobody needs."""
+        if all(operation.state is not State.RUNNING for operation in open_now):
+            self.restore("tidy")  # never under a running one, whose release is loaded and not yet in the journal
+
+        def work() -> None:
+            try:
+                self._store.sweep(needed(self._journal.served(), open_now))
+            except Exception:
+                log.exception("sweep_failed")
+
+        self._runner.submit(work)
