@@ -15,6 +15,7 @@ import click
 
 import agent
 from agent.adapters.mqtt_operator import BrokerError, Messages
+from agent.adapters.tls import TlsFiles
 from agent.contract.commands import MethodName
 from agent.contract.topics import Topics
 from agent.fleet import trust_cli
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 JsonObject = dict[str, Any]
 UNREACHABLE = 4
+SECURE_PORT = 8883
+"""IANA's secure-mqtt."""
 _METHODS = click.Choice(MethodName.__args__)  # type: ignore[attr-defined]
+
+_PEM = click.Path(exists=True, dir_okay=False)
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,21 @@ class Target:
     port: int
     username: str | None
     password: str | None
+    tls: bool
+    ca_file: str | None
+    cert_file: str | None
+    key_file: str | None
     prefix: str
     device: str | None
     as_json: bool
     wait_s: float
+
+    def messages(self) -> Messages:
+        """Return the way to the broker, encrypted where a port or a certificate says so, as on a device."""
+        files = TlsFiles(self.ca_file, self.cert_file, self.key_file)
+        uses_tls = self.tls or self.port == SECURE_PORT or files != TlsFiles()
+        tls = files if uses_tls else None
+        return Messages(self.host, self.port, username=self.username, password=self.password, tls=tls)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NIBBLECTL"})
@@ -49,6 +65,10 @@ class Target:
 @click.option("--port", default=1883, show_default=True)
 @click.option("--username")
 @click.option("--password", help="Better given as NIBBLECTL_PASSWORD.")
+@click.option("--tls", is_flag=True, help="Encrypt; implied by port 8883 and by every file below.")
+@click.option("--ca-file", type=_PEM, help="Authorities; default: the system's.")
+@click.option("--cert-file", type=_PEM, help="Client certificate.")
+@click.option("--key-file", type=_PEM)
 @click.option("--prefix", default="edge/v1", show_default=True, help="Topic prefix.")
 @click.option("-d", "--device", help="Device id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
@@ -162,7 +182,7 @@ def _connected(target: Target, talk: Callable[[FleetClient, Topics], int]) -> No
         fail("which device? give --device or set NIBBLECTL_DEVICE", 2)
     topics = Topics(target.prefix, target.device)
     try:
-        with Messages(target.host, target.port, username=target.username, password=target.password) as messages:
+        with target.messages() as messages:
             sys.exit(talk(FleetClient(messages, topics), topics))
     except (BrokerError, NoAnswerError) as error:
         fail(str(error), UNREACHABLE)
