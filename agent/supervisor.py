@@ -95,6 +95,7 @@ class Supervisor:
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
         self._journal = SqliteJournal(state_dir / "journal.db")
         self._live = LiveSettings(settings, self._journal.config(), fixed=fixed_by_environment())
+        self._keys = KeyDirectory(settings.trust.keys_dir)
         self._relaxations = () if settings.trust.require_signature else ("trust.require_signature is off",)
         self._builder = BuilderProcess(settings.deployment.build_threads)
         live = self._live
@@ -216,7 +217,7 @@ class Supervisor:
             transport=self._transport,
             intake=Intake(
                 self._journal,
-                KeyDirectory(settings.trust.keys_dir),
+                self._keys,
                 self._clock,
                 identity,
                 self._live,
@@ -294,7 +295,7 @@ class Supervisor:
         operations = self._engine.open_operations
         return {
             "mode": str(self._keeper.mode),
-            "alarms": list(self._guard.alarms),
+            "alarms": [*self._guard.alarms, *self._transport.alarms, *self._keys.problems()],
             "served": list(self._journal.served()),
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],
             "server_starts": self._server.starts,

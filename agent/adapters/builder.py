@@ -14,7 +14,7 @@ import sys
 import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
-from agent.adapters.processes import ending
+from agent.adapters.processes import child_environment, ending
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 
@@ -48,6 +48,7 @@ class BuilderProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                env=child_environment(),
             )
             try:
                 event = self._talk(child, {"threads": self._threads, **job}, watch)

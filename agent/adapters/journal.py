@@ -2,11 +2,13 @@
 
 What it promises: ``save`` returns after the record, its reports and what it changes are on the disk together, or
 raises and nothing of it is. The outbox holds reports until the broker acknowledged them; of a retained topic only the
-newest is kept, since the older ones can no longer matter.
+newest is kept, since the older ones can no longer matter. An operation that ended keeps no presigned address: it was
+needed to fetch the files, and is zeroed on the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.errors import ErrorInfo
 from agent.contract.reports import Report
+from agent.contract.secrets import forgotten
 from agent.deployment.convergence import Goal
 from agent.deployment.machine import Operation
 from agent.deployment.models import Served
@@ -73,6 +76,7 @@ class SqliteJournal:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA secure_delete=ON")
         try:
             self._migrate(path)
         except BaseException:
@@ -148,6 +152,8 @@ class SqliteJournal:
                 self._decide(operation.id, str(operation.state))
             self._put(reports)
             self._forget_oldest()
+        if operation.state.is_terminal:
+            self._empty_log()
 
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
@@ -250,6 +256,11 @@ class SqliteJournal:
         for name, value in notes.items():
             self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
 
+    def _empty_log(self) -> None:
+        """Zero the write-ahead log, in which earlier versions of a record stand; a failure is made up for next time."""
+        with self._lock, contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
     def _forget_oldest(self) -> None:
         self._db.execute(
             # Counted, not subtracted: every update of a record uses up a number of AUTOINCREMENT, too.
@@ -293,6 +304,8 @@ class _Transaction:
 def _dump(operation: Operation) -> str:
     body = asdict(operation)
     body["error"] = operation.error.model_dump(mode="json") if operation.error else None
+    if operation.state.is_terminal:
+        body["request"] = forgotten(operation.request)
     return json.dumps(body)
 
 

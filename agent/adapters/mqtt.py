@@ -10,7 +10,7 @@ The network thread is paho's own. It only hands messages on and never waits for 
 from __future__ import annotations
 
 import json
-import ssl
+import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.adapters.tls import RenewingContext, TlsFiles
 from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
 from agent.deployment.inbox import Connected
@@ -118,13 +119,21 @@ class MqttTransport:
         self._is_leaving = False
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._tls = _tls_context(broker)
+        self._tls = TlsFiles(broker.ca_file, broker.cert_file, broker.key_file) if broker.use_tls else None
         self._client = self._make_client()
 
     @property
     def is_connected(self) -> bool:
         """Whether the broker is there now."""
         return self._client.is_connected()
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What is wrong with the certificates now, a sentence each."""
+        if self._tls is None:
+            return ()
+        problem = self._tls.problem(self._clock.now() if self._clock.is_synchronised() else None)
+        return (problem,) if problem else ()
 
     @property
     def epoch(self) -> int:
@@ -202,7 +211,7 @@ class MqttTransport:
         if self._broker.username is not None:
             client.username_pw_set(self._broker.username, self._broker.password)
         if self._tls is not None:
-            client.tls_set_context(self._tls)
+            client.tls_set_context(RenewingContext(self._tls))  # type: ignore[arg-type]  # it wraps sockets, no more
         client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -219,11 +228,8 @@ class MqttTransport:
             properties = Properties(PacketTypes.WILLMESSAGE)
             properties.WillDelayInterval = WILL_DELAY_S
         client.will_set(will.topic, will.payload, qos=1, retain=True, properties=properties)
-        if self._tls is not None and self._broker.cert_file is not None:
-            try:
-                self._tls.load_cert_chain(self._broker.cert_file, self._broker.key_file)
-            except (OSError, ssl.SSLError) as error:
-                log.error("certificate_unreadable", file=self._broker.cert_file, error=str(error))  # noqa: TRY400
+        for alarm in self.alarms:
+            log.error("certificate_alarm", detail=alarm)
 
     def _on_connect(
         self, client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
@@ -258,7 +264,8 @@ class MqttTransport:
         log.warning("disconnected", reason=str(reason))
 
     def _on_connect_fail(self, _client: Client, _data: Any) -> None:
-        log.warning("connect_failed", host=self._broker.host, port=self._broker.port)
+        error = sys.exc_info()[1]  # paho calls this while it handles what went wrong
+        log.warning("connect_failed", host=self._broker.host, port=self._broker.port, error=str(error))
 
     def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
         name = self._topics.command_name(message.topic)
@@ -342,12 +349,3 @@ def _connect_properties() -> Properties:
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
     properties.MaximumPacketSize = MAX_PACKET_BYTES
     return properties
-
-
-def _tls_context(broker: Broker) -> ssl.SSLContext | None:
-    if not broker.use_tls:
-        return None
-    context = ssl.create_default_context(cafile=broker.ca_file)
-    if broker.cert_file is not None:
-        context.load_cert_chain(broker.cert_file, broker.key_file)
-    return context

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.adapters.control import ControlError, call
-from agent.adapters.processes import ending
+from agent.adapters.processes import child_environment, ending
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 
@@ -182,7 +182,9 @@ class ServerProcess:
             str(fds[1]),
             "--closed",
         ]
-        child = subprocess.Popen([*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            [*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL, env=child_environment()
+        )
         self._child = child
         self.starts += 1
         log.info("server_started", pid=child.pid, start=self.starts)

@@ -146,6 +146,7 @@ class Engine:
             if message is not None:
                 goes_on = self.handle(message)
             self._check_deadlines()
+            self._check_deferred()
             self._converge()
         except Exception:
             log.exception("engine_error", message=type(message).__name__)
@@ -236,7 +237,7 @@ class Engine:
                 self._transport.publish(report)
 
     def _budget_seen(self, message: BudgetSeen) -> None:
-        is_quiet = not self._open and self._keeper.mode is Mode.CURRENT
+        is_quiet = all(each.is_deferred for each in self._open.values()) and self._keeper.mode is Mode.CURRENT
         found = self._guard.look(message, self._journal.served(), is_quiet=is_quiet)
         if found.event is None:
             return
@@ -281,7 +282,7 @@ class Engine:
         """Let the oldest waiting operation begin when none is running."""
         if any(operation.state is State.RUNNING for operation in self._open.values()):
             return
-        waiting = next(iter(self._open.values()), None)
+        waiting = next((each for each in self._open.values() if not each.is_deferred), None)
         if waiting is not None:
             self._apply(waiting, Begin())
 
@@ -291,6 +292,13 @@ class Engine:
             limit = deadline(operation)
             if limit is not None and now >= limit:
                 self._apply(operation, TimePassed())
+                self._begin_next()
+
+    def _check_deferred(self) -> None:
+        for operation in [each for each in self._open.values() if each.is_deferred]:
+            judged = self._intake.reconsider(operation)
+            if judged is not None:
+                self._apply(operation, judged)
                 self._begin_next()
 
     def _apply(self, operation: Operation, event: Event) -> None:

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from agent.contract.errors import ErrorCode, ErrorInfo
 from agent.deployment.machine import (
+    DEFERRED,
     Begin,
     CancelRequested,
     Done,
     Event,
     Failed,
+    Judged,
     Operation,
     Restarted,
     Superseded,
@@ -59,6 +61,7 @@ events: SearchStrategy[Event] = st.one_of(
     st.builds(Failed, phases, few_errors, st.booleans(), st.none() | small_objects),
     st.just(CancelRequested()),
     st.just(Superseded("generation gen8")),
+    st.builds(Judged, st.none() | few_errors),
     st.just(Restarted()),
     st.just(TimePassed()),
 )
@@ -83,7 +86,7 @@ def operations(draw: st.DrawFn) -> Operation:
         attempt=draw(st.integers(1, MAX_ATTEMPTS)),
         writes=draw(st.integers(1, MAX_WRITES - (1 if phase is Phase.ROLLING_BACK else RESERVED_WRITES))),
         phase_since=draw(st.floats(0, 1e6)),
-        facts=draw(facts),
+        facts=draw(facts | st.just({DEFERRED: "no clock"})) if state is State.ACCEPTED else draw(facts),
         decision=draw(st.none() | small_objects),
         error=draw(st.none() | few_errors),
         outcome=draw(st.sampled_from([State.ROLLED_BACK, State.CANCELED, State.TIMED_OUT])),

@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
     hosted: dict[str, HostedFile]
 
     def do_GET(self) -> None:
-        file = self.hosted.get(self.path)
+        file = self.hosted.get(self.path.partition("?")[0])
         if file is None:
             self.send_error(404)
             return
