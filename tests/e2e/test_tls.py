@@ -1,4 +1,4 @@
-"""A device on TLS with a client certificate and a real mosquitto: its shipped roles suffice, renewal needs no restart."""
+"""A device on TLS with a client certificate and a real mosquitto: shipped roles suffice, renewal needs no restart."""
 
 from __future__ import annotations
 
