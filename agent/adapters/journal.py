@@ -18,6 +18,7 @@ from agent.contract.reports import Report
 from agent.deployment.machine import Operation
 from agent.deployment.models import Served
 from agent.deployment.phases import Phase, State
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,7 +116,7 @@ class SqliteJournal:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit a record, its reports and what it changes, durably and together."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("save"):
             self._db.execute(
                 "INSERT INTO operation (id, is_open, record) VALUES (?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, record = excluded.record",
@@ -141,7 +142,7 @@ class SqliteJournal:
 
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("queue"):
             self._put(reports)
 
     def outbox(self) -> list[tuple[int, Report]]:
@@ -154,12 +155,12 @@ class SqliteJournal:
 
     def acknowledged(self, number: int) -> None:
         """Forget a report that the broker has taken over."""
-        with self._lock:
+        with self._lock, self._transaction("acknowledged"):
             self._db.execute("DELETE FROM outbox WHERE number = ?", (number,))
 
     def count(self, name: str) -> int:
         """Increase a persistent counter and return its new value, from 1."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("count"):
             self._db.execute(
                 "INSERT INTO counter (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
                 (name,),
@@ -171,8 +172,8 @@ class SqliteJournal:
         with self._lock:
             return self._db.execute(query, arguments).fetchall()
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    def _transaction(self, name: str) -> _Transaction:
+        return _Transaction(self._db, name)
 
     def _put(self, reports: Sequence[Report]) -> None:
         for report in reports:
@@ -203,7 +204,7 @@ class SqliteJournal:
                 f"{path} has schema {version}, this agent reads up to {SCHEMA_VERSION}: install the newer agent again"
             )
         if version < SCHEMA_VERSION:
-            with self._transaction():
+            with self._transaction("migrate"):
                 for step in range(version, SCHEMA_VERSION):
                     for statement in _STEPS[step].split(";"):
                         self._db.execute(statement)
@@ -213,8 +214,9 @@ class SqliteJournal:
 class _Transaction:
     """``BEGIN IMMEDIATE`` to ``COMMIT``, or ``ROLLBACK`` when the block raises."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, name: str) -> None:
         self._db = db
+        self._name = name
 
     def __enter__(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -222,7 +224,8 @@ class _Transaction:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                self._db.execute("COMMIT")
+                with around(f"journal.{self._name}"):
+                    self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:  # a COMMIT that failed leaves it open; SQLite ends it itself on a full disk
                 self._db.execute("ROLLBACK")

@@ -25,6 +25,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from agent.contract import reports
 from agent.deployment.inbox import Connected
 from agent.deployment.intake import CommandMessage
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +152,8 @@ class MqttTransport:
         """Send a report that may be lost; without a connection it is dropped."""
         if self._client.is_connected():
             properties = self._properties(report)
-            self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
+            with around("mqtt.telemetry.publish"):
+                self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
 
     def flush(self) -> None:
         """Hand every waiting report to the connection that it does not have yet."""
@@ -171,7 +173,10 @@ class MqttTransport:
         here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``.
         """
         properties = self._properties(report)
-        info = self._client.publish(report.topic, report.payload, qos=1, retain=report.retain, properties=properties)
+        with around("mqtt.report.publish"):
+            info = self._client.publish(
+                report.topic, report.payload, qos=1, retain=report.retain, properties=properties
+            )
         if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             return False
         with self._lock:
@@ -228,7 +233,8 @@ class MqttTransport:
         log.info("connected", host=self._broker.host, port=self._broker.port, session=flags.session_present)
         client.subscribe(self._subscriptions())
         birth = self._presence("online", None)
-        client.publish(birth.topic, birth.payload, qos=1, retain=True)
+        with around("mqtt.birth.publish"):
+            client.publish(birth.topic, birth.payload, qos=1, retain=True)
         self._post(Connected())
 
     def _subscriptions(self) -> list[tuple[str, Any]]:
@@ -262,7 +268,8 @@ class MqttTransport:
 
         def acknowledge() -> None:
             if epoch == self._epoch:  # an older connection's message comes again by itself
-                client.ack(message.mid, message.qos)
+                with around("mqtt.puback"):
+                    client.ack(message.mid, message.qos)
 
         self._post(
             CommandMessage(

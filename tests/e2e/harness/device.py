@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ class Agent:
         directory: its own.
         broker_port, keys_dir: whom it talks to and trusts.
         module: what is started with ``python -m``.
+        environment: what it finds there beside ours.
         url: base of the inference API while it runs.
     """
 
@@ -64,6 +66,7 @@ class Agent:
     broker_port: int
     keys_dir: Path
     module: str = "agent"
+    environment: dict[str, str] = field(default_factory=dict)
     url: str = ""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
     _log: Feed[JsonObject] | None = field(default=None, repr=False)
@@ -85,7 +88,8 @@ class Agent:
         fields = {"device_id": self.device_id, "broker_port": self.broker_port, "keys_dir": self.keys_dir}
         file.write_text(_CONFIG.format(directory=self.directory, soak_s=SOAK_S, **fields), encoding="utf-8")
         command = [sys.executable, "-m", self.module, "run", "--config", str(file)]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        environment = {**os.environ, **self.environment}
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
         assert self._process.stderr is not None
         self._log = Feed(self._process.stderr, _parse, f"log of {self.device_id}")
         self.url = self.logged("starting", timeout_s=START_S)["inference"]
