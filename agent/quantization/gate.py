@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agent import architectures
+from agent.failpoints import around
 from agent.quantization import metrics
 from agent.quantization.errors import BadCheckpointError, UnsafeCheckpointError
 from agent.quantization.safetensors_header import read_header
@@ -152,7 +153,8 @@ def write_gate_file(path: Path, data: Evaluation, source: Run) -> None:
         tensors["labels"] = data.labels
     save_file(tensors, path)
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        with around("gate_file.fsync"):
+            os.fsync(file.fileno())
 
 
 def _read_dataset(
