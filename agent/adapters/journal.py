@@ -183,7 +183,7 @@ class SqliteJournal:
         reports: Sequence[Report],
     ) -> None:
         """Commit changed documents, the goals that replace all before, notes and reports, durably and together."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("adopt"):
             for source, document in documents.items():
                 self._db.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (source, json.dumps(document)))
             self._db.execute("DELETE FROM goal")
@@ -195,13 +195,13 @@ class SqliteJournal:
 
     def settle(self, outcomes: Mapping[str, str]) -> None:
         """Commit the outcomes of goals that are still open, by operation id."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("settle"):
             for operation_id, outcome in outcomes.items():
                 self._decide(operation_id, outcome)
 
     def note(self, notes: Mapping[str, Any], reports: Sequence[Report]) -> None:
         """Remember JSON values by name, durably and together with reports."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("note"):
             self._note(notes)
             self._put(reports)
 

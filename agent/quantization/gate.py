@@ -152,9 +152,8 @@ def write_gate_file(path: Path, data: Evaluation, source: Run) -> None:
     if data.labels is not None:
         tensors["labels"] = data.labels
     save_file(tensors, path)
-    with path.open("rb") as file:
-        with around("gate_file.fsync"):
-            os.fsync(file.fileno())
+    with path.open("rb") as file, around("gate_file.fsync"):
+        os.fsync(file.fileno())
 
 
 def _read_dataset(

@@ -1,4 +1,4 @@
-"""Every fail point of the agent, by the process that passes it. ``test_failpoints.py`` compares them with the source."""
+"""Every fail point of the agent, by the process that passes it; a test compares them with the source."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ PLACES = {
     "journal.queue": SUPERVISOR,
     "journal.save": SUPERVISOR,
     "journal.acknowledged": SUPERVISOR,
+    "journal.adopt": SUPERVISOR,
+    "journal.settle": SUPERVISOR,
+    "journal.note": SUPERVISOR,
     "store.admit.fsync": SUPERVISOR,
     "store.admit.rename": SUPERVISOR,
     "store.footprint.rename": SUPERVISOR,

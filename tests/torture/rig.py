@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ class Rig:
             return was_running
         victims = self.agent.children(MODULES[role]) if self.agent.is_running else []
         for victim in victims:
-            victim.send(9)
+            victim.send(signal.SIGKILL)
             victim.close()
         return bool(victims)
 
@@ -143,7 +144,7 @@ class Rig:
         while True:
             try:
                 self.world.subscriber.wait(self.operator.topic(name), wanted, since=mark, timeout_s=SLICE_S)
-            except NothingCameError:
+            except NothingCameError:  # noqa: PERF203 - a poll, not a hot loop
                 if not self.agent.is_running or time.monotonic() > deadline:
                     raise
             else:
