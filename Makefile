@@ -90,5 +90,15 @@ deploy/bench/out/%.pt: | $(STAMP)
 flap: install
 	nice -n 10 $(BIN)/python -m deploy.bench.flap $(SEEDS)
 
+# Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
+.PHONY: torture torture-random
+N ?= 1000
+SEED ?= 1
+torture: install
+	nice -n 10 $(BIN)/python -m tests.torture.campaign points
+
+torture-random: install
+	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -22,6 +22,7 @@ from agent.deployment.convergence import Goal
 from agent.deployment.machine import Operation
 from agent.deployment.models import Served
 from agent.deployment.phases import Phase, State
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ class SqliteJournal:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit a record, its reports and what it changes, durably and together."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("save"):
             self._db.execute(
                 "INSERT INTO operation (id, is_open, record) VALUES (?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, record = excluded.record",
@@ -157,7 +158,7 @@ class SqliteJournal:
 
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("queue"):
             self._put(reports)
 
     def documents(self) -> dict[str, dict[str, Any]]:
@@ -182,7 +183,7 @@ class SqliteJournal:
         reports: Sequence[Report],
     ) -> None:
         """Commit changed documents, the goals that replace all before, notes and reports, durably and together."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("adopt"):
             for source, document in documents.items():
                 self._db.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (source, json.dumps(document)))
             self._db.execute("DELETE FROM goal")
@@ -194,13 +195,13 @@ class SqliteJournal:
 
     def settle(self, outcomes: Mapping[str, str]) -> None:
         """Commit the outcomes of goals that are still open, by operation id."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("settle"):
             for operation_id, outcome in outcomes.items():
                 self._decide(operation_id, outcome)
 
     def note(self, notes: Mapping[str, Any], reports: Sequence[Report]) -> None:
         """Remember JSON values by name, durably and together with reports."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("note"):
             self._note(notes)
             self._put(reports)
 
@@ -214,12 +215,12 @@ class SqliteJournal:
 
     def acknowledged(self, number: int) -> None:
         """Forget a report that the broker has taken over."""
-        with self._lock:
+        with self._lock, self._transaction("acknowledged"):
             self._db.execute("DELETE FROM outbox WHERE number = ?", (number,))
 
     def count(self, name: str) -> int:
         """Increase a persistent counter and return its new value, from 1."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("count"):
             self._db.execute(
                 "INSERT INTO counter (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
                 (name,),
@@ -231,8 +232,8 @@ class SqliteJournal:
         with self._lock:
             return self._db.execute(query, arguments).fetchall()
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    def _transaction(self, name: str) -> _Transaction:
+        return _Transaction(self._db, name)
 
     def _put(self, reports: Sequence[Report]) -> None:
         for report in reports:
@@ -276,7 +277,7 @@ class SqliteJournal:
                 f"{path} has schema {version}, this agent reads up to {SCHEMA_VERSION}: install the newer agent again"
             )
         if version < SCHEMA_VERSION:
-            with self._transaction():
+            with self._transaction("migrate"):
                 for step in range(version, SCHEMA_VERSION):
                     for statement in _STEPS[step].split(";"):
                         self._db.execute(statement)
@@ -286,8 +287,9 @@ class SqliteJournal:
 class _Transaction:
     """``BEGIN IMMEDIATE`` to ``COMMIT``, or ``ROLLBACK`` when the block raises."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, name: str) -> None:
         self._db = db
+        self._name = name
 
     def __enter__(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -295,7 +297,8 @@ class _Transaction:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                self._db.execute("COMMIT")
+                with around(f"journal.{self._name}"):
+                    self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:  # a COMMIT that failed leaves it open; SQLite ends it itself on a full disk
                 self._db.execute("ROLLBACK")

@@ -27,6 +27,7 @@ from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
 from agent.deployment.inbox import Connected
 from agent.deployment.intake import CommandMessage
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -166,7 +167,8 @@ class MqttTransport:
         """Send a report that may be lost; without a connection it is dropped."""
         if self._client.is_connected():
             properties = self._properties(report)
-            self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
+            with around("mqtt.telemetry.publish"):
+                self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
 
     def flush(self) -> None:
         """Hand every waiting report to the connection that it does not have yet."""
@@ -186,7 +188,10 @@ class MqttTransport:
         here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``.
         """
         properties = self._properties(report)
-        info = self._client.publish(report.topic, report.payload, qos=1, retain=report.retain, properties=properties)
+        with around("mqtt.report.publish"):
+            info = self._client.publish(
+                report.topic, report.payload, qos=1, retain=report.retain, properties=properties
+            )
         if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             return False
         with self._lock:
@@ -242,7 +247,8 @@ class MqttTransport:
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
         birth = self._presence("online", None)
-        client.publish(birth.topic, birth.payload, qos=1, retain=True)
+        with around("mqtt.birth.publish"):
+            client.publish(birth.topic, birth.payload, qos=1, retain=True)
         self._post(Connected())
 
     def _subscriptions(self) -> list[tuple[str, Any]]:
@@ -275,7 +281,8 @@ class MqttTransport:
 
         def acknowledge() -> None:
             if epoch == self._epoch:  # an older connection's message comes again by itself
-                client.ack(message.mid, message.qos)
+                with around("mqtt.puback"):
+                    client.ack(message.mid, message.qos)
 
         if source is not None:
             self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
