@@ -155,10 +155,15 @@ class ArtifactStore:
             partial.replace(path)
 
     def sweep(self, keep: set[str]) -> None:
-        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``."""
+        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``, and what builds left.
+
+        Not to be called during a build: what is half made then is being made.
+        """
         for directory in self._artifacts.iterdir():
             if directory.name not in keep:
                 shutil.rmtree(directory, ignore_errors=True)
+        for staging in self._artifacts.glob("*/*.tmp"):
+            shutil.rmtree(staging, ignore_errors=True)
         for path in self._downloads.iterdir():
             if path.name.partition(".")[0] not in keep:
                 path.unlink(missing_ok=True)

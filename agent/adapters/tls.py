@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cryptography import x509
-
 if TYPE_CHECKING:
     import socket
     from datetime import datetime
+
+    from cryptography import x509
 
 EARLIEST_WARNING = timedelta(days=30)
 """How long before its end a certificate is spoken of; for one that lives less than 90 days, a third of its life."""
@@ -55,7 +55,11 @@ class TlsFiles:
         return None if certificate is None or now is None else _lateness(certificate, now, str(self.cert_file))
 
     def _certificate(self) -> x509.Certificate | None:
-        return x509.load_pem_x509_certificate(Path(self.cert_file).read_bytes()) if self.cert_file else None
+        if self.cert_file is None:
+            return None
+        from cryptography import x509  # noqa: PLC0415 - 1.5 MiB that a device without a certificate does not need
+
+        return x509.load_pem_x509_certificate(Path(self.cert_file).read_bytes())
 
     def _names(self) -> str:
         return ", ".join(name for name in (self.ca_file, self.cert_file, self.key_file) if name) or "the system's"
