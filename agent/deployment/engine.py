@@ -150,7 +150,19 @@ class Engine:
             self._converge()
         except Exception:
             log.exception("engine_error", message=type(message).__name__)
+            if isinstance(message, CommandMessage):
+                self._take_up()
         return goes_on
+
+    def _take_up(self) -> None:
+        """Take up commands that the journal holds and this engine does not: the error came after the commit."""
+        try:
+            for operation in self._journal.open_operations():
+                self._open.setdefault(operation.id, operation)
+            self._transport.flush()
+            self._begin_next()
+        except Exception:
+            log.exception("engine_error", message="take up")  # the next start reads the journal again
 
     def handle(self, message: Message) -> bool:
         """Act on one message; return whether to go on."""
