@@ -90,6 +90,11 @@ deploy/bench/out/%.pt: | $(STAMP)
 flap: install
 	nice -n 10 $(BIN)/python -m deploy.bench.flap $(SEEDS)
 
+# Which guard stops which attack, and what becomes of it without the guard.
+.PHONY: attacks
+attacks: install
+	nice -n 10 $(BIN)/python -m deploy.bench.attacks
+
 # Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
 .PHONY: torture torture-random
 N ?= 1000
