@@ -52,6 +52,8 @@ from agent.quantization.probe import probe
 JsonObject = dict[str, Any]
 Emit = Callable[[JsonObject], None]
 
+SKIPPED_REPORTED = 20
+"""Skipped weights in the result, which travels in messages of bounded size; the sidecar has all."""
 GATE_FILE = "gate.safetensors"
 AUTO = "auto"
 
@@ -135,6 +137,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
         "sidecar": str(path.with_suffix(".json")),
         "gate_file": str(gate_file),
         **{key: facts[key] for key in _RESULT_KEYS},
+        "skipped": facts["skipped"][:SKIPPED_REPORTED],
         **({"mixed": mixing.told(facts["mixed"])} if "mixed" in facts else {}),
         "peak_rss_bytes": process.peak_rss_bytes(),
         "seconds": round(time.monotonic() - begin, 3),

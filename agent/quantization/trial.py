@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from agent.quantization.checkpoint import Checkpoint
 
 JsonObject = dict[str, Any]
-SKIPPED_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def make(subject: Subject, path: Path, scheme: Scheme, progress: quantizer.Progr
         "source_tensor_bytes": outcome.source_tensor_bytes,
         "artifact_bytes": path.stat().st_size,
         "coverage": outcome.coverage,
-        "skipped": quantizer.describe(outcome.skipped, SKIPPED_LISTED),
+        "skipped": quantizer.describe(outcome.skipped),
         "skipped_count": len(outcome.skipped),
         "notes": [*subject.checkpoint.notes, *subject.found.notes],
     }
