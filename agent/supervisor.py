@@ -233,6 +233,7 @@ class Supervisor:
             keeper=self._keeper,
             logs=self._logbook,
             clock=self._clock,
+            total_s=lambda: self._live.current.deployment.total_s,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
 

@@ -26,6 +26,7 @@ from agent.deployment.machine import (
     Begin,
     CancelRequested,
     Event,
+    Expired,
     Interrupt,
     Operation,
     Restarted,
@@ -39,6 +40,7 @@ from agent.deployment.phases import Phase, State
 from agent.deployment.pursuit import message_of
 from agent.deployment.recovery import Mode
 from agent.deployment.runner import WorkWatch
+from agent.deployment.waiting import expiry, next_up, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +76,7 @@ class Engine:
         keeper: restores the server, and tidies up when operations end.
         logs: what ``collect_logs`` asks for.
         clock: time.
+        total_s: returns what an operation may take as a whole, as configured now.
         on_status: called when an operator asks for everything now.
     """
 
@@ -92,6 +95,7 @@ class Engine:
         keeper: Keeper,
         logs: Logs,
         clock: Clock,
+        total_s: Callable[[], float],
         on_status: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
@@ -106,6 +110,7 @@ class Engine:
         self._keeper = keeper
         self._logs = logs
         self._clock = clock
+        self._total_s = total_s
         self._on_status = on_status
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._open: dict[str, Operation] = {}
@@ -126,6 +131,7 @@ class Engine:
         self._keeper.restore("boot")
         for operation in list(self._open.values()):
             self._apply(operation, Restarted())
+        self._supersede_replaced()
         self._pursuit.resume(self.open_operations)
         self._converge()
         self._begin_next()
@@ -185,13 +191,14 @@ class Engine:
             operation = verdict.operation
             self._journal.save(operation, reporting.accepted(operation), sequence=verdict.sequence)
             self._open[operation.id] = operation
+            self._supersede_replaced()
         elif isinstance(verdict, Answered):
             answered = with_kept(verdict.operation, self._journal.served())
             config = {key: change["new"] for key, change in config_changes(answered).items()}
             told = [*reporting.answered(answered), *self._collected(verdict)]
             self._journal.save(answered, told, config=config)
         elif isinstance(verdict, Repeated):
-            self._journal.queue(reporting.operation(verdict.operation))
+            self._journal.queue(reporting.repeated(verdict))
         else:
             self._journal.queue(reporting.refused(message, verdict.refusal))
         if message.origin is not None:
@@ -278,19 +285,32 @@ class Engine:
         self._transport.flush()
 
     def _begin_next(self) -> None:
-        """Let the oldest waiting operation begin when none is running."""
-        if any(operation.state is State.RUNNING for operation in self._open.values()):
-            return
-        waiting = next(iter(self._open.values()), None)
+        """Let the operation begin whose turn it is, if none is running."""
+        self._expire_waiting()
+        waiting = next_up(self.open_operations)
         if waiting is not None:
             self._apply(waiting, Begin())
 
+    def _expire_waiting(self) -> None:
+        if not self._clock.is_synchronised():
+            return
+        now = self._clock.now()
+        for operation in self.open_operations:
+            before = expiry(operation)
+            if before is not None and now >= before:
+                self._apply(operation, Expired(rfc3339(before)))
+
+    def _supersede_replaced(self) -> None:
+        for operation, newer in replaced(self.open_operations):
+            self._apply(operation, Superseded(f"operation {newer}"))
+
     def _check_deadlines(self) -> None:
-        now = self._clock.monotonic()
-        for operation in list(self._open.values()):
-            limit = deadline(operation)
+        now, total_s = self._clock.monotonic(), self._total_s()
+        self._expire_waiting()
+        for operation in self.open_operations:
+            limit = deadline(operation, total_s)
             if limit is not None and now >= limit:
-                self._apply(operation, TimePassed())
+                self._apply(operation, TimePassed(total_s))
                 self._begin_next()
 
     def _apply(self, operation: Operation, event: Event) -> None:

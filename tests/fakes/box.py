@@ -119,6 +119,7 @@ class Box:
             keeper=self.keeper,
             logs=self.logbook,
             clock=self.clock,
+            total_s=lambda: self.live.current.deployment.total_s,
             on_status=self._count_status,
         )
         self.server.on_exit = lambda detail: self.engine.post(ServerLost(detail))
@@ -149,8 +150,7 @@ class Box:
 
     def deploy(self, operation_id: str, content: bytes = CONTENT, url: str = URL, **fields: Any) -> list[str]:
         """Send a deploy of ``content`` as model ``kanji``."""
-        artifact = {"url": url, "sha256": sha256(content), "size": len(content)}
-        return self.send("deploy", {"id": operation_id, "model": "kanji", "artifact": artifact, **fields})
+        return self.send("deploy", deploy_body(operation_id, content, url, **fields))
 
     def settle(self) -> None:
         """Go on until nothing is left to do."""
@@ -210,3 +210,9 @@ class Box:
 
     def _count_status(self) -> None:
         self.statuses += 1
+
+
+def deploy_body(operation_id: str, content: bytes = CONTENT, url: str = URL, **fields: Any) -> dict[str, Any]:
+    """Return a deploy of ``content`` as model ``kanji``."""
+    artifact = {"url": url, "sha256": sha256(content), "size": len(content)}
+    return {"id": operation_id, "model": "kanji", "artifact": artifact, **fields}

@@ -13,6 +13,7 @@ from agent.deployment.machine import (
     CancelRequested,
     Done,
     Event,
+    Expired,
     Failed,
     Operation,
     Restarted,
@@ -59,8 +60,9 @@ events: SearchStrategy[Event] = st.one_of(
     st.builds(Failed, phases, few_errors, st.booleans(), st.none() | small_objects),
     st.just(CancelRequested()),
     st.just(Superseded("generation gen8")),
+    st.just(Expired("2026-11-25T11:00:00Z")),
     st.just(Restarted()),
-    st.just(TimePassed()),
+    st.builds(TimePassed, st.floats(0, 1e6)),
 )
 
 
