@@ -128,6 +128,9 @@ class Engine:
     def recover(self) -> None:
         """Serve what the journal says, then go on with every operation that it holds open."""
         self._open = {operation.id: operation for operation in self._journal.open_operations()}
+        lost = self._journal.notes().get("recovered")
+        if lost is not None:
+            self._journal.note({"recovered": None}, [self._reporting.event("journal_recovered", **lost)])
         self._keeper.restore("boot")
         for operation in list(self._open.values()):
             self._apply(operation, Restarted())
