@@ -90,5 +90,11 @@ deploy/bench/out/%.pt: | $(STAMP)
 flap: install
 	nice -n 10 $(BIN)/python -m deploy.bench.flap $(SEEDS)
 
+# Made-up lives of a simulated device; prints a row for docs/reliability.md. FIRST=SEED plays others.
+N ?= 10000
+.PHONY: sequences
+sequences: install
+	nice -n 10 $(BIN)/python -m tests.fakes.sequences $(N) $(or $(FIRST),0)
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,8 +2,8 @@
 
 A file that SQLite, a record's own form or the second copy of what is served shows to be damaged is set aside as
 ``journal.db.damaged``, and a new one is begun with every row that can still be read. What is served then comes from the
-second copy: SQLite keeps no checksums of pages, the copy has one. A WAL that is missing leaves a file that looks whole and
-is older; the copy's revision shows it.
+second copy: SQLite keeps no checksums of pages, the copy has one. A WAL that is missing leaves a file that looks whole
+and is older; the copy's revision shows it.
 
 A newer agent's file is never touched.
 """

@@ -224,9 +224,9 @@ def _failed(operation: Operation, event: Failed, now: float) -> Result:
 
 
 def _resume(operation: Operation, now: float) -> Result:
-    operation = replace(operation, phase_since=now)
     if operation.state is State.ACCEPTED:
         return operation, ()
+    operation = replace(operation, phase_since=now)
     rule = RULES[operation.phase]
     if rule.on_resume is OnResume.CONTINUE:
         return operation, (Perform(operation.phase),)
