@@ -91,10 +91,20 @@ flap: install
 	nice -n 10 $(BIN)/python -m deploy.bench.flap $(SEEDS)
 
 # Made-up lives of a simulated device; prints a row for docs/reliability.md. FIRST=SEED plays others.
-N ?= 10000
 .PHONY: sequences
+sequences: N ?= 10000
 sequences: install
 	nice -n 10 $(BIN)/python -m tests.fakes.sequences $(N) $(or $(FIRST),0)
+
+# Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
+.PHONY: torture torture-random
+SEED ?= 1
+torture: install
+	nice -n 10 $(BIN)/python -m tests.torture.campaign points
+
+torture-random: N ?= 1000
+torture-random: install
+	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

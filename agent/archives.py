@@ -11,6 +11,7 @@ Pure standard library: the supervisor weighs archives by it, the builder reads t
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import tarfile
@@ -64,9 +65,8 @@ def is_archive(path: Path) -> bool:
         head = file.read(_TAR_MAGIC_AT + len(_TAR_MAGIC))
     if head.startswith(_ZIP_MAGIC):
         try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError):
+            names = [entry.filename for entry in _zip_entries(path)]
+        except ArchiveError:
             return False
         return any(_leaf(name) == "config.json" for name in names) and "data.pkl" not in map(_leaf, names)
     return head[_TAR_MAGIC_AT:] == _TAR_MAGIC
@@ -123,21 +123,19 @@ def _of_tar(path: Path) -> dict[str, Member]:
 def _of_zip(path: Path) -> dict[str, Member]:
     length = path.stat().st_size
     found: dict[str, Member] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise ArchiveError(f"a damaged zip: {error}", "download it again") from error
+    entries = _zip_entries(path)
     if len(entries) > MAX_MEMBERS:
         raise ArchiveError(f"{len(entries)} members, at most {MAX_MEMBERS} are read", is_unsafe=True)
     with path.open("rb") as file:
         for entry in entries:
-            if entry.is_dir():
+            if entry.filename.endswith("/"):  # is_dir() of older Pythons fails for a name of no letters
                 continue
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
                 raise ArchiveError(
                     f"{entry.filename[:80]!r} is compressed; weights are read where they lie", f"pack with: {_PACK}"
                 )
+            if entry.header_offset < 0:
+                raise ArchiveError(f"a member at byte {entry.header_offset} of the zip", is_unsafe=True)
             file.seek(entry.header_offset)
             head = file.read(_ZIP_LOCAL_HEADER.size)
             if len(head) < _ZIP_LOCAL_HEADER.size or not head.startswith(_ZIP_MAGIC):
@@ -146,6 +144,16 @@ def _of_zip(path: Path) -> dict[str, Member]:
             start = entry.header_offset + _ZIP_LOCAL_HEADER.size + name_bytes + extra_bytes
             _add(found, entry.filename, Member(path, start, entry.file_size), length)
     return found
+
+
+def _zip_entries(path: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # the file cannot be read; a directory that leads to before its beginning is damage
+        raise ArchiveError(f"a damaged zip: {error}", "download it again") from error
 
 
 def _add(found: dict[str, Member], name: str, member: Member, length: int) -> None:

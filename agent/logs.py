@@ -1,6 +1,7 @@
 """Logging: one structlog chain for the agent and the libraries below it; JSON lines, or colours on a terminal.
 
-Secrets never pass: every URL-shaped value loses user, password and query, and values under telling names are masked.
+Secrets never pass: every URL-shaped value loses user, password and query, keys lose their content, and values under
+telling names are masked.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from agent.contract.secrets import redacted
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from agent.logbook import Logbook
 
-_URL = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^\s/?#\"']*@)?([^\s?#\"']*)(?:[?#][^\s\"']*)?", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"password|secret|token|authorization|api_?key|private", re.IGNORECASE)
 
 
 def redact(value: Any) -> Any:
     """Return ``value`` with the secret parts of every URL in it removed, however deep."""
     if isinstance(value, str):
-        return _URL.sub(r"\1\2", value) if "://" in value else value
+        return redacted(value)
     if isinstance(value, BaseException):
         return redact(str(value))  # the renderer would print it whole
     if isinstance(value, dict):

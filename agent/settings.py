@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -33,6 +33,7 @@ from agent.contract.config import (
     WatchInterval,
     WatchMode,
 )
+from agent.contract.secrets import redacted
 from agent.contract.topics import Id
 
 DEFAULT_FILE = Path("/etc/nibbled/nibbled.toml")
@@ -43,6 +44,15 @@ class ConfigError(Exception):
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _is_path(path: Path) -> Path:
+    if "-----BEGIN" in str(path):
+        raise ValueError("give the path of a file, not what is in it")
+    return path
+
+
+PemPath = Annotated[Path, AfterValidator(_is_path)]
 
 
 class _Section(BaseModel):
@@ -61,9 +71,9 @@ class Mqtt(_Section):
     password: SecretStr | None = None
     password_file: Path | None = None
     tls: bool | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
+    ca_file: PemPath | None = None
+    cert_file: PemPath | None = None
+    key_file: PemPath | None = None
     groups: tuple[Id, ...] = ()
 
     @property
@@ -232,7 +242,7 @@ def _complaint(item: Any) -> str:
 
 
 def _shown(keys: list[str], value: Any) -> str:
-    return "***" if any("password" in key for key in keys) else repr(value)[:80]
+    return "***" if any("password" in key for key in keys) else redacted(repr(value))[:80]
 
 
 def _known(path: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from agent.adapters import headers
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,14 +125,16 @@ class ArtifactStore:
         staging, final = self._artifacts / sha256 / f"{method}.tmp", self._artifacts / sha256 / method
         (staging / RESULT).write_text(json.dumps(result), encoding="utf-8")
         for path in staging.iterdir():
-            _sync(path)
-        _sync(staging)
+            _sync(path, "publish")
+        _sync(staging, "publish")
         old = self._artifacts / sha256 / f"{method}.old"
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
-            final.rename(old)
-        staging.rename(final)
-        _sync(final.parent)
+            with around("store.aside.rename"):
+                final.rename(old)
+        with around("store.publish.rename"):
+            staging.rename(final)
+        _sync(final.parent, "publish")
         shutil.rmtree(old, ignore_errors=True)
         return _with_paths(result, final)
 
@@ -148,13 +151,19 @@ class ArtifactStore:
         path = self._artifacts / sha256 / FOOTPRINT
         partial = path.with_suffix(".tmp.json")
         partial.write_text(json.dumps(footprint), encoding="utf-8")
-        partial.replace(path)
+        with around("store.footprint.rename"):
+            partial.replace(path)
 
     def sweep(self, keep: set[str]) -> None:
-        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``."""
+        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``, and what builds left.
+
+        Not to be called during a build: what is half made then is being made.
+        """
         for directory in self._artifacts.iterdir():
             if directory.name not in keep:
                 shutil.rmtree(directory, ignore_errors=True)
+        for staging in self._artifacts.glob("*/*.tmp"):
+            shutil.rmtree(staging, ignore_errors=True)
         for path in self._downloads.iterdir():
             if path.name.partition(".")[0] not in keep:
                 path.unlink(missing_ok=True)
@@ -166,8 +175,9 @@ class ArtifactStore:
             if final.exists():
                 shutil.rmtree(old, ignore_errors=True)
             else:
-                old.rename(final)
-                _sync(final.parent)
+                with around("store.mend.rename"):
+                    old.rename(final)
+                _sync(final.parent, "mend")
 
     def used_bytes(self) -> int:
         """Return the bytes of everything in the store."""
@@ -197,16 +207,18 @@ def _hash(path: Path, watch: Watch) -> tuple[int, str]:
 
 
 def _settle(source: Path, target: Path) -> None:
-    _sync(source)
-    source.rename(target)
-    _sync(target.parent)
-    _sync(target.parent.parent)
+    _sync(source, "admit")
+    with around("store.admit.rename"):
+        source.rename(target)
+    _sync(target.parent, "admit")
+    _sync(target.parent.parent, "admit")
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path, why: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with around(f"store.{why}.fsync"):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -14,9 +14,10 @@ import sys
 import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
-from agent.adapters.processes import ending
+from agent.adapters.processes import child_environment, ending
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,12 +44,14 @@ class BuilderProcess:
             InterruptedStepError: after the child was killed.
         """
         with tempfile.TemporaryFile() as errors:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "agent.quantization"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
+            with around("builder.start"):
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "agent.quantization"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=child_environment(),
+                )
             try:
                 event = self._talk(child, {"threads": self._threads, **job}, watch)
             except BaseException:

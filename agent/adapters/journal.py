@@ -2,7 +2,8 @@
 
 What it promises: ``save`` returns after the record, its reports and what it changes are on the disk together, or
 raises and nothing of it is. The outbox holds reports until the broker acknowledged them; of a retained topic only the
-newest is kept, since the older ones can no longer matter. A file that is not whole is recovered when it is opened; see
+newest is kept, since the older ones can no longer matter. An operation that ended keeps no presigned address: it was
+needed to fetch the files, and is zeroed on the disk. A file that is not whole is recovered when it is opened; see
 `agent.adapters.journal_file`.
 """
 
@@ -17,6 +18,7 @@ from agent.adapters.journal_file import (
     JournalVersionError,
     Transaction,
     dump_operation,
+    empty_log,
     essence,
     load_operation,
     open_database,
@@ -101,7 +103,7 @@ class SqliteJournal:
     ) -> None:
         """Commit a record, its reports and what it changes, durably and together."""
         is_essential = served is not None or remove or sequence is not None
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("save"):
             self._db.execute(
                 "INSERT INTO operation (id, is_open, record) VALUES (?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, record = excluded.record",
@@ -131,10 +133,13 @@ class SqliteJournal:
         if is_essential:
             with self._lock:
                 self._copy.keep(essence(self._db))
+        if operation.state.is_terminal:
+            with self._lock:
+                empty_log(self._db)
 
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("queue"):
             self._put(reports)
 
     def documents(self) -> dict[str, dict[str, Any]]:
@@ -159,7 +164,7 @@ class SqliteJournal:
         reports: Sequence[Report],
     ) -> None:
         """Commit changed documents, the goals that replace all before, notes and reports, durably and together."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("adopt"):
             for source, document in documents.items():
                 self._db.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (source, json.dumps(document)))
             self._db.execute("DELETE FROM goal")
@@ -171,13 +176,13 @@ class SqliteJournal:
 
     def settle(self, outcomes: Mapping[str, str]) -> None:
         """Commit the outcomes of goals that are still open, by operation id."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("settle"):
             for operation_id, outcome in outcomes.items():
                 self._decide(operation_id, outcome)
 
     def note(self, notes: Mapping[str, Any], reports: Sequence[Report]) -> None:
         """Remember JSON values by name, durably and together with reports."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("note"):
             self._note(notes)
             self._put(reports)
 
@@ -191,12 +196,12 @@ class SqliteJournal:
 
     def acknowledged(self, number: int) -> None:
         """Forget a report that the broker has taken over."""
-        with self._lock:
+        with self._lock, self._transaction("acknowledged"):
             self._db.execute("DELETE FROM outbox WHERE number = ?", (number,))
 
     def count(self, name: str) -> int:
         """Increase a persistent counter and return its new value, from 1."""
-        with self._lock, self._transaction():
+        with self._lock, self._transaction("count"):
             return self._count(name)
 
     def _count(self, name: str) -> int:
@@ -210,8 +215,8 @@ class SqliteJournal:
         with self._lock:
             return self._db.execute(query, arguments).fetchall()
 
-    def _transaction(self) -> Transaction:
-        return Transaction(self._db)
+    def _transaction(self, name: str) -> Transaction:
+        return Transaction(self._db, name)
 
     def _put(self, reports: Sequence[Report]) -> None:
         for report in reports:

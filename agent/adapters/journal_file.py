@@ -10,6 +10,7 @@ A newer agent's file is never touched.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from dataclasses import asdict
@@ -19,10 +20,12 @@ import structlog
 
 from agent.adapters.served_copy import Essence
 from agent.contract.errors import ErrorInfo
+from agent.contract.secrets import forgotten
 from agent.deployment.convergence import Goal
 from agent.deployment.machine import Operation
 from agent.deployment.models import Served
 from agent.deployment.phases import Phase, State
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,10 +106,18 @@ def essence(db: sqlite3.Connection) -> Essence:
     return Essence(counters.get("served", 0), served, sequences, counters.get("epoch", 0))
 
 
+def empty_log(db: sqlite3.Connection) -> None:
+    """Zero the write-ahead log, in which earlier versions of a record stand; a failure is made up for next time."""
+    with contextlib.suppress(sqlite3.OperationalError):
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
 def dump_operation(operation: Operation) -> str:
-    """Return a record as JSON."""
+    """Return a record as JSON; of one that ended without the addresses that were secrets."""
     body = asdict(operation)
     body["error"] = operation.error.model_dump(mode="json") if operation.error else None
+    if operation.state.is_terminal:
+        body["request"] = forgotten(operation.request)
     return json.dumps(body)
 
 
@@ -133,10 +144,11 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] 
 
 
 class Transaction:
-    """``BEGIN IMMEDIATE`` to ``COMMIT``, or ``ROLLBACK`` when the block raises."""
+    """``BEGIN IMMEDIATE`` to ``COMMIT``, or ``ROLLBACK`` when the block raises; ``name`` is its fail point's."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, name: str) -> None:
         self._db = db
+        self._name = name
 
     def __enter__(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -144,7 +156,8 @@ class Transaction:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                self._db.execute("COMMIT")
+                with around(f"journal.{self._name}"):
+                    self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:  # a COMMIT that failed leaves it open; SQLite ends it itself on a full disk
                 self._db.execute("ROLLBACK")
@@ -157,6 +170,7 @@ def _ready(path: Path) -> sqlite3.Connection:
         _check_version(db, path)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA secure_delete=ON")
         _migrate(db)
         _check(db)
     except sqlite3.DatabaseError as error:
@@ -195,7 +209,7 @@ def _noted_version(db: sqlite3.Connection) -> int | None:
 def _migrate(db: sqlite3.Connection) -> None:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version < SCHEMA_VERSION:
-        with Transaction(db):
+        with Transaction(db, "migrate"):
             for step in range(version, SCHEMA_VERSION):
                 for statement in _STEPS[step].split(";"):
                     db.execute(statement)
@@ -236,7 +250,7 @@ def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connecti
     told = {"reason": reason, "kept_as": kept_as.name, "rows": {table: len(found) for table, found in rows.items()}}
     log.error("journal_recovered", **told)
     db = _ready(path)
-    with Transaction(db):
+    with Transaction(db, "recover"):
         for table, (columns, _) in _TABLES.items():
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
             insert = f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - names of our own

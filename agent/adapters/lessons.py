@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.failpoints import around
 from agent.planning.memory import Learned
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class LessonFile:
         partial = self._path.with_suffix(".tmp")
         try:
             partial.write_text(json.dumps(learned.to_json()), encoding="utf-8")
-            partial.replace(self._path)
+            with around("lessons.rename"):
+                partial.replace(self._path)
         except OSError as error:
             log.warning("lesson_not_kept", error=str(error))
 

@@ -10,7 +10,7 @@ The network thread is paho's own. It only hands messages on and never waits for 
 from __future__ import annotations
 
 import json
-import ssl
+import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,10 +22,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.adapters.tls import RenewingContext, TlsFiles
 from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
 from agent.deployment.inbox import Connected
 from agent.deployment.intake import CommandMessage
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,13 +120,21 @@ class MqttTransport:
         self._is_leaving = False
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._tls = _tls_context(broker)
+        self._tls = TlsFiles(broker.ca_file, broker.cert_file, broker.key_file) if broker.use_tls else None
         self._client = self._make_client()
 
     @property
     def is_connected(self) -> bool:
         """Whether the broker is there now."""
         return self._client.is_connected()
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What is wrong with the certificates now, a sentence each."""
+        if self._tls is None:
+            return ()
+        problem = self._tls.problem(self._clock.now() if self._clock.is_synchronised() else None)
+        return (problem,) if problem else ()
 
     @property
     def epoch(self) -> int:
@@ -157,7 +167,8 @@ class MqttTransport:
         """Send a report that may be lost; without a connection it is dropped."""
         if self._client.is_connected():
             properties = self._properties(report)
-            self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
+            with around("mqtt.telemetry.publish"):
+                self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
 
     def flush(self) -> None:
         """Hand every waiting report to the connection that it does not have yet."""
@@ -177,7 +188,10 @@ class MqttTransport:
         here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``.
         """
         properties = self._properties(report)
-        info = self._client.publish(report.topic, report.payload, qos=1, retain=report.retain, properties=properties)
+        with around("mqtt.report.publish"):
+            info = self._client.publish(
+                report.topic, report.payload, qos=1, retain=report.retain, properties=properties
+            )
         if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             return False
         with self._lock:
@@ -202,7 +216,7 @@ class MqttTransport:
         if self._broker.username is not None:
             client.username_pw_set(self._broker.username, self._broker.password)
         if self._tls is not None:
-            client.tls_set_context(self._tls)
+            client.tls_set_context(RenewingContext(self._tls))  # type: ignore[arg-type]  # it wraps sockets, no more
         client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -219,11 +233,8 @@ class MqttTransport:
             properties = Properties(PacketTypes.WILLMESSAGE)
             properties.WillDelayInterval = WILL_DELAY_S
         client.will_set(will.topic, will.payload, qos=1, retain=True, properties=properties)
-        if self._tls is not None and self._broker.cert_file is not None:
-            try:
-                self._tls.load_cert_chain(self._broker.cert_file, self._broker.key_file)
-            except (OSError, ssl.SSLError) as error:
-                log.error("certificate_unreadable", file=self._broker.cert_file, error=str(error))  # noqa: TRY400
+        for alarm in self.alarms:
+            log.error("certificate_alarm", detail=alarm)
 
     def _on_connect(
         self, client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
@@ -236,7 +247,8 @@ class MqttTransport:
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
         birth = self._presence("online", None)
-        client.publish(birth.topic, birth.payload, qos=1, retain=True)
+        with around("mqtt.birth.publish"):
+            client.publish(birth.topic, birth.payload, qos=1, retain=True)
         self._post(Connected())
 
     def _subscriptions(self) -> list[tuple[str, Any]]:
@@ -258,7 +270,8 @@ class MqttTransport:
         log.warning("disconnected", reason=str(reason))
 
     def _on_connect_fail(self, _client: Client, _data: Any) -> None:
-        log.warning("connect_failed", host=self._broker.host, port=self._broker.port)
+        error = sys.exc_info()[1]  # paho calls this while it handles what went wrong
+        log.warning("connect_failed", host=self._broker.host, port=self._broker.port, error=str(error))
 
     def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
         name = self._topics.command_name(message.topic)
@@ -268,7 +281,8 @@ class MqttTransport:
 
         def acknowledge() -> None:
             if epoch == self._epoch:  # an older connection's message comes again by itself
-                client.ack(message.mid, message.qos)
+                with around("mqtt.puback"):
+                    client.ack(message.mid, message.qos)
 
         if source is not None:
             self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
@@ -342,12 +356,3 @@ def _connect_properties() -> Properties:
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
     properties.MaximumPacketSize = MAX_PACKET_BYTES
     return properties
-
-
-def _tls_context(broker: Broker) -> ssl.SSLContext | None:
-    if not broker.use_tls:
-        return None
-    context = ssl.create_default_context(cafile=broker.ca_file)
-    if broker.cert_file is not None:
-        context.load_cert_chain(broker.cert_file, broker.key_file)
-    return context

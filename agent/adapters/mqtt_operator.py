@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from agent.adapters.tls import TlsFiles
+
 
 class BrokerError(Exception):
     """The broker cannot be reached or refuses."""
@@ -33,7 +35,14 @@ class Messages:
     """
 
     def __init__(
-        self, host: str, port: int, *, username: str | None = None, password: str | None = None, timeout_s: float = 10.0
+        self,
+        host: str,
+        port: int,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        tls: TlsFiles | None = None,
+        timeout_s: float = 10.0,
     ) -> None:
         self._where = f"{host}:{port}"
         self._timeout_s = timeout_s
@@ -46,6 +55,8 @@ class Messages:
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
         try:
+            if tls is not None:
+                self._client.tls_set_context(tls.context())
             self._client.connect(host, port)
         except OSError as error:
             raise BrokerError(f"broker {self._where}: {error}") from None

@@ -2,13 +2,15 @@
 
 Rules for children: each is started from an argument list, never through a shell; each is tied to the thread that
 starts it (PR_SET_PDEATHSIG, which the children set themselves), so it must be started from one that lives as long as
-the agent; how a child ends is always turned into words.
+the agent; how a child ends is always turned into words; no child inherits the configuration in the environment, which
+may hold passwords: one of them opens files that strangers made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 
 _M_ARENA_MAX = -8
@@ -20,6 +22,11 @@ def ending(status: int) -> str:
     if status >= 0:
         return f"exited with status {status}"
     return f"was killed by {signal.Signals(-status).name}"
+
+
+def child_environment() -> dict[str, str]:
+    """Return this process's environment without the agent's own settings."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("NIBBLED_")}
 
 
 def use_one_arena() -> None:

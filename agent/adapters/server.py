@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.adapters.control import ControlError, call
-from agent.adapters.processes import ending
+from agent.adapters.processes import child_environment, ending
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     import socket
@@ -182,8 +183,10 @@ class ServerProcess:
             str(fds[1]),
             "--closed",
         ]
-        child = subprocess.Popen([*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL)
-        self._child = child
+        with around("server.start"):
+            child = self._child = subprocess.Popen(
+                [*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL, env=child_environment()
+            )
         self.starts += 1
         log.info("server_started", pid=child.pid, start=self.starts)
         self._await(child)
@@ -246,7 +249,8 @@ class ServerProcess:
     def _repository(self, model: str, verb: str, parameters: dict[str, Any]) -> Any:
         route = f"/v2/repository/models/{model}/{verb}"
         try:
-            return call(self._path, "POST", route, {"parameters": parameters}, timeout_s=300.0)
+            with around(f"server.{verb}"):
+                return call(self._path, "POST", route, {"parameters": parameters}, timeout_s=300.0)
         except ControlError as error:
             code = _CODES.get(error.code or "", _VERB_CODES[verb])
             raise StepError(code, f"{verb} of {model}: {error}", retryable=error.status is None) from None

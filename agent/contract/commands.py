@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.manifest import Envelope, Sha256, Version
+from agent.contract.oms import Bundle
 from agent.contract.topics import Id, is_id
 from agent.contract.wire import JsonObject, describe, parse_object
 from agent.planning.methods import NAMES
@@ -86,6 +87,7 @@ class Deploy(Command):
     version: Version | None = None
     artifact: ArtifactRef | None = None
     manifest: Envelope | None = None
+    oms: Bundle | None = None
     model_type: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "auto"
     method: MethodName = "auto"
     gate: Gate = Gate()

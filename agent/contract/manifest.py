@@ -67,6 +67,14 @@ class Identity:
     hardware: str | None = None
 
 
+@dataclass(frozen=True)
+class Signer:
+    """The trusted key behind a signature, and until when it is trusted (None: for good)."""
+
+    key_id: str
+    not_after: datetime | None = None
+
+
 class Manifest(_Frozen):
     """What is to be served and where it lies; signed as a whole."""
 
@@ -80,6 +88,12 @@ class Manifest(_Frozen):
     not_before: AwareDatetime | None = None
     expires: AwareDatetime | None = None
     allow_downgrade: bool = False
+
+    @property
+    def dates(self) -> dict[str, datetime]:
+        """The dates that limit it, by their names."""
+        found = {"not_before": self.not_before, "expires": self.expires}
+        return {name: date for name, date in found.items() if date is not None}
 
     def check(self, identity: Identity, *, now: datetime | None, highest_sequence: int | None) -> None:
         """Check expiry, sequence and audience.

@@ -18,14 +18,18 @@ MAX_DEPTH = 32
 JsonObject = dict[str, Any]
 
 
-def parse_object(payload: bytes) -> JsonObject:
+def parse_object(payload: bytes, most_bytes: int = MAX_PAYLOAD_BYTES) -> JsonObject:
     """Parse a JSON object of at most 64 KiB and 32 levels; NaN and duplicate keys are refused.
+
+    Args:
+        payload: as it arrived.
+        most_bytes: the limit for what comes from elsewhere than the broker.
 
     Raises:
         RefusalError: ``bad_request`` saying what is wrong.
     """
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise _bad(f"{len(payload)} bytes, at most {MAX_PAYLOAD_BYTES} are accepted")
+    if len(payload) > most_bytes:
+        raise _bad(f"{len(payload)} bytes, at most {most_bytes} are accepted")
     try:
         value = json.loads(payload.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError as error:

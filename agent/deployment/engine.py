@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.contract.commands import Cancel, CollectLogs, SetConfig, Status
+from agent.contract.commands import Cancel
 from agent.contract.desired import DesiredMessage
 from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
 from agent.deployment.attempt import attempt
-from agent.deployment.facts import config_changes, with_kept
+from agent.deployment.facts import with_kept
 from agent.deployment.inbox import BudgetSeen, Message, Moved, Outcome, ServerLost, Stop
-from agent.deployment.intake import Accepted, Answered, CommandMessage, Repeated, describe
+from agent.deployment.intake import Accepted, Answered, CommandMessage, describe
 from agent.deployment.machine import (
     Begin,
     CancelRequested,
@@ -45,11 +45,11 @@ from agent.deployment.waiting import expiry, next_up, replaced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.contract.reports import Report
+    from agent.deployment.answering import Answering
     from agent.deployment.guard import MemoryGuard
     from agent.deployment.intake import Intake
     from agent.deployment.keeper import Keeper
-    from agent.deployment.ports import Clock, Configuration, Journal, Logs, Transport
+    from agent.deployment.ports import Clock, Journal, Transport
     from agent.deployment.pursuit import Pursuit
     from agent.deployment.reporting import Reporting
     from agent.deployment.runner import Runner
@@ -67,17 +67,15 @@ class Engine:
         journal: the truth.
         transport: the way out.
         intake: judges commands.
+        answering: commits and tells what became of them.
         pursuit: knows what is wanted.
         guard: judges the memory.
-        config: the settings that a command may change.
         steps: returns what does the work of a phase, as configured now.
         runner: where the work is done.
         reporting: builds what is published.
         keeper: restores the server, and tidies up when operations end.
-        logs: what ``collect_logs`` asks for.
         clock: time.
         total_s: returns what an operation may take as a whole, as configured now.
-        on_status: called when an operator asks for everything now.
     """
 
     def __init__(
@@ -86,32 +84,28 @@ class Engine:
         journal: Journal,
         transport: Transport,
         intake: Intake,
+        answering: Answering,
         pursuit: Pursuit,
         guard: MemoryGuard,
-        config: Configuration,
         steps: Callable[[], Steps],
         runner: Runner,
         reporting: Reporting,
         keeper: Keeper,
-        logs: Logs,
         clock: Clock,
         total_s: Callable[[], float],
-        on_status: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._transport = transport
         self._intake = intake
+        self._answering = answering
         self._pursuit = pursuit
         self._guard = guard
-        self._config = config
         self._steps = steps
         self._runner = runner
         self._reporting = reporting
         self._keeper = keeper
-        self._logs = logs
         self._clock = clock
         self._total_s = total_s
-        self._on_status = on_status
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._open: dict[str, Operation] = {}
         self._watches: dict[str, WorkWatch] = {}
@@ -155,10 +149,23 @@ class Engine:
             if message is not None:
                 goes_on = self.handle(message)
             self._check_deadlines()
+            self._check_deferred()
             self._converge()
         except Exception:
             log.exception("engine_error", message=type(message).__name__)
+            if isinstance(message, CommandMessage):
+                self._take_up()
         return goes_on
+
+    def _take_up(self) -> None:
+        """Take up commands that the journal holds and this engine does not: the error came after the commit."""
+        try:
+            for operation in self._journal.open_operations():
+                self._open.setdefault(operation.id, operation)
+            self._transport.flush()
+            self._begin_next()
+        except Exception:
+            log.exception("engine_error", message="take up")  # the next start reads the journal again
 
     def handle(self, message: Message) -> bool:
         """Act on one message; return whether to go on."""
@@ -189,21 +196,10 @@ class Engine:
 
     def _command(self, message: CommandMessage) -> None:
         verdict = self._intake.judge(message)
-        reporting = self._reporting
+        self._answering.commit(message, verdict)
         if isinstance(verdict, Accepted):
-            operation = verdict.operation
-            self._journal.save(operation, reporting.accepted(operation), sequence=verdict.sequence)
-            self._open[operation.id] = operation
+            self._open[verdict.operation.id] = verdict.operation
             self._supersede_replaced()
-        elif isinstance(verdict, Answered):
-            answered = with_kept(verdict.operation, self._journal.served())
-            config = {key: change["new"] for key, change in config_changes(answered).items()}
-            told = [*reporting.answered(answered), *self._collected(verdict)]
-            self._journal.save(answered, told, config=config)
-        elif isinstance(verdict, Repeated):
-            self._journal.queue(reporting.repeated(verdict))
-        else:
-            self._journal.queue(reporting.refused(message, verdict.refusal))
         if message.origin is not None:
             self._pursuit.judged(message, verdict)
         message.acknowledge()
@@ -213,22 +209,11 @@ class Engine:
             self._answer(verdict)
         self._begin_next()
 
-    def _collected(self, verdict: Answered) -> list[Report]:
-        """Return the log's entries, if that is what was asked for."""
-        command = verdict.command
-        if not isinstance(command, CollectLogs):
-            return []
-        entries, is_cut = self._logs.recent(command.since, command.max_bytes)
-        return self._reporting.logs(verdict.operation, entries, is_cut=is_cut)
-
     def _answer(self, verdict: Answered) -> None:
         if isinstance(verdict.command, Cancel) and verdict.command.operation in self._open:
             self._apply(self._open[verdict.command.operation], CancelRequested())
-        elif isinstance(verdict.command, (SetConfig, Status)):
-            self._config.apply(config_changes(verdict.operation))
-            self._journal.queue(self._reporting.everything(self._journal.served()))
-            self._transport.flush()
-            self._on_status()
+        self._answering.carry_out(verdict)
+        self._transport.flush()
 
     def _outcome(self, message: Outcome) -> None:
         operation = self._open.get(message.operation_id)
@@ -246,7 +231,7 @@ class Engine:
                 self._transport.publish(report)
 
     def _budget_seen(self, message: BudgetSeen) -> None:
-        is_quiet = not self._open and self._keeper.mode is Mode.CURRENT
+        is_quiet = all(each.is_deferred for each in self._open.values()) and self._keeper.mode is Mode.CURRENT
         found = self._guard.look(message, self._journal.served(), is_quiet=is_quiet)
         if found.event is None:
             return
@@ -314,6 +299,13 @@ class Engine:
             limit = deadline(operation, total_s)
             if limit is not None and now >= limit:
                 self._apply(operation, TimePassed(total_s))
+                self._begin_next()
+
+    def _check_deferred(self) -> None:
+        for operation in [each for each in self._open.values() if each.is_deferred]:
+            judged = self._intake.reconsider(operation)
+            if judged is not None:
+                self._apply(operation, judged)
                 self._begin_next()
 
     def _apply(self, operation: Operation, event: Event) -> None:

@@ -23,16 +23,17 @@ from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import is_id
 from agent.contract.wire import parse_object
 from agent.deployment.facts import source_of
-from agent.deployment.machine import Operation
+from agent.deployment.machine import DEFERRED, Judged, Operation
 from agent.deployment.phases import RULES, State
+from agent.deployment.trust import Trust
 from agent.planning.model_types import HUGGING_FACE, TIMM_PREFIX, is_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from agent.contract.manifest import Identity
     from agent.deployment.ports import Clock, Configuration, Journal, Signatures
+    from agent.deployment.trust import Trusted
 
 MAX_OPEN = 16
 """Operations that may wait at a time; the next one is told that the device is busy."""
@@ -143,11 +144,9 @@ class Intake:
         generation: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._journal = journal
-        self._signatures = signatures
         self._clock = clock
-        self._identity = identity
         self._config = config
-        self._require_signature = require_signature
+        self._trust = Trust(journal, signatures, clock, identity, require_signature=require_signature)
         self._model_types = model_types
         self._generation = generation
 
@@ -163,7 +162,7 @@ class Intake:
             return self._repeat(known, command, fingerprint, message)
         operation = _record(command, fingerprint, message)
         try:
-            sequence = self._check(command)
+            trusted = self._check(command)
             if isinstance(command, SetConfig):
                 changes = self._config.judge(command.config)
                 operation = replace(operation, decision={"config": changes})
@@ -172,7 +171,20 @@ class Intake:
             return Answered(replace(operation, state=state, error=refusal.info()), None)
         if isinstance(command, Instant):
             return Answered(replace(operation, state=State.SUCCEEDED), command)
-        return Accepted(operation, sequence)
+        if trusted.waits_for is not None:
+            operation = replace(operation, facts={DEFERRED: trusted.waits_for})
+        return Accepted(operation, trusted.sequence)
+
+    def reconsider(self, operation: Operation) -> Judged | None:
+        """Return what became of an operation that waited for the clock, None while it still has to."""
+        if not self._clock.is_synchronised():
+            return None
+        command = commands.COMMANDS[operation.command].model_validate(operation.request)
+        try:
+            self._trust.check(command)
+        except RefusalError as refusal:
+            return Judged(refusal.info())
+        return Judged()
 
     def _refuse(self, message: CommandMessage, refusal: RefusalError) -> Verdict:
         """A refusal with a fresh id becomes an operation, so that whoever sent it can read what was wrong."""
@@ -189,29 +201,23 @@ class Intake:
         detail = f"id {command.id} was used before for another {known.command}, now {known.state}"
         return Unaddressed(RefusalError(ErrorCode.ID_CONFLICT, detail, "send it with a new id", command.id))
 
-    def _check(self, command: AnyCommand) -> int | None:
-        """Return the manifest's sequence to remember, if any."""
-        now = self._clock.now()
-        if self._clock.is_synchronised() and command.is_expired(now):
-            raise RefusalError(ErrorCode.EXPIRED, f"the command was to be acted on before {command.expires_at}")
+    def _check(self, command: AnyCommand) -> Trusted:
+        """Return how far the command is trusted; refuse it if it may not, or cannot, be acted on."""
+        trusted = self._trust.check(command)
         self._check_generation(command)
         if isinstance(command, Cancel):
             self._check_cancel(command)
-            return None
+            return trusted
         if isinstance(command, Instant):
-            return None
+            return trusted
         waiting = self._journal.open_operations()
         if len(waiting) >= MAX_OPEN:
             raise RefusalError(ErrorCode.BUSY, f"{len(waiting)} operations are waiting", "send it again later")
         if isinstance(command, Deploy):
-            sequence = self._check_trust(command, now)
             self._check_source(command)
-            return sequence
-        if isinstance(command, SelfTest):
-            return None
-        if all(operation.model != command.model for operation in waiting):
+        elif not isinstance(command, SelfTest) and all(operation.model != command.model for operation in waiting):
             self._check_served(command.name, command.model)
-        return None
+        return trusted
 
     def _check_generation(self, command: AnyCommand) -> None:
         expected, actual = command.expected_generation, self._generation()
@@ -254,26 +260,6 @@ class Intake:
         if name not in self._model_types and not is_library(name):
             known = ", ".join([*sorted(self._model_types), HUGGING_FACE, f"{TIMM_PREFIX}NAME"])
             raise RefusalError(ErrorCode.UNKNOWN_MODEL_TYPE, f"unknown model_type {name!r}", f"known here: {known}")
-
-    def _check_trust(self, command: Deploy, now: datetime) -> int | None:
-        if command.manifest is None:
-            if self._require_signature:
-                raise RefusalError(
-                    ErrorCode.UNTRUSTED_KEY,
-                    "trust.require_signature is on and the deploy carries no signed manifest",
-                    "nibblectl keygen NAME, copy NAME.pub to trust.keys_dir; then nibblectl sign the artifact",
-                )
-            return None
-        manifest = command.manifest.manifest()
-        if manifest.model != command.model:
-            raise RefusalError(
-                ErrorCode.BAD_REQUEST, f"the deploy is for {command.model}, its manifest for {manifest.model}"
-            )
-        wall = now if self._clock.is_synchronised() else None
-        manifest.check(self._identity, now=wall, highest_sequence=self._journal.highest_sequence(command.model))
-        if self._require_signature:
-            self._signatures.verify(command.manifest, command.model, wall)
-        return manifest.sequence
 
 
 def _record(command: AnyCommand, fingerprint: str, message: CommandMessage) -> Operation:

@@ -67,27 +67,25 @@ class Lookout:
         """Take a look if one is due and wanted."""
         ended, rest_s = self._last
         if self._is_wanted() and self._clock.monotonic() - ended >= max(self._interval_s(), rest_s):
-            self._device.usable_methods()  # a plan needs them, and the engine must not wait for the self-test
-            began = self._clock.monotonic()
             self.look()
-            ended = self._clock.monotonic()
-            self._last = ended, REST * (ended - began)
 
     def look(self) -> None:
         """Take one look. What cannot be read is named in the log once, until it can be read again."""
+        began = self._clock.monotonic()
         try:
+            self._device.usable_methods()  # a plan needs them, and the engine must not wait for the self-test
+            began = self._clock.monotonic()
             budget = self._device.budget()
         except Exception as error:  # noqa: BLE001 - a broken witness must not end the watch
             if not self._is_blind:
                 log.error("budget_unknown", error=str(error))  # noqa: TRY400 - one line says it all
             self._is_blind = True
-            return
-        self._is_blind = False
-        self._post(BudgetSeen(budget, self._clock.monotonic()))
+        else:
+            self._is_blind = False
+            self._post(BudgetSeen(budget, self._clock.monotonic()))
+        ended = self._clock.monotonic()
+        self._last = ended, REST * (ended - began)
 
     def _run(self) -> None:
         while not self._stop.wait(min(TICK_S, self._interval_s())):
-            try:
-                self.tick()
-            except Exception:  # noqa: PERF203 - one look may fail, the next one is taken all the same
-                log.exception("lookout_failed")
+            self.tick()

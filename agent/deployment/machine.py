@@ -29,6 +29,8 @@ from agent.deployment.phases import (
 )
 
 JsonObject = dict[str, Any]
+DEFERRED = "deferred"
+"""The fact of an accepted operation that waits for a synchronised clock: why, in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Operation:
     error: ErrorInfo | None = None
     outcome: State = State.ROLLED_BACK
     origin: str | None = None
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether it waits for a synchronised clock."""
+        return self.state is State.ACCEPTED and DEFERRED in self.facts
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,13 @@ class Superseded:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The clock is synchronised at last: a deferred operation may go on, or is refused with ``error``."""
+
+    error: ErrorInfo | None = None
+
+
+@dataclass(frozen=True)
 class Restarted:
     """The agent started and found this operation open."""
 
@@ -129,7 +143,7 @@ class TimePassed:
     total_s: float = math.inf
 
 
-Event = Begin | Done | Failed | CancelRequested | Superseded | Expired | Restarted | TimePassed
+Event = Begin | Done | Failed | CancelRequested | Superseded | Expired | Judged | Restarted | TimePassed
 
 
 @dataclass(frozen=True)
@@ -162,6 +176,8 @@ def advance(operation: Operation, event: Event, now: float) -> Result:  # noqa: 
         return _begin(operation, now)
     if isinstance(event, Restarted):
         return _resume(operation, now)
+    if isinstance(event, Judged):
+        return _judged(operation, event), ()
     if isinstance(event, (CancelRequested, Superseded)):
         return _stop(operation, event, now)
     if isinstance(event, Expired):
@@ -197,9 +213,19 @@ def _outcome(operation: Operation, event: Done | Failed, now: float) -> Result:
 
 
 def _begin(operation: Operation, now: float) -> Result:
-    if operation.state is not State.ACCEPTED:
+    if operation.state is not State.ACCEPTED or operation.is_deferred:
         return operation, ()
     return _enter(operation, LINES[operation.command][0], now)
+
+
+def _judged(operation: Operation, event: Judged) -> Operation:
+    if not operation.is_deferred:
+        return operation
+    if event.error is not None:
+        state = State.EXPIRED if event.error.code is ErrorCode.EXPIRED else State.REJECTED
+        return _end(_with_error(operation, event.error), state)
+    facts = {name: fact for name, fact in operation.facts.items() if name != DEFERRED}
+    return replace(operation, facts=facts, writes=operation.writes + 1)
 
 
 def _done(operation: Operation, event: Done, now: float) -> Result:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from agent.contract.manifest import Envelope
+    from agent.contract.manifest import Envelope, Signer
+    from agent.contract.oms import Bundle
     from agent.contract.reports import Report
     from agent.deployment.convergence import Goal
     from agent.deployment.machine import Operation
@@ -293,8 +294,11 @@ class Lessons(Protocol):
 class Signatures(Protocol):
     """Who may deploy what."""
 
-    def verify(self, envelope: Envelope, model: str, now: datetime | None) -> str:
-        """Return the id of the trusted key that signed; raises ``RefusalError`` otherwise."""
+    def verify(self, envelope: Envelope, model: str, now: datetime | None) -> Signer:
+        """Return the trusted key that signed a manifest; raises ``RefusalError`` otherwise."""
+
+    def verify_bundle(self, bundle: Bundle, model: str, now: datetime | None) -> Signer:
+        """Return the trusted key that signed a bundle of OpenSSF Model Signing; raises ``RefusalError`` otherwise."""
 
 
 @dataclass(frozen=True)

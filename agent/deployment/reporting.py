@@ -12,6 +12,7 @@ from agent.contract.topics import is_id
 from agent.contract.wire import JsonObject, dump
 from agent.deployment.facts import config_changes
 from agent.deployment.intake import reply_to
+from agent.deployment.machine import DEFERRED
 from agent.planning.explain import explain
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ def describe_operation(operation: Operation) -> JsonObject:
         "state": str(operation.state),
         "phase": None if operation.state.is_terminal else str(operation.phase),
         "attempt": operation.attempt,
+        "detail": operation.facts[DEFERRED] if operation.is_deferred else None,
         "decision": explained(operation.decision),
         "error": operation.error.model_dump(mode="json") if operation.error else None,
     }

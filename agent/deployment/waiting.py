@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 
 def next_up(open_operations: Sequence[Operation]) -> Operation | None:
-    """Return the operation whose turn it is: the highest priority, then the earliest; None while one is running."""
+    """Return the operation whose turn it is: the highest priority, then the earliest.
+
+    None while one is running. One that is deferred lets the others pass.
+    """
     if any(operation.state is State.RUNNING for operation in open_operations):
         return None
-    return max(open_operations, key=_priority, default=None)  # of equal ones max returns the first
+    ready = [operation for operation in open_operations if not operation.is_deferred]
+    return max(ready, key=_priority, default=None)  # of equal ones max returns the first
 
 
 def expiry(operation: Operation) -> datetime | None:
@@ -31,12 +35,14 @@ def expiry(operation: Operation) -> datetime | None:
 def replaced(open_operations: Sequence[Operation]) -> list[tuple[Operation, str]]:
     """Return each deploy that waits although a newer deploy of its model does, too, with the newest one's id.
 
+    One that is deferred is left to the judgement that it waits for.
+
     Args:
         open_operations: in the order of their acceptance.
     """
     waiting = [each for each in open_operations if each.command == "deploy" and each.state is State.ACCEPTED]
     newest = {each.model: each.id for each in waiting}
-    return [(each, newest[each.model]) for each in waiting if newest[each.model] != each.id]
+    return [(each, newest[each.model]) for each in waiting if newest[each.model] != each.id and not each.is_deferred]
 
 
 def _priority(operation: Operation) -> int:

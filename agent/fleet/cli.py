@@ -1,6 +1,7 @@
 """``nibblectl``: the operator's command. Makes keys, signs manifests, sends commands, shows what becomes of them.
 
-Exit status: 0 the operation succeeded, 1 it did not, 2 wrong usage, 4 broker or device did not answer.
+Exit status: 0 the operation succeeded or what was checked is to be trusted, 1 it did not or is not, 2 wrong usage or
+nothing that can be read, 4 broker or device did not answer.
 """
 
 from __future__ import annotations
@@ -8,29 +9,29 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from pydantic import ValidationError
 
 import agent
 from agent.adapters.mqtt_operator import BrokerError, Messages
-from agent.adapters.signatures import KeyDirectory
+from agent.adapters.tls import TlsFiles
 from agent.contract.commands import MethodName
-from agent.contract.errors import RefusalError
-from agent.contract.manifest import Envelope
 from agent.contract.topics import Topics
-from agent.contract.wire import describe
-from agent.fleet import keys
+from agent.fleet import trust_cli
 from agent.fleet.client import FleetClient, NoAnswerError
+from agent.fleet.trust_cli import fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 JsonObject = dict[str, Any]
 UNREACHABLE = 4
+SECURE_PORT = 8883
+"""IANA's secure-mqtt."""
 _METHODS = click.Choice(MethodName.__args__)  # type: ignore[attr-defined]
+
+_PEM = click.Path(exists=True, dir_okay=False)
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,21 @@ class Target:
     port: int
     username: str | None
     password: str | None
+    tls: bool
+    ca_file: str | None
+    cert_file: str | None
+    key_file: str | None
     prefix: str
     device: str | None
     as_json: bool
     wait_s: float
+
+    def messages(self) -> Messages:
+        """Return the way to the broker, encrypted where a port or a certificate says so, as on a device."""
+        files = TlsFiles(self.ca_file, self.cert_file, self.key_file)
+        uses_tls = self.tls or self.port == SECURE_PORT or files != TlsFiles()
+        tls = files if uses_tls else None
+        return Messages(self.host, self.port, username=self.username, password=self.password, tls=tls)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NIBBLECTL"})
@@ -53,6 +65,10 @@ class Target:
 @click.option("--port", default=1883, show_default=True)
 @click.option("--username")
 @click.option("--password", help="Better given as NIBBLECTL_PASSWORD.")
+@click.option("--tls", is_flag=True, help="Encrypt; implied by port 8883 and by every file below.")
+@click.option("--ca-file", type=_PEM, help="Authorities; default: the system's.")
+@click.option("--cert-file", type=_PEM, help="Client certificate.")
+@click.option("--key-file", type=_PEM)
 @click.option("--prefix", default="edge/v1", show_default=True, help="Topic prefix.")
 @click.option("-d", "--device", help="Device id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
@@ -63,62 +79,8 @@ def main(context: click.Context, /, **options: Any) -> None:
     context.obj = Target(**options)
 
 
-@main.command()
-@click.argument("name")
-@click.option("--directory", type=click.Path(path_type=Path), default=Path(), help="Where to write the pair.")
-def keygen(name: str, directory: Path) -> None:
-    """Make the signing key NAME.key and NAME.pub; devices get NAME.pub in their trust.keys_dir."""
-    try:
-        private, public = keys.generate(directory, name)
-    except FileExistsError as error:
-        _fail(f"{error} exists; choose another name", 1)
-    click.echo(f"{private}  keep it secret\n{public}  copy it to trust.keys_dir of every device")
-
-
-@main.command()
-@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--key", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--url", required=True, help="Where devices fetch the checkpoint.")
-@click.option("--model", required=True)
-@click.option("--version", "version_", required=True)
-@click.option("--sequence", required=True, type=int, help="Higher than that of the last release of this model.")
-@click.option("--model-type", default="auto", show_default=True)
-@click.option("--for-device", multiple=True, help="Audience; may be repeated. Default: every device.")
-@click.option("--for-group", multiple=True)
-@click.option("--expires", help="RFC 3339 time, e.g. 2027-01-01T00:00:00Z.")
-def sign(checkpoint: Path, key: Path, url: str, **fields: Any) -> None:
-    """Hash CHECKPOINT and print a signed manifest for it."""
-    manifest: JsonObject = {
-        "model": fields["model"],
-        "version": fields["version_"],
-        "sequence": fields["sequence"],
-        "audience": {"devices": fields["for_device"], "groups": fields["for_group"]},
-        "files": [keys.describe_file(checkpoint, url)],
-        "model_type": fields["model_type"],
-        "expires": fields["expires"],
-    }
-    try:
-        click.echo(json.dumps(keys.sign(manifest, key)))
-    except ValidationError as error:
-        _fail(describe(error), 2)
-    except keys.SigningKeyError as error:
-        _fail(str(error), 1)
-
-
-@main.command()
-@click.argument("manifest", type=click.File("rb"))
-@click.option("--keys-dir", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-def verify(manifest: Any, keys_dir: Path) -> None:
-    """Check the signature of MANIFEST (- for stdin) against trusted keys, as a device does."""
-    try:
-        envelope = Envelope.model_validate_json(manifest.read())
-        content = envelope.manifest()
-        key = KeyDirectory(keys_dir).verify(envelope, content.model, None)
-    except ValidationError as error:
-        _fail(describe(error), 1)
-    except RefusalError as refusal:
-        _fail(f"{refusal.code}: {refusal.detail}", 1)
-    click.echo(f"signed by {key}: {content.model} {content.version}, sequence {content.sequence}")
+for _command in (trust_cli.keygen, trust_cli.sign, trust_cli.verify, trust_cli.inspect):
+    main.add_command(_command)
 
 
 @main.command()
@@ -217,13 +179,13 @@ def _send(target: Target, name: str, **fields: Any) -> None:
 
 def _connected(target: Target, talk: Callable[[FleetClient, Topics], int]) -> NoReturn:
     if target.device is None:
-        _fail("which device? give --device or set NIBBLECTL_DEVICE", 2)
+        fail("which device? give --device or set NIBBLECTL_DEVICE", 2)
     topics = Topics(target.prefix, target.device)
     try:
-        with Messages(target.host, target.port, username=target.username, password=target.password) as messages:
+        with target.messages() as messages:
             sys.exit(talk(FleetClient(messages, topics), topics))
     except (BrokerError, NoAnswerError) as error:
-        _fail(str(error), UNREACHABLE)
+        fail(str(error), UNREACHABLE)
 
 
 def _show(target: Target, state: JsonObject) -> None:
@@ -244,12 +206,7 @@ def _json(text: bytes | str) -> JsonObject:
     try:
         value = json.loads(text)
     except ValueError as error:
-        _fail(f"not JSON: {error}", 2)
+        fail(f"not JSON: {error}", 2)
     if not isinstance(value, dict):
-        _fail(f"a JSON {type(value).__name__}, expected an object", 2)
+        fail(f"a JSON {type(value).__name__}, expected an object", 2)
     return value
-
-
-def _fail(text: str, status: int) -> NoReturn:
-    click.echo(f"nibblectl: {text}", err=True)
-    sys.exit(status)

@@ -6,9 +6,9 @@ import base64
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -18,10 +18,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from agent.adapters.trusted_keys import parse_key
 from agent.contract.manifest import PAYLOAD_TYPE, Manifest, pae
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 CHUNK = 4 * 2**20
 
@@ -30,20 +32,29 @@ class SigningKeyError(Exception):
     """A key file cannot be used."""
 
 
-def generate(directory: Path, name: str) -> tuple[Path, Path]:
+def generate(directory: Path, name: str, limits: Mapping[str, str | None] | None = None) -> tuple[Path, Path]:
     """Make an Ed25519 key pair ``name.key`` (owner only) and ``name.pub``; an existing pair is never overwritten.
+
+    Args:
+        directory: where to.
+        name: the key's id.
+        limits: ``not_after`` and ``models`` as they are to stand in ``name.pub``.
 
     Raises:
         FileExistsError: when one of the two is there already.
+        KeyFileError: a limit is none; no file is left behind.
     """
     private, public = directory / f"{name}.key", directory / f"{name}.pub"
     if public.exists():
         raise FileExistsError(public)
     key = Ed25519PrivateKey.generate()
+    head = "".join(f"{limit}: {value}\n" for limit, value in (limits or {}).items() if value)
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    parse_key(public, head + pem.decode())
     descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    public.write_text(head + pem.decode(), encoding="utf-8")
     return private, public
 
 
@@ -56,21 +67,35 @@ def describe_file(path: Path, url: str) -> dict[str, Any]:
     return {"name": path.name, "url": url, "sha256": digest.hexdigest(), "size": path.stat().st_size}
 
 
-def sign(manifest: Mapping[str, Any], private_key: Path) -> dict[str, Any]:
-    """Return ``manifest`` in a DSSE envelope signed with the key in ``private_key``; its id is the file's name.
+def sign(manifest: Mapping[str, Any], *private_keys: Path) -> dict[str, Any]:
+    """Return ``manifest`` in a DSSE envelope signed with each key; the file's name is the key's id.
+
+    Two keys make one manifest good for devices that trust the old one and for those that trust the new one.
 
     Raises:
         pydantic.ValidationError: when the manifest is not one that a device would accept.
-        SigningKeyError: when the key is not an Ed25519 private key.
+        SigningKeyError: when a key is not an Ed25519 private key, or none is given.
     """
+    if not private_keys:
+        raise SigningKeyError("no key to sign with")
     Manifest.model_validate(manifest)
-    key = load_pem_private_key(private_key.read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise SigningKeyError(f"{private_key}: {type(key).__name__} instead of an Ed25519 private key")
     body = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
-    signature = base64.b64encode(key.sign(pae(PAYLOAD_TYPE, body))).decode()
+    message = pae(PAYLOAD_TYPE, body)
     return {
         "payloadType": PAYLOAD_TYPE,
         "payload": base64.b64encode(body).decode(),
-        "signatures": [{"keyid": Path(private_key).stem, "sig": signature}],
+        "signatures": [
+            {"keyid": path.stem, "sig": base64.b64encode(_private(path).sign(message)).decode()}
+            for path in private_keys
+        ],
     }
+
+
+def _private(path: Path) -> Ed25519PrivateKey:
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise SigningKeyError(f"{path}: {error}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SigningKeyError(f"{path}: {type(key).__name__} instead of an Ed25519 private key")
+    return key

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agent import architectures
+from agent.failpoints import around
 from agent.quantization import metrics
 from agent.quantization.errors import BadCheckpointError, UnsafeCheckpointError
 from agent.quantization.safetensors_header import read_header
@@ -151,7 +152,7 @@ def write_gate_file(path: Path, data: Evaluation, source: Run) -> None:
     if data.labels is not None:
         tensors["labels"] = data.labels
     save_file(tensors, path)
-    with path.open("rb") as file:
+    with path.open("rb") as file, around("gate_file.fsync"):
         os.fsync(file.fileno())
 
 

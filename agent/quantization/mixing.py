@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.failpoints import around
 from agent.planning import mix
 from agent.planning.gate import Thresholds, judge
 from agent.planning.methods import METHODS
@@ -209,7 +210,8 @@ class _Search:
             tried = self._judged(raised, facts)
             if all(tried.merit > other.merit for other in self.trials):
                 for file in (path, path.with_suffix(".json")):
-                    file.replace(self.path.with_name(file.name))
+                    with around("mix.rename"):
+                        file.replace(self.path.with_name(file.name))
         self.trials.append(tried)
         self._count_run()
         return not tried.complaints

@@ -13,6 +13,7 @@ import torch
 
 import agent
 from agent import architectures
+from agent.failpoints import around
 from agent.quantization.probe import version
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def write(artifact: Path, content: Mapping[str, Any]) -> Path:
         json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
         file.flush()
-        os.fsync(file.fileno())
+        with around("sidecar.fsync"):
+            os.fsync(file.fileno())
     return path
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from agent.failpoints import around
 from agent.quantization.safetensors_header import NAMES
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class TensorFileWriter:
             if kind is None:
                 self._require_complete()
                 self._file.flush()
-                os.fsync(self._file.fileno())
+                with around("artifact.fsync"):
+                    os.fsync(self._file.fileno())
         except BaseException:
             self._path.unlink(missing_ok=True)
             raise

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import structlog
 
+from agent.failpoints import around
 from agent.serving.batcher import Batcher
 from agent.serving.canary import measure
 from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllowedError, NotFoundError
@@ -154,7 +155,8 @@ class ControlPlane:
                 if unload_first:
                     await self._thread.check(artifact)
                     await self._make_room(model)
-                network, figures = await self._thread.load(artifact, model.batcher.max_rows)
+                with around("serving.load"):
+                    network, figures = await self._thread.load(artifact, model.batcher.max_rows)
         except LoadFailedError as error:
             model.failure = (release, version, str(error))
             log.warning("load_failed", model=model.name, release=release, code=error.code, detail=str(error))
@@ -188,7 +190,8 @@ class ControlPlane:
         model = self._plane.models.get(name)
         async with _change(model):
             gap_ms = model.room.gap_ms
-            previous = model.activate(release)
+            with around("serving.swap"):
+                previous = model.activate(release)
         log.info("activated", model=name, release=release, previous=previous, gap_ms=gap_ms)
         return {"previous": previous, "gap_ms": gap_ms}
 
@@ -210,12 +213,13 @@ class ControlPlane:
 
     async def _unload(self, model: Model, release: str) -> None:
         slot = model.slots[release]
-        if model.active is slot:
-            model.active = None
-        await slot.drained()
-        del model.slots[release]
-        # Replies that are still being written look at the slot, and must not keep its weights.
-        slot.network.close()
+        with around("serving.unload"):
+            if model.active is slot:
+                model.active = None
+            await slot.drained()
+            del model.slots[release]
+            # Replies that are still being written look at the slot, and must not keep its weights.
+            slot.network.close()
 
     def index(self, request: JsonObject) -> list[JsonObject]:
         """Return every release that is loaded, being loaded, or failed to load last."""

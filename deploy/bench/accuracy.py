@@ -5,8 +5,8 @@
 The `cnn` is the demo's; `rnn` and `vit` are trained by `deploy.bench.train_kanji` first, if they are not there yet.
 Every method is built and measured by the product's own builder, in a process of its own and with one thread: its gate
 runs source and artifact on the same drawings. What `auto` would keep of them on this machine is decided as on a device
-(`agent.deployment.selection`): the plan first, then what was measured. `mixed` starts from what was planned. Exit
-status 1 if nothing is kept.
+(`agent.deployment.selection`): the plan first, then what was measured. `mixed` starts from nf4. Exit status 1 if
+nothing is kept, or if the gate refuses nf4 and `mixed` does not pass with bytes between nf4 and int8.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agent.planning.gate import Thresholds, judge
-from agent.planning.methods import METHODS, NAMES
+from agent.planning.methods import METHODS, MIXED, NAMES
 from agent.workbench import builds
 from agent.workbench.compare import keeps
-from deploy.bench import page
+from deploy.bench import halves, page
 from deploy.bench.train_kanji import OUTPUT, PLANS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SHOWN = tuple(name for name in NAMES if name != "fp32")
 KANJI = Path(__file__).parents[1] / "demo" / "kanji"
@@ -62,6 +65,7 @@ class Line:
     method: str
     is_kept: bool
     gate: dict[str, Any]
+    artifact_bytes: int
     resident_bytes: int
     bits_per_weight: float
 
@@ -96,7 +100,15 @@ def compare(subject: Subject, folder: Path, threads: int) -> list[Line]:
     results = {method: measure(subject, method, folder, threads) for method in SHOWN}
     kept, _overruled = keeps(plan.to_json(), results.get, Thresholds())
     return [
-        Line(subject.model_type, name, name == kept, result["gate"], result["resident_bytes"], bits(name, result))
+        Line(
+            subject.model_type,
+            name,
+            name == kept,
+            result["gate"],
+            result["artifact_bytes"],
+            result["resident_bytes"],
+            bits(name, result),
+        )
         for name, result in results.items()
     ]
 
@@ -108,13 +120,20 @@ def bits(method: str, result: dict[str, Any]) -> float:
     return float(result["mixed"]["bits_per_weight"])
 
 
-def part(lines: list[Line], threads: int) -> str:
-    """Return what the page says: what `auto` chooses and whether it holds, and the table."""
+def part(lines: list[Line], threads: int, held_out: Mapping[str, halves.Halves] | None = None) -> str:
+    """Return what the page says: what `auto` chooses and whether it holds, and the table.
+
+    Args:
+        lines: what was measured.
+        threads: of the builder.
+        held_out: of each model whose nf4 is refused, what its mix is worth on drawings that did not choose it.
+    """
     rows = {line.model_type: line.gate["rows"] for line in lines}
     measured = ", ".join(f"{count} with `{name}`" for name, count in rows.items())
     return (
-        f"{_verdict(lines)} Drawings in fonts never trained on: {measured}. Latency is the median of single rows with "
-        f"{threads} thread, beside the float32 source in the same process.\n\n{_table(lines)}"
+        f"{_verdict(lines)} {_mixed_verdict(lines)} Drawings in fonts never trained on: {measured}. Latency is the "
+        f"median of single rows with {threads} thread, beside the float32 source in the same process."
+        f"{_held_out(held_out or {})}\n\n{_table(lines)}"
     )
 
 
@@ -127,11 +146,44 @@ def _verdict(lines: list[Line]) -> str:
     return f"Goal, agreement of at least {least:.0%} for the method that `auto` keeps here: {told}."
 
 
+def missed_by_mixed(lines: list[Line]) -> list[str]:
+    """Return the models for which nf4 is refused and `mixed` does not pass at a size between nf4 and int8."""
+    return [
+        name
+        for name, (nf4, mixed, int8) in _mixes(lines).items()
+        if mixed.complaints or not nf4.resident_bytes < mixed.resident_bytes < int8.resident_bytes
+    ]
+
+
+def _mixes(lines: list[Line]) -> dict[str, tuple[Line, Line, Line]]:
+    """Return nf4, `mixed` and int8 of every model whose nf4 the gate refuses."""
+    found = {(line.model_type, line.method): line for line in lines}
+    models = [line.model_type for line in lines if line.method == "nf4" and line.complaints]
+    return {name: (found[name, "nf4"], found[name, MIXED], found[name, "int8"]) for name in models}
+
+
+def _mixed_verdict(lines: list[Line]) -> str:
+    missed = missed_by_mixed(lines)
+    told = "; ".join(
+        f"`{name}` {nf4.resident_bytes:,} < {mixed.resident_bytes:,} < {int8.resident_bytes:,} resident bytes, "
+        f"{mixed.gate['agreement']:.2%}{', missed' if name in missed else ''}"
+        for name, (nf4, mixed, int8) in _mixes(lines).items()
+    )
+    return f"Goal, `mixed` passes between nf4 and int8 where nf4 is refused: {told or 'nf4 is refused nowhere'}."
+
+
+def _held_out(measured: Mapping[str, halves.Halves]) -> str:
+    told = "; ".join(f"`{name}` {both.chosen_on:.2%}, then {both.held_out:.2%}" for name, both in measured.items())
+    what = f"`mixed` chosen on a random half of the drawings and judged on the other, means of {halves.SPLITS} halves"
+    return f"\n\n{what}: {told}." if told else ""
+
+
 def _table(lines: list[Line]) -> str:
     head = (
         "model",
         "method",
         "bits",
+        "artifact",
         "resident",
         "accuracy",
         "source",
@@ -150,6 +202,7 @@ def _row(line: Line) -> tuple[str, ...]:
         line.model_type,
         f"{line.method} (kept)" if line.is_kept else line.method,
         f"{line.bits_per_weight:.2f}",
+        f"{line.artifact_bytes:,}",
         f"{line.resident_bytes:,}",
         f"{gate['accuracy']:.2%}",
         f"{gate['accuracy_source']:.2%}",
@@ -173,8 +226,15 @@ def main(path: Path, threads: int) -> None:
     except MissingModelError as error:
         raise click.ClickException(str(error)) from error
     lines = [line for subject in chosen for line in compare(subject, OUTPUT, threads)]
-    page.publish("bench-accuracy", part(lines, threads), path)
-    sys.exit(1 if {line.model_type for line in lines} - {line.model_type for line in lines if line.is_kept} else 0)
+    mixes = _mixes(lines)
+    held_out = {
+        subject.model_type: halves.measure(subject.model_type, subject.checkpoint, subject.drawings)
+        for subject in chosen
+        if subject.model_type in mixes
+    }
+    page.publish("bench-accuracy", part(lines, threads, held_out), path)
+    unkept = {line.model_type for line in lines} - {line.model_type for line in lines if line.is_kept}
+    sys.exit(1 if unkept or missed_by_mixed(lines) else 0)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -59,6 +57,8 @@ def publish(name: str, part: str, path: Path) -> None:
 
 def machine() -> str:
     """Return this machine in a clause: processor, cores, memory, GPU, how busy it is, and the libraries."""
+    import torch  # noqa: PLC0415 - tests of what has nothing to do with torch import this module
+
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     gib = int(_field(_MEMORY_INFO, "MemTotal").split()[0]) / 2**20
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "bitsandbytes"))
@@ -79,4 +79,6 @@ def _field(path: Path, name: str) -> str:
 
 
 def _vector_width() -> str:
+    import torch  # noqa: PLC0415 - as above
+
     return torch.backends.cpu.get_cpu_capability()

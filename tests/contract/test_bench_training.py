@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +12,9 @@ from agent import architectures
 from agent.architectures import preprocess
 from agent.planning.gate import Thresholds
 from agent.quantization.checkpoint import open_checkpoint
-from deploy.bench import accuracy, train_kanji
+from deploy.bench import accuracy, halves, train_kanji
 from deploy.demo.bundle import Evaluation
 from deploy.demo.learning import Score
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CLASSES = 5
 
@@ -76,7 +73,7 @@ def test_a_model_that_was_not_trained_yet_is_asked_for(tmp_path: Path) -> None:
         subject.require()
 
 
-def line(agreement: float, *, is_kept: bool) -> accuracy.Line:
+def line(agreement: float, *, is_kept: bool, method: str = "fp16", resident_bytes: int = 900) -> accuracy.Line:
     times = {"p50": 1.0, "p99": 2.0}
     gate = {
         "rows": 416,
@@ -88,7 +85,7 @@ def line(agreement: float, *, is_kept: bool) -> accuracy.Line:
         "latency_ms": times,
         "source_latency_ms": times,
     }
-    return accuracy.Line("vit", "nf4", is_kept, gate, 1000, 4.5)
+    return accuracy.Line("vit", method, is_kept, gate, 1000, resident_bytes, 4.5)
 
 
 def test_a_method_below_the_gates_agreement_is_shown_as_refused_and_the_kept_one_is_named_first() -> None:
@@ -96,9 +93,46 @@ def test_a_method_below_the_gates_agreement_is_shown_as_refused_and_the_kept_one
     text = accuracy.part([line(least, is_kept=True), line(least - 0.01, is_kept=False)], threads=1)
     rows = [row for row in text.splitlines() if row.startswith("| vit")]
     assert [row.split(" | ")[-1] for row in rows] == ["passes |", "refuses |"]
-    assert "`vit` nf4, 95.00%" in text.splitlines()[0]
+    assert "`vit` fp16, 95.00%" in text.splitlines()[0]
+    assert "nf4 is refused nowhere" in text.splitlines()[0]
 
 
 def test_a_model_for_which_no_method_passes_is_said_first() -> None:
     text = accuracy.part([line(0.5, is_kept=False)], threads=1)
     assert "`vit` none, missed" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("agreement", "resident_bytes", "missed"), [(0.96, 150, []), (0.94, 150, ["vit"]), (0.96, 200, ["vit"])]
+)
+def test_where_nf4_is_refused_mixed_has_to_pass_between_nf4_and_int8(
+    agreement: float, resident_bytes: int, missed: list[str]
+) -> None:
+    lines = [
+        line(0.9, is_kept=False, method="nf4", resident_bytes=100),
+        line(agreement, is_kept=True, method="mixed", resident_bytes=resident_bytes),
+        line(1.0, is_kept=False, method="int8", resident_bytes=200),
+    ]
+    assert accuracy.missed_by_mixed(lines) == missed
+    told = accuracy.part(lines, threads=1).splitlines()[0]
+    assert f"`vit` 100 < {resident_bytes} < 200 resident bytes, {agreement:.2%}" in told
+    assert told.count("missed") == len(missed)
+
+
+def test_a_fixture_has_half_floats_and_is_recognised_all_the_same(tmp_path: Path) -> None:
+    trained = network("rnn").eval()
+    checkpoint = train_kanji.write(tmp_path, "rnn", trained, Score(1.0, 0.5), drawings(), is_half=True)
+    opened = open_checkpoint(checkpoint)
+    assert {entry.dtype for entry in opened.entries.values()} == {torch.float16}
+    assert architectures.recognise(opened.shapes).model_type == "rnn"
+    assert load_file(tmp_path / "rnn.safetensors")["inputs"].dtype == torch.float16
+    assert {value.dtype for value in trained.state_dict().values()} == {torch.float32}
+
+
+def test_a_mix_is_also_judged_by_drawings_that_did_not_choose_it() -> None:
+    folder = Path(__file__).parents[1] / "data" / "trained_rnn"
+    measured = halves.measure("rnn", folder / "rnn.pt", folder / "rnn.safetensors", splits=2)
+    assert 0.95 <= measured.chosen_on < 1.0
+    assert 0.85 < measured.held_out < 1.0
+    told = accuracy.part([line(1.0, is_kept=True)], threads=1, held_out={"rnn": measured})
+    assert f"`rnn` {measured.chosen_on:.2%}, then {measured.held_out:.2%}." in told

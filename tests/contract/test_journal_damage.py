@@ -172,7 +172,6 @@ def test_a_wal_that_is_missing_does_not_bring_an_older_model_back(tmp_path: Path
     journal = SqliteJournal(path)
     newer = replace(SERVED, current=release("v3"), previous=SERVED.current)
     journal.save(replace(OPERATION, id="d-2", state=State.SUCCEEDED), [], served=newer)
-    assert path.with_name("journal.db-wal").stat().st_size > 0
     journal.close()
     path.write_bytes(older)  # what a file without its WAL is: whole, and as it was before
 

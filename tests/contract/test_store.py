@@ -171,12 +171,14 @@ def test_a_sweep_deletes_what_nobody_needs_and_nothing_else(store: ArtifactStore
     admitted(store, watch)
     admitted(store, watch, other)
     result = store.publish(DIGEST, "nf4", build(store, "kept"))
+    half_made = store.staging(DIGEST, "fp4")  # of a builder that was killed
     store.partial("e" * 64).write_bytes(b"half")
     store.partial("f" * 64).write_bytes(b"half")
     store.sweep({DIGEST, "f" * 64})
 
     assert store.source(DIGEST) is not None
     assert Path(result["artifact"]).exists()
+    assert not half_made.exists()
     assert store.partial("f" * 64).exists()
     assert store.source(sha256(other)) is None
     assert not store.partial("e" * 64).exists()

@@ -9,6 +9,7 @@ from agent.adapters.artifacts import ArtifactStore
 from agent.contract.desired import OWN, DesiredMessage
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
+from agent.deployment.answering import Answering
 from agent.deployment.engine import Engine
 from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
@@ -110,17 +111,15 @@ class Box:
                 model_types=frozenset({*MODEL_TYPES, "auto"}),
                 generation=lambda: self.pursuit.generation,
             ),
+            answering=Answering(self.journal, self.reporting, self.live, self.logbook, on_status=self._count_status),
             pursuit=self.pursuit,
             guard=self.guard,
-            config=self.live,
             steps=lambda: Steps(ports, planner, soak_s=self.live.current.deployment.soak_s),
             runner=self.runner,
             reporting=self.reporting,
             keeper=self.keeper,
-            logs=self.logbook,
             clock=self.clock,
             total_s=lambda: self.live.current.deployment.total_s,
-            on_status=self._count_status,
         )
         self.server.on_exit = lambda detail: self.engine.post(ServerLost(detail))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.adapters import headers
 from agent.contract.errors import ErrorCode, RefusalError
+from agent.contract.manifest import Signer
 from agent.deployment.ports import StepError
 from agent.planning.budget import Budget
 from agent.planning.memory import Footprint, Learned
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent.contract.manifest import Envelope
+    from agent.contract.oms import Bundle
     from agent.deployment.ports import Watch
 
 MIB = 2**20
@@ -175,8 +177,15 @@ class FakeTrust:
     def __init__(self, refusal: RefusalError | None = None) -> None:
         self._refusal = refusal
 
-    def verify(self, envelope: Envelope, model: str, now: object) -> str:
+    def verify(self, envelope: Envelope, model: str, now: object) -> Signer:
         del envelope, model, now
+        return self._answer()
+
+    def verify_bundle(self, bundle: Bundle, model: str, now: object) -> Signer:
+        del bundle, model, now
+        return self._answer()
+
+    def _answer(self) -> Signer:
         if self._refusal is not None:
             raise self._refusal
-        return "fake"
+        return Signer("fake")

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from agent.contract.errors import ErrorCode, ErrorInfo
 from agent.deployment.machine import (
+    DEFERRED,
     Begin,
     CancelRequested,
     Done,
     Event,
     Expired,
     Failed,
+    Judged,
     Operation,
     Restarted,
     Superseded,
@@ -61,6 +63,7 @@ events: SearchStrategy[Event] = st.one_of(
     st.just(CancelRequested()),
     st.just(Superseded("generation gen8")),
     st.just(Expired("2026-11-25T11:00:00Z")),
+    st.builds(Judged, st.none() | few_errors),
     st.just(Restarted()),
     st.builds(TimePassed, st.floats(0, 1e6)),
 )
@@ -85,7 +88,7 @@ def operations(draw: st.DrawFn) -> Operation:
         attempt=draw(st.integers(1, MAX_ATTEMPTS)),
         writes=draw(st.integers(1, MAX_WRITES - (1 if phase is Phase.ROLLING_BACK else RESERVED_WRITES))),
         phase_since=draw(st.floats(0, 1e6)),
-        facts=draw(facts),
+        facts=draw(facts | st.just({DEFERRED: "no clock"})) if state is State.ACCEPTED else draw(facts),
         decision=draw(st.none() | small_objects),
         error=draw(st.none() | few_errors),
         outcome=draw(st.sampled_from([State.ROLLED_BACK, State.CANCELED, State.TIMED_OUT])),

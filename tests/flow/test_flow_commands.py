@@ -102,13 +102,6 @@ def test_an_expired_command_expires(box: Box) -> None:
     assert box.states("late") == [("expired", None)]
 
 
-def test_a_clock_that_cannot_be_trusted_expires_nothing(box: Box) -> None:
-    box.clock.synchronised = False
-    box.deploy("late", expires_at="2026-11-23T10:39:59Z")
-    box.settle()
-    assert box.report("late")["state"] == "succeeded"
-
-
 def test_the_same_command_again_is_answered_with_what_became_of_the_first(box: Box) -> None:
     box.deploy("d-1")
     box.settle()

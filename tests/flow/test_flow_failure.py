@@ -305,3 +305,23 @@ def test_a_phase_within_its_time_is_left_alone(serving_box: Box) -> None:
     serving_box.settle()
 
     assert serving_box.report("fine")["state"] == "succeeded"
+
+
+def test_a_command_whose_commit_was_followed_by_an_error_is_carried_out_all_the_same(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = box.journal.save
+    errors = [OSError("no space left on device")]
+
+    def save_and_fail(*arguments: Any, **changes: Any) -> None:
+        save(*arguments, **changes)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(box.journal, "save", save_and_fail)
+    box.deploy("d-1")
+    box.settle()
+
+    assert errors == []
+    assert box.report("d-1")["state"] == "succeeded"
+    assert box.serving() is not None

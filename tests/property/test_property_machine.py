@@ -17,6 +17,7 @@ from agent.deployment.machine import (
     Expired,
     Failed,
     Interrupt,
+    Judged,
     Operation,
     Perform,
     Restarted,
@@ -70,6 +71,7 @@ def test_no_sequence_of_events_changes_a_record_more_often_than_allowed(command:
 
 @given(operations(), st.lists(st.sampled_from(["done", "fail", "transient", "restart"]), max_size=MAX_WRITES))
 def test_from_any_record_a_fair_sequence_of_outcomes_ends_it(operation: Operation, outcomes: list[str]) -> None:
+    operation, _ = advance(operation, Judged(), 0.0)
     operation, _ = advance(operation, Begin(), 0.0)
     for outcome in [*outcomes, *["done"] * (MAX_WRITES + 1)]:
         choices: dict[str, Event] = {
@@ -129,6 +131,21 @@ def test_a_cancel_stops_what_may_be_stopped_and_nothing_else(operation: Operatio
         assert steps == (Interrupt(), Perform(Phase.ROLLING_BACK))
     else:
         assert (after.state, steps) == (State.CANCELED, (Interrupt(),))
+
+
+@given(operations(), st.none() | st.just(ERROR), st.floats(0, 1e6))
+def test_only_a_deferred_record_is_judged_and_it_begins_only_afterwards(
+    operation: Operation, error: ErrorInfo | None, now: float
+) -> None:
+    after, steps = advance(operation, Judged(error), now)
+    assert steps == ()
+    if not operation.is_deferred:
+        assert after == operation
+        return
+    assert advance(operation, Begin(), now) == (operation, ())
+    assert after.state is (State.ACCEPTED if error is None else State.REJECTED)
+    assert not after.is_deferred
+    assert advance(after, Begin(), now)[0].state is (State.RUNNING if error is None else State.REJECTED)
 
 
 @given(operations(), st.sampled_from([-1000.0, -0.5, 0.0, 1.0, 1e6]))

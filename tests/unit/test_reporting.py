@@ -34,7 +34,8 @@ def test_an_operation_s_report_has_the_contract_s_fields(reporting: Reporting) -
     )  # fmt: skip
     assert json.loads(report.payload) == {
         "schema": 1, "id": "op", "command": "deploy", "model": "kanji", "state": "running", "phase": "downloading",
-        "attempt": 1, "decision": None, "progress": {"done": 1, "total": 4, "unit": "bytes"}, "error": None,
+        "attempt": 1, "detail": None, "decision": None, "error": None,
+        "progress": {"done": 1, "total": 4, "unit": "bytes"},
         "boot_id": "boot", "seq": 1, "at": "2026-11-23T10:40:00.000Z",
     }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ class Agent:
         directory: its own.
         broker_port, keys_dir: whom it talks to and trusts.
         module: what is started with ``python -m``.
+        environment: added to this process's, such as ``NIBBLED_…``.
         url: base of the inference API while it runs.
     """
 
@@ -64,6 +66,7 @@ class Agent:
     broker_port: int
     keys_dir: Path
     module: str = "agent"
+    environment: dict[str, str] = field(default_factory=dict)
     url: str = ""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
     _log: Feed[JsonObject] | None = field(default=None, repr=False)
@@ -85,15 +88,26 @@ class Agent:
         fields = {"device_id": self.device_id, "broker_port": self.broker_port, "keys_dir": self.keys_dir}
         file.write_text(_CONFIG.format(directory=self.directory, soak_s=SOAK_S, **fields), encoding="utf-8")
         command = [sys.executable, "-m", self.module, "run", "--config", str(file)]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        environment = {**os.environ, **self.environment}
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
         assert self._process.stderr is not None
         self._log = Feed(self._process.stderr, _parse, f"log of {self.device_id}")
         self.url = self.logged("starting", timeout_s=START_S)["inference"]
 
-    def logged(self, event: str, *, timeout_s: float = 10.0) -> JsonObject:
-        """Return the first entry of this run's log with that name, waiting for it if need be."""
+    def logged(self, event: str, *, since: int = 0, timeout_s: float = 10.0) -> JsonObject:
+        """Return the first entry of this run's log with that name since a mark, waiting for it if need be."""
         assert self._log is not None, "the agent was not started"
-        return self._log.wait(lambda entry: entry.get("event") == event, timeout_s=timeout_s)
+        return self._log.wait(lambda entry: entry.get("event") == event, since=since, timeout_s=timeout_s)
+
+    def mark(self) -> int:
+        """Return a position in the log: ``since`` of what comes from now on."""
+        assert self._log is not None, "the agent was not started"
+        return self._log.mark()
+
+    def log(self, *, since: int = 0) -> list[JsonObject]:
+        """Return what this run has logged since a mark."""
+        assert self._log is not None, "the agent was not started"
+        return self._log.since(since)
 
     def children(self, module: str = "") -> list[Process]:
         """Return its descendants that run ``module``; all of them when none is named. The caller closes them."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 HOST = "127.0.0.1"
 HOLD_S = 120.0
+TICK_S = 0.05
 _RANGE = re.compile(r"bytes=(\d+)-$")
 
 
@@ -31,6 +33,7 @@ class HostedFile:
         requests: every GET so far.
         hold_at: offset at which bodies stop until ``released``, or None.
         cut_at: offset at which the next body ends with its connection, or None.
+        bytes_per_s: how fast bodies are sent, None for as fast as they are taken.
     """
 
     url: str
@@ -38,6 +41,7 @@ class HostedFile:
     requests: list[Request] = field(default_factory=list)
     hold_at: int | None = None
     cut_at: int | None = None
+    bytes_per_s: int | None = None
     released: threading.Event = field(default_factory=threading.Event)
 
     def reference(self) -> dict[str, Any]:
@@ -78,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     hosted: dict[str, HostedFile]
 
     def do_GET(self) -> None:
-        file = self.hosted.get(self.path)
+        file = self.hosted.get(self.path.partition("?")[0])
         if file is None:
             self.send_error(404)
             return
@@ -103,14 +107,19 @@ class _Handler(BaseHTTPRequestHandler):
         if cut is not None:
             file.cut_at, end = None, cut
         if hold is not None and request.start < hold < end:
-            self._write(file.content[request.start : hold], request)
+            self._write(file, hold, request)
             file.released.wait(HOLD_S)
-        self._write(file.content[request.start + request.sent : end], request)
+        self._write(file, end, request)
         self.close_connection = True
 
-    def _write(self, part: bytes, request: Request) -> None:
-        self.wfile.write(part)
-        request.sent += len(part)
+    def _write(self, file: HostedFile, end: int, request: Request) -> None:
+        while (at := request.start + request.sent) < end:
+            rate = file.bytes_per_s
+            part = file.content[at : end if rate is None else min(end, at + int(rate * TICK_S))]
+            self.wfile.write(part)
+            request.sent += len(part)
+            if rate is not None:
+                time.sleep(TICK_S)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the standard library's name
         """Say nothing: tests read ``HostedFile.requests``."""

@@ -83,12 +83,16 @@ class Subscriber:
         command = [require("mosquitto_sub"), "-h", HOST, "-p", str(port), "-t", "#", "-q", "1"]
         self._process = subprocess.Popen([*command, "-F", "%j"], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        self._feed = Feed(self._process.stdout, _parse, "mosquitto_sub")
+        self._feed = Feed(self._process.stdout, parse, "mosquitto_sub")
         self._feed.wait(lambda message: message.topic == marker, timeout_s=END_S)
 
     def mark(self) -> int:
         """Return a position: ``since`` of what comes from now on."""
         return self._feed.mark()
+
+    def all(self) -> list[Message]:
+        """Return everything that came, whatever the topic."""
+        return self._feed.since(0)
 
     def on(self, topic: str, *, since: int = 0) -> list[JsonObject]:
         """Return the bodies of what came on ``topic`` since a mark."""
@@ -161,6 +165,7 @@ def free_port() -> int:
         return port
 
 
-def _parse(line: str) -> Message:
+def parse(line: str) -> Message:
+    """Return the message that a line of `mosquitto_sub -F %j` tells."""
     told = json.loads(line)
     return Message(told["topic"], told.get("payload") or "", bool(told["retain"]))

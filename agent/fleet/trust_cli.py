@@ -1,0 +1,234 @@
+"""The part of ``nibblectl`` that needs no broker: keys, signed manifests, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from pydantic import ValidationError
+
+from agent.adapters.signatures import KeyDirectory
+from agent.adapters.trusted_keys import KeyFileError, read_key
+from agent.contract.errors import RefusalError
+from agent.contract.manifest import Identity
+from agent.contract.wire import describe
+from agent.fleet import keys
+from agent.fleet.examination import examine, examine_bundle
+
+if TYPE_CHECKING:
+    from agent.adapters.trusted_keys import TrustedKey
+    from agent.fleet.examination import Examination
+
+JsonObject = dict[str, Any]
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_KEYS = click.option("--key", "key_files", multiple=True, type=_FILE, help="A trusted NAME.pub; may be repeated.")
+_KEYS_DIR = click.option(
+    "--keys-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Trusted keys, as in a device's trust.keys_dir.",
+)
+_DEVICE = click.option("--for-device", help="Judge the audience too, as that device does.")
+_GROUP = click.option("--for-group", multiple=True, help="A group of that device; may be repeated.")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--directory", type=click.Path(path_type=Path), default=Path(), help="Where to write the pair.")
+@click.option("--not-after", help="RFC 3339 time until which devices trust the key.")
+@click.option("--models", help="Names that the key may sign for, such as kanji,digits-*. Default: all.")
+def keygen(name: str, directory: Path, not_after: str | None, models: str | None) -> None:
+    """Make the signing key NAME.key and NAME.pub; devices get NAME.pub in their trust.keys_dir."""
+    try:
+        private, public = keys.generate(directory, name, {"not_after": not_after, "models": models})
+    except FileExistsError as error:
+        fail(f"{error} exists; choose another name", 1)
+    except KeyFileError as error:
+        fail(str(error), 2)
+    click.echo(f"{private}  keep it secret\n{public}  copy it to trust.keys_dir of every device")
+
+
+@click.command()
+@click.argument("checkpoint", type=_FILE)
+@click.option("--key", "key_files", required=True, multiple=True, type=_FILE, help="NAME.key; twice while keys rotate.")
+@click.option("--url", required=True, help="Where devices fetch the checkpoint.")
+@click.option("--model", required=True)
+@click.option("--version", "version_", required=True)
+@click.option("--sequence", required=True, type=int, help="Higher than that of the last release of this model.")
+@click.option("--model-type", default="auto", show_default=True)
+@click.option("--source-dtype", help="Precision of the checkpoint, for people.")
+@click.option("--for-device", multiple=True, help="Audience; may be repeated. Default: every device.")
+@click.option("--for-group", multiple=True)
+@click.option("--for-hardware", multiple=True, help="Board as health's device.board.model names it.")
+@click.option("--not-before", help="RFC 3339 time, e.g. 2027-01-01T00:00:00Z.")
+@click.option("--expires", help="RFC 3339 time. Devices whose clock is not synchronised wait with it.")
+@click.option("--allow-downgrade", is_flag=True, help="Devices accept it although they have seen a higher sequence.")
+def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any) -> None:
+    """Hash CHECKPOINT and print a signed manifest for it."""
+    audience = {"devices": fields["for_device"], "groups": fields["for_group"], "hardware": fields["for_hardware"]}
+    manifest: JsonObject = {
+        "model": fields["model"],
+        "version": fields["version_"],
+        "sequence": fields["sequence"],
+        "audience": audience,
+        "files": [keys.describe_file(checkpoint, url)],
+        "model_type": fields["model_type"],
+        "source_dtype": fields["source_dtype"],
+        "not_before": fields["not_before"],
+        "expires": fields["expires"],
+        "allow_downgrade": fields["allow_downgrade"],
+    }
+    try:
+        click.echo(json.dumps(keys.sign(manifest, *key_files)))
+    except ValidationError as error:
+        fail(describe(error), 2)
+    except keys.SigningKeyError as error:
+        fail(str(error), 1)
+
+
+@click.command()
+@click.argument("target", metavar="MANIFEST", type=click.Path(exists=True, allow_dash=True, path_type=Path))
+@_KEYS
+@_KEYS_DIR
+@click.option("--file", type=_FILE, help="The model's file, compared with what the manifest says of it.")
+@click.option("--oms", "bundle", type=_FILE, help="A bundle of OpenSSF Model Signing; MANIFEST is then the model.")
+@click.option("--model", default="", help="With --oms: the name that the key has to be trusted for.")
+@_DEVICE
+@_GROUP
+@click.pass_context
+def verify(
+    context: click.Context, /, target: Path, key_files: tuple[Path, ...], keys_dir: Path | None, **asked: Any
+) -> None:
+    """Check MANIFEST (- for stdin) as a device does: signature by a trusted key, dates, and what else is given.
+
+    Exit status 0 if it is to be trusted, 1 if not, 2 if it is no manifest. With --oms the directory or file is checked
+    against a bundle that model_signing made with a key.
+    """
+    if not key_files and keys_dir is None:
+        raise click.UsageError("whom is to be trusted? give --key or --keys-dir")
+    if asked["bundle"] is not None:
+        found = _examined_bundle(asked["bundle"], target, key_files, keys_dir, asked["model"])
+    else:
+        found = _examined(target, key_files, keys_dir, **asked)
+    _report(found, as_json=_as_json(context))
+
+
+@click.command()
+@click.argument("target", metavar="MANIFEST", type=click.Path(exists=True, allow_dash=True, path_type=Path))
+@_KEYS
+@_KEYS_DIR
+@click.option("--file", type=_FILE, help="The model's file, compared with what the manifest says of it.")
+@_DEVICE
+@_GROUP
+@click.pass_context
+def inspect(
+    context: click.Context, /, target: Path, key_files: tuple[Path, ...], keys_dir: Path | None, **asked: Any
+) -> None:
+    """Tell what MANIFEST (- for stdin) says, who signed it, and everything that is wrong with it.
+
+    MANIFEST is an envelope or a whole deploy command. Without keys no signature is judged. Exit status 0 if nothing
+    is wrong, 1 if something is, 2 if it is no manifest.
+    """
+    found = _examined(target, key_files, keys_dir, **asked)
+    _report(found, as_json=_as_json(context), in_full=True)
+
+
+def _examined(
+    target: Path,
+    key_files: tuple[Path, ...],
+    keys_dir: Path | None,
+    *,
+    file: Path | None,
+    for_device: str | None,
+    for_group: tuple[str, ...],
+    **_unused: Any,
+) -> Examination:
+    trusted, where = _trusted(key_files, keys_dir)
+    identity = Identity(for_device, frozenset(for_group)) if for_device else None
+    try:
+        return examine(_read(target), trusted, _now(), identity=identity, file=file, where=where)
+    except RefusalError as refusal:
+        fail(f"{target}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
+
+
+def _examined_bundle(
+    bundle: Path, target: Path, key_files: tuple[Path, ...], keys_dir: Path | None, model: str
+) -> Examination:
+    trusted, where = _trusted(key_files, keys_dir)
+    try:
+        return examine_bundle(bundle.read_bytes(), trusted, target, _now(), model=model, where=where)
+    except RefusalError as refusal:
+        fail(f"{bundle}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
+
+
+def _trusted(key_files: tuple[Path, ...], keys_dir: Path | None) -> tuple[list[TrustedKey] | None, str]:
+    """Return whom to trust, None when nobody was named, and where they lie."""
+    if not key_files and keys_dir is None:
+        return None, "trust.keys_dir"
+    found = []
+    try:
+        found = [read_key(path) for path in key_files]
+    except KeyFileError as error:
+        fail(str(error), 2)
+    if keys_dir is not None:
+        directory = KeyDirectory(keys_dir)
+        found += directory.keys()
+        for problem in directory.problems():
+            click.echo(f"nibblectl: {problem}", err=True)
+    return found, str(keys_dir or ", ".join(map(str, key_files)))
+
+
+def _report(found: Examination, *, as_json: bool, in_full: bool = False) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        for line in _described(found) if in_full else _summary(found):
+            click.echo(line)
+        for fault in found.faults:
+            click.echo(f"{fault.code}: {fault.detail}" + (f"\n  hint: {fault.hint}" if fault.hint else ""), err=True)
+    sys.exit(1 if found.faults else 0)
+
+
+def _summary(found: Examination) -> list[str]:
+    says = found.says
+    name = f"{says['model']} {says['version']}, sequence {says['sequence']}" if "sequence" in says else says["name"]
+    return [f"signed by {found.trusted_by}: {name}"] if found.trusted_by else [name]
+
+
+def _described(found: Examination) -> list[str]:
+    says = found.says
+    audience = [f"{kind} {', '.join(names)}" for kind, names in says["audience"].items() if names]
+    rows = {
+        "model": f"{says['model']} {says['version']}, type {says['model_type']}",
+        "sequence": f"{says['sequence']}" + (", may go back (allow_downgrade)" if says["allow_downgrade"] else ""),
+        "audience": "; ".join(audience) or "every device",
+        "valid": f"from {says['not_before'] or 'now on'} until {says['expires'] or 'replaced'}",
+        **{
+            f"file {each['name']}": f"{each['size']} bytes, sha256 {each['sha256']}, {each['url'].partition('?')[0]}"
+            for each in says["files"]
+        },
+        "signatures": ", ".join(name or "unnamed" for name in found.signers),
+        "trusted": f"by {found.trusted_by}" if found.trusted_by else "not judged" if not found.faults else "no",
+    }
+    return [f"{name:<12} {text}" for name, text in rows.items()]
+
+
+def _read(target: Path) -> bytes:
+    return sys.stdin.buffer.read() if str(target) == "-" else target.read_bytes()
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _as_json(context: click.Context) -> bool:
+    return bool(context.obj.as_json)
+
+
+def fail(text: str, status: int) -> NoReturn:
+    """End with a sentence on stderr."""
+    click.echo(f"nibblectl: {text}", err=True)
+    sys.exit(status)

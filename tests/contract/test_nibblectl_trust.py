@@ -1,0 +1,187 @@
+"""`nibblectl keygen | sign | verify | inspect` as a person types them: what is printed, and the exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from agent.adapters.trusted_keys import read_key
+from agent.fleet.cli import main
+
+if TYPE_CHECKING:
+    from click.testing import Result
+
+OMS = Path(__file__).parents[1] / "data" / "oms"
+PAST, FUTURE = "2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z"
+
+
+class Shell:
+    """A directory with a checkpoint and the keys ``old`` and ``new`` in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.checkpoint = directory / "kanji.pt"
+        self.checkpoint.write_bytes(b"weights")
+        for name in ("old", "new"):
+            assert self.run("keygen", name, "--directory", str(directory)).exit_code == 0
+
+    def run(self, *arguments: str | Path, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(main, [str(each) for each in arguments], input=stdin)
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    def sign(self, *options: str, key: str = "old") -> Path:
+        asked = ("--url", "https://h.example/kanji.pt", "--model", "kanji", "--version", "v1", "--sequence", "7")
+        done = self.run("sign", self.checkpoint, "--key", self.path(f"{key}.key"), *asked, *options)
+        assert done.exit_code == 0, done.output
+        target = self.path("manifest.json")
+        target.write_text(done.stdout)
+        return target
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_what_is_signed_is_trusted_by_its_key_and_by_a_directory_with_it(shell: Shell) -> None:
+    manifest = shell.sign()
+    for trusted in (("--key", shell.path("old.pub")), ("--keys-dir", shell.directory)):
+        done = shell.run("verify", manifest, *trusted, "--file", shell.checkpoint)
+        assert (done.exit_code, done.stdout) == (0, "signed by old: kanji v1, sequence 7\n")
+    assert shell.run("verify", "-", "--key", shell.path("old.pub"), stdin=manifest.read_text()).exit_code == 0
+
+
+def test_during_a_rotation_either_key_is_enough(shell: Shell) -> None:
+    manifest = shell.sign("--key", str(shell.path("new.key")))
+    for name in ("old", "new"):
+        assert f"signed by {name}" in shell.run("verify", manifest, "--key", shell.path(f"{name}.pub")).stdout
+    assert json.loads(shell.run("--json", "inspect", manifest).stdout)["signers"] == ["old", "new"]
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "code"),
+    [
+        (("--expires", PAST), (), "expired"),
+        (("--not-before", FUTURE), (), "not_yet_valid"),
+        (("--for-device", "box-1"), ("--for-device", "box-2"), "wrong_audience"),
+        (("--for-group", "north"), ("--for-device", "box-2", "--for-group", "south"), "wrong_audience"),
+    ],
+)
+def test_what_a_device_would_refuse_is_not_to_be_trusted(
+    shell: Shell, options: tuple[str, ...], asked: tuple[str, ...], code: str
+) -> None:
+    manifest = shell.sign(*options)
+    done = shell.run("verify", manifest, "--key", shell.path("old.pub"), *asked)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"{code}: ")
+
+
+def test_a_stranger_s_signature_and_another_file_are_both_named(shell: Shell) -> None:
+    manifest = shell.sign()
+    shell.checkpoint.write_bytes(b"other weights")
+    done = shell.run("--json", "verify", manifest, "--key", shell.path("new.pub"), "--file", shell.checkpoint)
+    found = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert (found["ok"], found["trusted_by"]) == (False, None)
+    assert [fault["code"] for fault in found["faults"]] == ["untrusted_key", "checksum_mismatch"]
+
+
+def test_inspect_tells_everything_and_judges_no_signature_without_keys(shell: Shell) -> None:
+    manifest = shell.sign("--allow-downgrade", "--for-group", "north", "--expires", FUTURE, "--source-dtype", "fp32")
+    done = shell.run("inspect", manifest)
+    assert done.exit_code == 0
+    for words in ("kanji v1", "7, may go back", "groups north", FUTURE, "https://h.example/kanji.pt", "not judged"):
+        assert words in done.stdout
+    says = json.loads(shell.run("--json", "inspect", manifest).stdout)["says"]
+    assert (says["allow_downgrade"], says["source_dtype"]) == (True, "fp32")
+
+
+def test_inspect_finds_the_manifest_in_a_deploy(shell: Shell) -> None:
+    command = {"schema": 1, "id": "d-1", "model": "kanji", "manifest": json.loads(shell.sign().read_text())}
+    done = shell.run("inspect", "-", stdin=json.dumps(command))
+    assert (done.exit_code, "kanji v1" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"payload": 1}', "\x00"])
+def test_what_is_no_manifest_is_status_2_and_a_sentence(shell: Shell, text: str) -> None:
+    target = shell.path("x")
+    target.write_text(text)
+    for command in (("inspect", target), ("verify", target, "--key", shell.path("old.pub"))):
+        done = shell.run(*command)
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"nibblectl: {target}: ")
+        assert "Traceback" not in done.output
+
+
+def test_verify_has_to_be_told_whom_to_trust(shell: Shell) -> None:
+    done = shell.run("verify", shell.sign())
+    assert done.exit_code == 2
+    assert "--keys-dir" in done.stderr
+
+
+def test_a_private_key_is_recognised_and_not_shown(shell: Shell) -> None:
+    secret = shell.path("old.key").read_text().splitlines()[1]
+    for name in ("old.key", "stolen.pub"):
+        shell.path("stolen.pub").write_bytes(shell.path("old.key").read_bytes())
+        done = shell.run("verify", shell.sign(), "--key", shell.path(name))
+        assert done.exit_code == 2
+        assert "a private key" in done.stderr
+        assert secret not in done.output
+
+
+def test_the_limits_of_a_key_are_written_into_its_file(shell: Shell) -> None:
+    limits = ("--models", "kanji, digits-*", "--not-after", FUTURE)
+    assert shell.run("keygen", "shop", "--directory", shell.directory, *limits).exit_code == 0
+    key = read_key(shell.path("shop.pub"))
+    assert (key.models, key.not_after and key.not_after.year) == (("kanji", "digits-*"), 2999)
+    assert shell.run("keygen", "bad", "--directory", shell.directory, "--not-after", "soon").exit_code == 2
+    assert not shell.path("bad.key").exists()
+    assert not shell.path("bad.pub").exists()
+
+
+def test_a_file_that_is_no_key_signs_nothing(shell: Shell) -> None:
+    asked = ("--url", "u", "--model", "kanji", "--version", "v1", "--sequence", "7")
+    done = shell.run("sign", shell.checkpoint, "--key", shell.checkpoint, *asked)
+    assert done.exit_code == 1
+    assert "kanji.pt" in done.stderr
+
+
+def oms(shell: Shell, *arguments: Any, key: str = "p384") -> Result:
+    return shell.run("verify", "--oms", OMS / "p384.sig", "--key", OMS / f"{key}.pub", *arguments)
+
+
+def test_a_model_is_checked_against_a_bundle_of_openssf_model_signing(shell: Shell) -> None:
+    assert (oms(shell, OMS / "model").exit_code, oms(shell, OMS / "model").stdout) == (0, "signed by p384: model\n")
+    one = shell.run("verify", "--oms", OMS / "file.sig", "--key", OMS / "p256.pub", OMS / "model" / "model.safetensors")
+    assert one.exit_code == 0
+    stranger = oms(shell, OMS / "model", key="p256")
+    assert (stranger.exit_code, stranger.stderr.partition(":")[0]) == (1, "untrusted_key")
+    assert oms(shell, OMS / "model", "--key", OMS / "p256.pub", key="p384").exit_code == 0
+
+
+def test_every_file_that_differs_from_a_bundle_is_named(shell: Shell) -> None:
+    model = shell.path("model")
+    model.mkdir()
+    (model / "config.json").write_bytes(b"{}")
+    (model / "extra.py").write_bytes(b"import os")
+    (model / ".git").mkdir()
+    (model / ".git" / "config").write_bytes(b"left out by the signer")
+    done = oms(shell, model)
+    assert done.exit_code == 1
+    for words in ("config.json has ", "extra.py was not signed", "model.safetensors was signed and is missing"):
+        assert words in done.stderr
+    assert ".git" not in done.stderr
+
+
+def test_a_link_is_no_signed_file(shell: Shell) -> None:
+    model = shell.path("model")
+    model.mkdir()
+    for path in (OMS / "model").iterdir():
+        (model / path.name).symlink_to(path)
+    assert "a symbolic link" in oms(shell, model).stderr

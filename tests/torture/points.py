@@ -1,0 +1,44 @@
+"""Every fail point of the agent, by the process that passes it; a test compares them with the source."""
+
+from __future__ import annotations
+
+SUPERVISOR, BUILDER, SERVER = "supervisor", "builder", "server"
+ROLES = (SUPERVISOR, BUILDER, SERVER)
+PLACES = {
+    "journal.migrate": SUPERVISOR,
+    "journal.count": SUPERVISOR,
+    "journal.queue": SUPERVISOR,
+    "journal.save": SUPERVISOR,
+    "journal.acknowledged": SUPERVISOR,
+    "journal.adopt": SUPERVISOR,
+    "journal.settle": SUPERVISOR,
+    "journal.note": SUPERVISOR,
+    "store.admit.fsync": SUPERVISOR,
+    "store.admit.rename": SUPERVISOR,
+    "store.footprint.rename": SUPERVISOR,
+    "store.publish.fsync": SUPERVISOR,
+    "store.publish.rename": SUPERVISOR,
+    "store.aside.rename": SUPERVISOR,
+    "store.mend.rename": SUPERVISOR,
+    "store.mend.fsync": SUPERVISOR,
+    "lessons.rename": SUPERVISOR,
+    "mqtt.birth.publish": SUPERVISOR,
+    "mqtt.report.publish": SUPERVISOR,
+    "mqtt.telemetry.publish": SUPERVISOR,
+    "mqtt.puback": SUPERVISOR,
+    "builder.start": SUPERVISOR,
+    "server.start": SUPERVISOR,
+    "server.load": SUPERVISOR,
+    "server.canary": SUPERVISOR,
+    "server.activate": SUPERVISOR,
+    "server.unload": SUPERVISOR,
+    "serving.load": SERVER,
+    "serving.swap": SERVER,
+    "serving.unload": SERVER,
+    "artifact.fsync": BUILDER,
+    "gate_file.fsync": BUILDER,
+    "sidecar.fsync": BUILDER,
+    "mix.rename": BUILDER,
+}
+POINTS = {f"{place}.{side}": role for place, role in PLACES.items() for side in ("before", "after")}
+FAULTS = ("kill-supervisor", "kill-builder", "kill-server", "enospc", "eio")

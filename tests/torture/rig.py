@@ -1,0 +1,151 @@
+"""One tortured device: the real agent with armed fail points, restarted when it died, as systemd would."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.e2e.harness.device import ROOT, Agent
+from tests.e2e.harness.feed import NothingCameError
+from tests.e2e.harness.operator import MODEL, RUNNING, Operator
+from tests.torture.arming import DIRECTORY, MODULES
+from tests.torture.points import SUPERVISOR
+
+if TYPE_CHECKING:
+    from tests.torture.arming import Plan
+    from tests.torture.surroundings import Surroundings
+
+JsonObject = dict[str, Any]
+SITE = Path(__file__).parent / "site"
+STARTS, SLICE_S, OPERATION_S, READY_S = 4, 0.2, 60.0, 60.0
+
+
+class TortureError(AssertionError):
+    """A device that did not do what it promises; the text says what."""
+
+
+class Rig:
+    """A device and its operator.
+
+    Args:
+        world: what it lives in.
+        name: of the device.
+    """
+
+    def __init__(self, world: Surroundings, name: str) -> None:
+        self.world = world
+        self.directory = world.root / name
+        self.points = self.directory / "points"
+        self.points.mkdir(parents=True)
+        path = os.pathsep.join((str(SITE), str(ROOT)))
+        environment = {"PYTHONPATH": path, DIRECTORY: str(self.points), "TORTURE_PLAIN_TORCH": "1"}
+        self.agent = Agent(name, self.directory, world.broker.port, world.keys_dir, environment=environment)
+        self.operator = Operator(name, world.broker.port, world.subscriber, world.signer, world.datasets[0])
+        self.restarts = 0
+        self._names = itertools.count(1)
+
+    @property
+    def state_dir(self) -> Path:
+        """Where the agent keeps its state."""
+        return self.directory / "state"
+
+    def boot(self) -> None:
+        """Start the agent, again while it dies in the attempt; return when it takes commands and knows its methods."""
+        for _ in range(STARTS):
+            mark = self.operator.mark()
+            try:
+                self.agent.start()
+                self._await("presence", lambda body: body["state"] == "online", mark)
+                self._await("capabilities", lambda body: bool(body["methods"]), mark)
+            except NothingCameError:
+                if self.agent.is_running:
+                    raise
+                self.agent.close()
+                self.restarts += 1
+            else:
+                return
+        raise TortureError(f"the agent ended {STARTS} times while it started")
+
+    def arm(self, plan: Plan) -> str:
+        """Arm the device, whatever it is doing; return the name under which the strike is noted."""
+        name = f"n{next(self._names)}"
+        draft = self.points / "plan.tmp"
+        draft.write_text(f"{name} {plan.point}={plan.fault}@{plan.number}", encoding="ascii")
+        draft.replace(self.points / "plan")
+        return name
+
+    def disarm(self) -> None:
+        """Let every point be passed from now on."""
+        (self.points / "plan").unlink(missing_ok=True)
+
+    def has_struck(self, name: str) -> bool:
+        """Whether the fault of that name came."""
+        return (self.points / f"struck.{name}").exists()
+
+    def kill(self, role: str) -> bool:
+        """Kill a process of the device and return whether there was one."""
+        if role == SUPERVISOR:
+            was_running = self.agent.is_running
+            if was_running:
+                self.agent.kill()
+            return was_running
+        victims = self.agent.children(MODULES[role]) if self.agent.is_running else []
+        for victim in victims:
+            victim.send(signal.SIGKILL)
+            victim.close()
+        return bool(victims)
+
+    def end_of(self, operation: str, mark: int, timeout_s: float = OPERATION_S) -> JsonObject:
+        """Wait for an operation's terminal state, starting the agent again whenever it has died."""
+        deadline = time.monotonic() + timeout_s
+        topic = self.operator.topic(f"op/{operation}")
+        while time.monotonic() < deadline:
+            self.revive()
+            try:
+                return self.world.subscriber.wait(
+                    topic, lambda body: body["state"] not in RUNNING, since=mark, timeout_s=SLICE_S
+                )
+            except NothingCameError:
+                continue
+        raise TortureError(f"{operation} has no end after {timeout_s:.0f} s; last: {self.last(topic, mark)}")
+
+    def revive(self) -> None:
+        """Start the agent if it has died."""
+        if not self.agent.is_running:
+            self.restarts += 1
+            self.agent.close()
+            self.boot()
+
+    def last(self, topic: str, mark: int = 0) -> JsonObject | None:
+        """Return the last body on a topic."""
+        return next(reversed(self.world.subscriber.on(topic, since=mark)), None)
+
+    def deploy(self, bytes_per_s: int | None = None, **gate: Any) -> str:
+        """Deploy a checkpoint that is new to the world; return the operation's id."""
+        manifest = self.operator.manifest(self.world.checkpoint(bytes_per_s))
+        return self.operator.deploy(manifest, gate={"soak_s": 0.1, "min_agreement": 0.5, **gate}, method="nf4")
+
+    def set_method(self, method: str, **gate: Any) -> str:
+        """Switch the method; return the operation's id."""
+        wanted = {"soak_s": 0.1, "min_agreement": 0.5, **gate}
+        return self.operator.send("set_method", model=MODEL, method=method, gate=wanted)
+
+    def close(self) -> None:
+        """End the agent."""
+        self.agent.close()
+
+    def _await(self, name: str, wanted: Any, mark: int) -> None:
+        """Wait for a message, or for the agent's death: raises ``NothingCameError`` after either."""
+        deadline = time.monotonic() + READY_S
+        while True:
+            try:
+                self.world.subscriber.wait(self.operator.topic(name), wanted, since=mark, timeout_s=SLICE_S)
+            except NothingCameError:  # noqa: PERF203 - a poll, not a hot loop
+                if not self.agent.is_running or time.monotonic() > deadline:
+                    raise
+            else:
+                return
