@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.deployment.models import Served
+from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,8 @@ class ServedCopy:
                 file.write(_dump(essence))
                 file.flush()
                 self._sync(file.fileno())
-            partial.replace(self._path)
+            with around("served_copy.rename"):
+                partial.replace(self._path)
             directory = os.open(self._path.parent, os.O_RDONLY)
             try:
                 self._sync(directory)

@@ -23,7 +23,9 @@ import structlog
 
 from agent.adapters.journal import SqliteJournal
 from agent.contract.desired import OWN, DesiredMessage
-from agent.contract.errors import ErrorCode
+from agent.contract.errors import ErrorCode, RefusalError
+from agent.contract.topics import is_id
+from agent.contract.wire import parse_object
 from agent.deployment.inbox import Connected
 from agent.deployment.intake import CommandMessage
 from agent.deployment.phases import State
@@ -67,6 +69,7 @@ class Life:
         self._tally = tally
         self._pending: dict[int, Message] = {}
         self._sent: list[Message] = []
+        self._acknowledged: set[str] = set()
         self._number = 0
         self._generation = 0
         self.root = root
@@ -126,8 +129,12 @@ class Life:
 
         def acknowledge() -> None:
             self._pending.pop(number, None)
+            if name is not None:
+                self._acknowledged.add(name)
 
-        self.box.engine.post(message(acknowledge))
+        sent = message(acknowledge)
+        name = _id_of(sent)
+        self.box.engine.post(sent)
 
     def _id(self, kind: str) -> str:
         return f"{kind}-{self._draw.randint(1, 12)}"
@@ -244,6 +251,8 @@ class Life:
         for what, counts in (("began", begun), ("was accepted", accepted), ("ended", ended)):
             twice = [name for name, count in counts.items() if count > 1]
             assert not twice, f"{twice} {what} more than once"
+        lost = [name for name in self._acknowledged if box.journal.operation(name) is None]
+        assert not lost, f"{lost} acknowledged and forgotten"
         served = box.journal.served()
         box.journal.close()
         again = SqliteJournal(self.root / "journal.db")
@@ -260,6 +269,18 @@ class Life:
         if str(box.keeper.mode) == "current" and not box.server._faults["restore"]:
             answers = {name: item.current.id for name, item in served.items()}
             assert box.server.answers() == answers or box.server._pid is None, "what answers is not what is served"
+
+
+def _id_of(message: CommandMessage | DesiredMessage) -> str | None:
+    """Return the id of a command that has one; the journal must know it once the broker does not any more."""
+    if isinstance(message, DesiredMessage):
+        return None
+    try:
+        body = parse_object(message.payload)
+    except RefusalError:
+        return None
+    name = body.get("id")
+    return name if isinstance(name, str) and is_id(name) else None
 
 
 def play(count: int, first: int = 0) -> Tally:
