@@ -106,5 +106,10 @@ torture-random: N ?= 1000
 torture-random: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
 
+# The contract as an AsyncAPI document; a test compares it with the code.
+.PHONY: asyncapi
+asyncapi: install
+	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
