@@ -96,6 +96,11 @@ sequences: N ?= 10000
 sequences: install
 	nice -n 10 $(BIN)/python -m tests.fakes.sequences $(N) $(or $(FIRST),0)
 
+# Which guard stops which attack, and what becomes of it without the guard.
+.PHONY: attacks
+attacks: install
+	nice -n 10 $(BIN)/python -m deploy.bench.attacks
+
 # Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
 .PHONY: torture torture-random
 SEED ?= 1

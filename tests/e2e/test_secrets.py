@@ -55,8 +55,8 @@ def agent(tmp_path: Path, world: World, keys_dir: Path) -> Iterator[Agent]:
     agent.close()
 
 
-def presigned(url: str) -> str:
-    return url.replace("http://", f"http://me:{USER_INFO}@") + f"?X-Amz-Signature={QUERY}&sig={TOKEN}#{FRAGMENT}"
+def presigned(url: str, *, user: str = "") -> str:
+    return url.replace("http://", f"http://{user}") + f"?X-Amz-Signature={QUERY}&sig={TOKEN}#{FRAGMENT}"
 
 
 def play(operator: Operator, world: World) -> None:
@@ -70,7 +70,9 @@ def play(operator: Operator, world: World) -> None:
         operation = operator.deploy(operator.manifest(world.checkpoint, files=[entry]), gate={"dataset": dataset})
         assert operator.result(operation)["state"] == state
 
-    deploy("failed", url=presigned(url.replace("checkpoint_best", "missing")), sha256="1" * 64)
+    missing = url.replace("checkpoint_best", "missing")
+    deploy("failed", url=presigned(missing, user=f"me:{USER_INFO}@"), sha256="1" * 64)
+    deploy("failed", url=presigned(missing), sha256="1" * 64)
     deploy("failed", sha256="2" * 64)
     deploy("failed", sha256="3" * 64, size=7)
     deploy("failed", url=f"https://elsewhere.example/x?sig={TOKEN}", sha256="4" * 64)
