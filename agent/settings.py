@@ -96,6 +96,7 @@ class Serving(_Section):
     hold_s: Annotated[float, Field(ge=0, le=600)] = 30.0
     max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
     max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    residency: Literal["packed", "unpacked", "auto"] = "packed"
     max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
 
 

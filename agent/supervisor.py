@@ -167,7 +167,13 @@ class Supervisor:
             self._control_path,
             options=options,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
+            residency=self._residency,
         )
+
+    def _residency(self) -> dict[str, Any]:
+        mode, budget = self._settings.serving.residency, self._device.last_budget()
+        # Half of what is left: requests and the next release need memory too.
+        return {"mode": mode, "allowed_bytes": budget.bytes // 2 if budget and mode != "packed" else 0}
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(
