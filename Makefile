@@ -90,6 +90,12 @@ deploy/bench/out/%.pt: | $(STAMP)
 flap: install
 	nice -n 10 $(BIN)/python -m deploy.bench.flap $(SEEDS)
 
+# Made-up lives of a simulated device; prints a row for docs/reliability.md. FIRST=SEED plays others.
+.PHONY: sequences
+sequences: N ?= 10000
+sequences: install
+	nice -n 10 $(BIN)/python -m tests.fakes.sequences $(N) $(or $(FIRST),0)
+
 # Which guard stops which attack, and what becomes of it without the guard.
 .PHONY: attacks
 attacks: install
@@ -97,13 +103,18 @@ attacks: install
 
 # Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
 .PHONY: torture torture-random
-N ?= 1000
 SEED ?= 1
 torture: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign points
 
+torture-random: N ?= 1000
 torture-random: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
+
+# The contract as an AsyncAPI document; a test compares it with the code.
+.PHONY: asyncapi
+asyncapi: install
+	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -136,7 +136,8 @@ def run(config: Path | None) -> None:
     from agent import logs, settings
     from agent.adapters.journal import JournalVersionError
     from agent.logbook import Logbook
-    from agent.supervisor import StartError, Supervisor
+    from agent.parts import StartError
+    from agent.supervisor import Supervisor
 
     try:
         loaded = settings.load(config)
