@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.adapters import download
-from agent.adapters.download import Downloader, Policy, redact
+from agent.adapters.download import retrying, transfer
+from agent.adapters.download.downloader import Downloader
+from agent.adapters.download.policy import Policy, redact
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import InterruptedStepError, StepError
 from agent.deployment.runner import WorkWatch
@@ -55,7 +56,7 @@ def part(tmp_path: Path) -> Path:
 
 
 def fetch(url: str, part: Path, watch: WorkWatch, *, size: int | None = SIZE, policy: Policy = LOOPBACK) -> None:
-    Downloader(policy).fetch(url, part, size, watch)
+    Downloader(policy, boot="this run").fetch(url, part, size, watch)
 
 
 def refuse(url: str, part: Path, watch: WorkWatch, *, size: int | None = SIZE, policy: Policy = LOOPBACK) -> StepError:
@@ -85,7 +86,7 @@ def test_a_cut_connection_is_resumed_where_it_stopped(server: FileServer, part: 
 
 
 def test_a_download_goes_on_in_the_next_process(server: FileServer, part: Path, watch: EagerWatch) -> None:
-    server.replies = [Reply(cut_after=700_000), *[Reply(status=503)] * download.MAX_TRIES]
+    server.replies = [Reply(cut_after=700_000), *[Reply(status=503)] * retrying.MAX_TRIES]
     error = refuse(server.url, part, watch)
     assert "700000 bytes so far" in error.detail
     server.replies = []
@@ -172,12 +173,12 @@ def test_a_busy_server_is_asked_again_when_it_says_so(server: FileServer, part: 
 def test_a_server_that_stays_broken_is_given_up_with_the_number_of_tries(
     server: FileServer, part: Path, watch: EagerWatch
 ) -> None:
-    server.replies = [Reply(status=500)] * download.MAX_TRIES
+    server.replies = [Reply(status=500)] * retrying.MAX_TRIES
     error = refuse(server.url, part, watch)
 
     assert (error.code, error.retryable) == (ErrorCode.DOWNLOAD_FAILED, True)
-    assert f"{download.MAX_TRIES} tries" in error.detail
-    assert len(server.requests) == download.MAX_TRIES
+    assert f"{retrying.MAX_TRIES} tries" in error.detail
+    assert len(server.requests) == retrying.MAX_TRIES
 
 
 def test_a_host_where_nobody_listens_is_a_failed_download(part: Path, watch: EagerWatch) -> None:
@@ -244,7 +245,7 @@ def test_a_redirect_to_what_is_not_allowed_is_refused(
 
 def test_redirects_in_a_circle_end(server: FileServer, part: Path, watch: EagerWatch) -> None:
     server.replies = [Reply(status=302, headers={"Location": "/again"})] * 20
-    assert f"more than {download.MAX_REDIRECTS} redirects" in refuse(server.url, part, watch).detail
+    assert f"more than {transfer.MAX_REDIRECTS} redirects" in refuse(server.url, part, watch).detail
 
 
 @pytest.mark.parametrize(
