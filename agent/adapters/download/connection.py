@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, ReadTimeoutError
 from urllib3.util import parse_url
 
 from agent.adapters.download.policy import judge_addresses
@@ -66,7 +66,7 @@ def answer_to(
         connection = _Plain(host, port, timeout=policy.connect_s)
     connection.dial = lambda: lifeline.holding(_connect(host, addresses, policy.connect_s))
     try:
-        with lifeline, _translated(host, lifeline):
+        with lifeline, _translated(host, lifeline, policy):
             connection.connect()
             connection.timeout = policy.stall_s
             connection.request("GET", target, headers=headers, preload_content=False, decode_content=False)
@@ -142,21 +142,25 @@ class _Lifeline:
 
 
 @contextlib.contextmanager
-def _translated(host: str, lifeline: _Lifeline) -> Iterator[None]:
+def _translated(host: str, lifeline: _Lifeline, policy: Policy) -> Iterator[None]:
     """Turn urllib3's and the socket's errors into this package's, also while a body is being read."""
     try:
         yield
     except _TRANSLATED as error:
-        raise TransientError(f"{lifeline.why or _words(error)} while talking to {host}") from None
+        raise TransientError(f"{lifeline.why or _words(error, policy)} while talking to {host}") from None
 
 
-def _words(error: Exception) -> str:
+def _words(error: Exception, policy: Policy) -> str:
     """Return what went wrong; the text of an error may quote the address, save for those of a certificate."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or next((each for each in cause.args if isinstance(each, BaseException)), None)
     if cause is not None:
         return f"certificate verify failed: {cause.verify_message}"
+    if isinstance(error, (ReadTimeoutError, TimeoutError)):
+        return f"nothing came for {policy.stall_s:g} s"
+    if isinstance(error, ProtocolError):
+        return "the connection broke"
     return getattr(error, "strerror", None) or type(error).__name__
 
 
