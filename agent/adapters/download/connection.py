@@ -1,8 +1,7 @@
 """One request over one connection, built on urllib3: to an address that was judged before, and with an end.
 
-A name is resolved once, and those addresses are connected to, so that the answer cannot change in between. Sockets know
-how long nothing came, not how long a handshake or headers trickle, nor that the work should stop: a thread looks after
-that and cuts the line, which the reader sees as the end of the stream.
+A name is resolved once, and those addresses are connected to, so that the answer cannot change in between. The errors
+of urllib3 and of sockets end here, also while a body is being read.
 """
 
 from __future__ import annotations
@@ -11,18 +10,17 @@ import contextlib
 import http.client
 import socket
 import ssl
-import threading
-import time
 from typing import TYPE_CHECKING
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, ReadTimeoutError
 from urllib3.util import parse_url
 
+from agent.adapters.download.lifeline import Lifeline
 from agent.adapters.download.policy import judge_addresses
 from agent.adapters.download.retrying import TransientError
 from agent.contract.errors import ErrorCode
-from agent.deployment.ports import InterruptedStepError, StepError
+from agent.deployment.ports import StepError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from agent.adapters.download.policy import Policy
     from agent.deployment.ports import Watch
 
-LOOK_S = 0.2
-"""How often it is looked whether the line has to be cut."""
 _TRANSLATED = (HTTPError, http.client.HTTPException, OSError)
 
 
@@ -57,7 +53,7 @@ def answer_to(
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     target = _target(parts)
-    lifeline = _Lifeline(policy.head_s, watch)
+    lifeline = Lifeline(policy.head_s, watch)
     addresses = _resolve(host, port, policy)
     connection: _Plain | _Secure
     if parts.scheme == "https":
@@ -94,55 +90,8 @@ class _Secure(_Dialled, HTTPSConnection):
     pass
 
 
-class _Lifeline:
-    """Cuts a connection when its head takes too long or nobody waits for it any more."""
-
-    def __init__(self, head_s: float, watch: Watch) -> None:
-        self._head_s = head_s
-        self._watch = watch
-        self._own: socket.socket | None = None
-        self._head_is_here = False
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._look_after, name="lifeline", daemon=True)
-        self.why: str | None = None
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-        if self._own is not None:
-            self._own.close()
-
-    def holding(self, sock: socket.socket) -> socket.socket:
-        """Return ``sock``; a descriptor of its own outlives its wrapping for TLS."""
-        self._own = sock.dup()
-        return sock
-
-    def head_is_here(self) -> None:
-        """From now on the reader judges the speed."""
-        self._head_is_here = True
-
-    def _look_after(self) -> None:
-        began = time.monotonic()
-        while not self._is_over.wait(min(LOOK_S, self._head_s)):
-            try:
-                self._watch.check()
-            except InterruptedStepError:
-                self._cut("nobody waits for it")
-            if not self._head_is_here and time.monotonic() - began > self._head_s:
-                self._cut(f"no answer began within {self._head_s:g} s")
-
-    def _cut(self, why: str) -> None:
-        if self._own is not None:
-            self.why = self.why or why
-            with contextlib.suppress(OSError):
-                self._own.shutdown(socket.SHUT_RDWR)
-
-
 @contextlib.contextmanager
-def _translated(host: str, lifeline: _Lifeline, policy: Policy) -> Iterator[None]:
+def _translated(host: str, lifeline: Lifeline, policy: Policy) -> Iterator[None]:
     """Turn urllib3's and the socket's errors into this package's, also while a body is being read."""
     try:
         yield
