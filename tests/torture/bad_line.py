@@ -114,6 +114,7 @@ def bad_line(content: bytes, rate: int) -> Iterator[Line]:
         httpd.shutdown()
         httpd.server_close()
         thread.join()
+        line.content = b""  # what still hangs on to the line needs it no more
 
 
 class _Server(ThreadingHTTPServer):

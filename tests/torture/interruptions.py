@@ -58,17 +58,17 @@ class Found:
 
     def rows(self) -> str:
         """Return the rows of the table in docs/reliability.md."""
-        lines = [
-            f"| {kind} | {len(lost)} | {sum(lost) / len(lost) / 1024:.1f} KiB | {max(lost) / 1024:.0f} KiB |"
-            for kind, lost in sorted(self.lost.items())
-        ]
         extra = self.sent - self.downloads * self.size
-        each = extra / max(1, self.interruptions)
-        lines.append(
-            f"| all, in {self.downloads} downloads of {self.size // MIB} MiB | {self.interruptions} "
-            f"| {each / 1024:.1f} KiB | {max(max(lost) for lost in self.lost.values()) / 1024:.0f} KiB |"
-        )
+        lines = [_row(kind, lost, sum(lost)) for kind, lost in sorted(self.lost.items())]
+        everything = [lost for each in self.lost.values() for lost in each]
+        lines.append(_row(f"all, in {self.downloads} downloads of {self.size // MIB} MiB", everything, extra))
         return "\n".join(lines)
+
+
+def _row(name: str, lost: list[int], extra: int) -> str:
+    above = sum(each > CHUNK for each in lost)
+    mean = extra / max(1, len(lost)) / 1024
+    return f"| {name} | {len(lost)} | {mean:.1f} KiB | {max(lost, default=0) / 1024:.0f} KiB | {above} |"
 
 
 def campaign(count: int, seed: int, *, size: int, each: int, rate: int) -> Found:

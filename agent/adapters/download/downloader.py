@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from agent.adapters.download import local, stores
 from agent.adapters.download.part import Part
 from agent.adapters.download.policy import STORES, WEB, Policy, allow, redact
-from agent.adapters.download.resume import place_of, wrong_size
+from agent.adapters.download.resume import place_of, too_large
 from agent.adapters.download.retrying import MOST_PATIENCE_S, TransientError, Tries
 from agent.adapters.download.transfer import Transfer
 from agent.contract.errors import ErrorCode
@@ -75,7 +75,7 @@ class Downloader:
         """
         parts = allow(url, self._policy)
         if size is not None and size > self._policy.max_bytes:
-            raise wrong_size(url, size, self._policy.max_bytes)
+            raise too_large(url, size, self._policy.max_bytes)
         part = Part(destination, place_of(url), boot=self._boot, reserve_bytes=self._policy.reserve_bytes)
         with contextlib.closing(part):
             if parts.scheme == "file":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from agent.adapters.download.pace import CHUNK
-from agent.adapters.download.resume import wrong_size
+from agent.adapters.download.resume import too_large, wrong_size
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 
@@ -46,7 +46,7 @@ def copy(parts: SplitResult, part: Part, size: int | None, policy: Policy, watch
             if size not in (None, status.st_size):
                 raise wrong_size(parts.geturl(), status.st_size, size or 0)
             if status.st_size > policy.max_bytes:
-                raise wrong_size(parts.geturl(), status.st_size, policy.max_bytes)
+                raise too_large(parts.geturl(), status.st_size, policy.max_bytes)
             part.begin(0, status.st_size, None)
             while chunk := source.read(min(CHUNK, status.st_size - part.length)):
                 watch.check()

@@ -89,6 +89,15 @@ def wrong_size(url: str, length: int | None, size: int, encoding: str | None = N
     )
 
 
+def too_large(url: str, length: int, most: int) -> StepError:
+    """Return the error for a file that is larger than any may be."""
+    return StepError(
+        ErrorCode.DOWNLOAD_FAILED,
+        f"{redact(url)} has {length} bytes or more, downloads.max_size allows {most}",
+        "raise it, if the file is meant",
+    )
+
+
 def place_of(url: str) -> str:
     """Return a digest of where ``url`` leads, without what a renewed presigned URL changes and nobody may keep."""
     parts = urlsplit(url)

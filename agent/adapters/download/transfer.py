@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 from agent.adapters.download.connection import answer_to
 from agent.adapters.download.pace import Bucket, Speed, read_size
 from agent.adapters.download.policy import allow, redact
-from agent.adapters.download.resume import Asked, Body, begin, wrong_size
+from agent.adapters.download.resume import Asked, Body, begin, too_large, wrong_size
 from agent.adapters.download.retrying import TransientError
 from agent.adapters.download.tokens import authorization
 from agent.contract.errors import ErrorCode
@@ -66,7 +66,7 @@ class Transfer:
             response = self._follow(url, asked, watch, schemes, stack)
             body = begin(response.status, response.headers, asked, size, url)
             if body.total is not None and body.total > self._policy.max_bytes:
-                raise _too_large(url, body.total, self._policy.max_bytes)
+                raise too_large(url, body.total, self._policy.max_bytes)
             part.begin(body.offset, body.total, body.validator)
             self._receive(response, body, part, url=url, size=size, watch=watch)
 
@@ -105,7 +105,7 @@ class Transfer:
                 break
             if part.length + len(chunk) > most:
                 if size is None:
-                    raise _too_large(url, part.length + len(chunk), most)
+                    raise too_large(url, part.length + len(chunk), most)
                 raise wrong_size(url, part.length + len(chunk), size)
             part.write(chunk, body.total)
             watch.progress(part.length, body.total, "bytes")
@@ -115,11 +115,3 @@ class Transfer:
                 watch.wait(pause)
         if body.total is not None and part.length < body.total:
             raise TransientError(f"the connection ended after {part.length} of {body.total} bytes")
-
-
-def _too_large(url: str, length: int, most: int) -> StepError:
-    return StepError(
-        ErrorCode.DOWNLOAD_FAILED,
-        f"{redact(url)} has {length} bytes or more, downloads.max_size allows {most}",
-        "raise it, if the file is meant",
-    )
