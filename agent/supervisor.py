@@ -188,8 +188,9 @@ class Supervisor:
         )
 
     def _make_ports(self, state_dir: Path) -> Ports:
-        store, lessons = ArtifactStore(state_dir), LessonFile(state_dir / "learned.json")
-        downloader = parts.downloader(self._settings)
+        store = ArtifactStore(state_dir, self._settings.downloads.disk_reserve)
+        lessons = LessonFile(state_dir / "learned.json")
+        downloader = parts.downloader(self._settings, self._live.download_rate)
         return Ports(self._clock, downloader, store, self._builder, self._device, self._server, lessons)
 
     def _make_guard(self) -> MemoryGuard:
