@@ -38,6 +38,7 @@ from agent.deployment.intake import Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
+from agent.deployment.phases import MAX_ATTEMPTS
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports, StepError
 from agent.deployment.pursuit import Pursuit
@@ -211,7 +212,7 @@ class Supervisor:
 
     def _make_engine(self) -> Engine:
         settings = self._settings
-        identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), _hardware())
+        identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), tegra.read().model)
         return Engine(
             journal=self._journal,
             transport=self._transport,
@@ -261,11 +262,13 @@ class Supervisor:
                 f"status.port {status.port} on {status.host}: {error.strerror}; choose another status.port"
             ) from None
 
-    def _self_test(self) -> SelfTest:
+    def _self_test(self, tries: int = MAX_ATTEMPTS) -> SelfTest:
         watch = WorkWatch(lambda _done, _total, _unit: None)
         try:
             found = self._builder.build({"job": "probe", "methods": list(METHODS)}, watch)
         except StepError as error:
+            if tries > 1 and error.retryable:  # without its answer nothing could be deployed until the next start
+                return self._self_test(tries - 1)
             log.error("self_test_failed", detail=error.detail, hint=error.hint)  # noqa: TRY400 - one line says it all
             methods = {name: {"ok": False, "detail": error.detail} for name in METHODS}
             return SelfTest(methods, None, {})
@@ -392,7 +395,3 @@ def _known_types() -> frozenset[str]:
     """Every name that a deploy may give as its model type: built in, an alias, or a plug-in's."""
     names = {alias for info in MODEL_TYPES.values() for alias in (info.name, *info.aliases)}
     return frozenset(names | {entry.name for entry in entry_points(group="nibbled.architectures")} | {"auto"})
-
-
-def _hardware() -> str | None:
-    return tegra.read().model

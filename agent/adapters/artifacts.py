@@ -18,6 +18,8 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from agent.adapters import headers
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from agent.deployment.ports import Watch
 
+log = structlog.get_logger("store")
 CHUNK = 4 * 2**20
 RESERVE_BYTES = 64 * 2**20
 """Disk space that stays free so that journal and logs can go on."""
@@ -155,7 +158,7 @@ class ArtifactStore:
             partial.replace(path)
 
     def sweep(self, keep: set[str]) -> None:
-        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``, and what builds left.
+        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``, and what was cut short.
 
         Not to be called during a build: what is half made then is being made.
         """
@@ -165,7 +168,8 @@ class ArtifactStore:
         for staging in self._artifacts.glob("*/*.tmp"):
             shutil.rmtree(staging, ignore_errors=True)
         for path in self._downloads.iterdir():
-            if path.name.partition(".")[0] not in keep:
+            digest = path.name.partition(".")[0]
+            if digest not in keep or self.source(digest) is not None:
                 path.unlink(missing_ok=True)
 
     def _mend(self) -> None:
@@ -174,10 +178,13 @@ class ArtifactStore:
             final = old.with_suffix("")
             if final.exists():
                 shutil.rmtree(old, ignore_errors=True)
-            else:
+                continue
+            try:
                 with around("store.mend.rename"):
                     old.rename(final)
                 _sync(final.parent, "mend")
+            except OSError as error:  # the agent starts all the same, and its next start tries again
+                log.error("artifact_not_mended", path=str(old), error=str(error))  # noqa: TRY400 - one line says it
 
     def used_bytes(self) -> int:
         """Return the bytes of everything in the store."""

@@ -9,11 +9,12 @@ The network thread is paho's own. It only hands messages on and never waits for 
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 import structlog
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
@@ -49,6 +50,25 @@ MAX_FILTERS = 4
 KEEPALIVE_S = 30
 WILL_DELAY_S = 30
 RECONNECT_S = (1, 60)
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def _survived(work: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Let no error leave ``work``: it would end the network thread, or what the engine was about to do.
+
+    Nothing is lost: reports stay in the outbox until they are acknowledged, and commands that are not come again.
+    """
+
+    @functools.wraps(work)
+    def guarded(*arguments: Arguments.args, **named: Arguments.kwargs) -> None:
+        try:
+            work(*arguments, **named)
+        except Exception:
+            log.exception("transport_error", at=work.__name__)
+
+    return guarded
 
 
 class Outbox(Protocol):
@@ -118,6 +138,7 @@ class MqttTransport:
         self._in_flight: dict[int, int] = {}
         self._early: set[int] = set()
         self._is_leaving = False
+        self._is_behind = False
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._tls = TlsFiles(broker.ca_file, broker.cert_file, broker.key_file) if broker.use_tls else None
@@ -163,15 +184,20 @@ class MqttTransport:
         self._client.disconnect()
         self._client.loop_stop()
 
+    @_survived
     def publish(self, report: Report) -> None:
-        """Send a report that may be lost; without a connection it is dropped."""
+        """Send a report that may be lost; without a connection it is dropped. What a flush kept back goes along."""
         if self._client.is_connected():
+            if self._is_behind:
+                self.flush()
             properties = self._properties(report)
             with around("mqtt.telemetry.publish"):
                 self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
 
+    @_survived
     def flush(self) -> None:
         """Hand every waiting report to the connection that it does not have yet."""
+        self._is_behind = True
         if not self._client.is_connected():
             return
         with self._flushing:
@@ -179,6 +205,8 @@ class MqttTransport:
             for number, report in self._outbox.outbox():
                 if number not in sent and not self._send(number, report):
                     break
+            else:
+                self._is_behind = False
             self._early.clear()
 
     def _send(self, number: int, report: Report) -> bool:
@@ -226,7 +254,11 @@ class MqttTransport:
         return client
 
     def _on_pre_connect(self, client: Client, _data: Any) -> None:
-        self._epoch = self._outbox.count("epoch")
+        try:
+            self._epoch = max(self._outbox.count("epoch"), self._epoch + 1)
+        except Exception:
+            log.exception("epoch_not_kept")  # a device that cannot write must still be reached
+            self._epoch += 1
         will = self._presence("offline", "connection lost", at=False)
         properties = None
         if self._is_v5:
@@ -236,6 +268,7 @@ class MqttTransport:
         for alarm in self.alarms:
             log.error("certificate_alarm", detail=alarm)
 
+    @_survived
     def _on_connect(
         self, client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
@@ -246,10 +279,12 @@ class MqttTransport:
         filters = self._subscriptions()
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
-        birth = self._presence("online", None)
-        with around("mqtt.birth.publish"):
-            client.publish(birth.topic, birth.payload, qos=1, retain=True)
-        self._post(Connected())
+        try:
+            birth = self._presence("online", None)
+            with around("mqtt.birth.publish"):
+                client.publish(birth.topic, birth.payload, qos=1, retain=True)
+        finally:
+            self._post(Connected())
 
     def _subscriptions(self) -> list[tuple[str, Any]]:
         """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
@@ -273,12 +308,14 @@ class MqttTransport:
         error = sys.exc_info()[1]  # paho calls this while it handles what went wrong
         log.warning("connect_failed", host=self._broker.host, port=self._broker.port, error=str(error))
 
+    @_survived
     def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
         name = self._topics.command_name(message.topic)
         source = self._sources.get(message.topic)
         properties: Any = message.properties
         epoch = self._epoch
 
+        @_survived
         def acknowledge() -> None:
             if epoch == self._epoch:  # an older connection's message comes again by itself
                 with around("mqtt.puback"):
@@ -316,6 +353,7 @@ class MqttTransport:
             birth = self._presence("online", None)
             client.publish(birth.topic, birth.payload, qos=1, retain=True)
 
+    @_survived
     def _on_publish(
         self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:

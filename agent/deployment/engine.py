@@ -4,7 +4,7 @@ INVARIANTS:
 - one thread calls ``handle``; everything else reaches the engine through ``post``;
 - a command is acknowledged to the broker only once the journal holds it;
 - a report of a change is committed with the change, so neither exists without the other;
-- nothing that a step, the server or an operator does ends the loop.
+- nothing that a step, the server, a full disk or an operator does ends the loop, and nothing said meanwhile is lost.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from agent.contract.commands import Cancel, CollectLogs, SetConfig, Status
 from agent.contract.desired import DesiredMessage
 from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
+from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
 from agent.deployment.facts import config_changes, with_kept
-from agent.deployment.inbox import BudgetSeen, Message, Moved, Outcome, ServerLost, Stop
+from agent.deployment.inbox import BudgetSeen, Message, Moved, Outcome, Reopened, ServerLost, Stop
 from agent.deployment.intake import Accepted, Answered, CommandMessage, Repeated, describe
 from agent.deployment.machine import (
     Begin,
@@ -41,12 +42,13 @@ from agent.deployment.recovery import Mode
 from agent.deployment.runner import WorkWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agent.contract.reports import Report
     from agent.deployment.guard import MemoryGuard
     from agent.deployment.intake import Intake
     from agent.deployment.keeper import Keeper
+    from agent.deployment.models import Served
     from agent.deployment.ports import Clock, Configuration, Journal, Logs, Transport
     from agent.deployment.pursuit import Pursuit
     from agent.deployment.reporting import Reporting
@@ -108,6 +110,7 @@ class Engine:
         self._clock = clock
         self._on_status = on_status
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._again = Again()
         self._open: dict[str, Operation] = {}
         self._watches: dict[str, WorkWatch] = {}
 
@@ -124,8 +127,9 @@ class Engine:
         """Serve what the journal says, then go on with every operation that it holds open."""
         self._open = {operation.id: operation for operation in self._journal.open_operations()}
         self._keeper.restore("boot")
-        for operation in list(self._open.values()):
-            self._apply(operation, Restarted())
+        self._keeper.sweep(self.open_operations)
+        for operation in self.open_operations:
+            self._guarded(Reopened(operation.id))
         self._pursuit.resume(self.open_operations)
         self._converge()
         self._begin_next()
@@ -137,22 +141,35 @@ class Engine:
 
     def turn(self, *, wait_s: float = IDLE_S) -> bool:
         """Handle one message, or look at deadlines when none comes; return whether to go on."""
+        message = self._next(wait_s)
+        goes_on = message is None or self._guarded(message)
         try:
-            message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
-        except queue.Empty:
-            message = None
-        goes_on = True
-        try:
-            if message is not None:
-                goes_on = self.handle(message)
             self._check_deadlines()
             self._check_deferred()
             self._converge()
         except Exception:
+            log.exception("engine_error", message="turn")
+        return goes_on
+
+    def _next(self, wait_s: float) -> Message | None:
+        kept = self._again.due(self._clock.monotonic())
+        if kept is not None:
+            return kept
+        try:
+            return self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _guarded(self, message: Message) -> bool:
+        """Handle a message; one that fails is kept, and handled again. Return whether to go on."""
+        try:
+            return self.handle(message)
+        except Exception:
             log.exception("engine_error", message=type(message).__name__)
+            self._again.keep(message, self._clock.monotonic())
             if isinstance(message, CommandMessage):
                 self._take_up()
-        return goes_on
+        return True
 
     def _take_up(self) -> None:
         """Take up commands that the journal holds and this engine does not: the error came after the commit."""
@@ -176,6 +193,9 @@ class Engine:
             self._transport.flush()
         elif isinstance(message, Outcome):
             self._outcome(message)
+        elif isinstance(message, Reopened):
+            if message.operation_id in self._open:
+                self._apply(self._open[message.operation_id], Restarted())
         elif isinstance(message, Moved):
             self._moved(message)
         elif isinstance(message, BudgetSeen):
@@ -316,14 +336,15 @@ class Engine:
     def _apply(self, operation: Operation, event: Event) -> None:
         """Advance an operation: persist the record with its reports, then take the steps."""
         after, steps = advance(operation, event, self._clock.monotonic())
-        after = with_kept(after, self._journal.served())
+        served = self._journal.served()  # read before anything changes: it may fail
+        after = with_kept(after, served)
         if after != operation:
             self._persist(operation, after)
         for step in steps:
             if isinstance(step, Interrupt):
                 self._interrupt(after)
             else:
-                self._perform(after, step.phase)
+                self._perform(after, step.phase, served)
         if after.state.is_terminal and operation.id in self._open:
             del self._open[operation.id]
             self._keeper.tidy(list(self._open.values()))
@@ -355,13 +376,12 @@ class Engine:
         )
         self._transport.flush()
 
-    def _perform(self, operation: Operation, phase: Phase) -> None:
+    def _perform(self, operation: Operation, phase: Phase, served: Mapping[str, Served]) -> None:
         def moved(done: int, total: int | None, unit: str) -> None:
             self.post(Moved(operation.id, Progress(done, total, unit)))
 
         watch = WorkWatch(moved, self._clock.monotonic)
         self._watches[operation.id] = watch
-        served = dict(self._journal.served())
 
         def work() -> None:
             event = attempt(self._steps(), phase, operation, served, watch)

@@ -23,6 +23,13 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Reopened:
+    """An operation that the agent found open when it started is to go on."""
+
+    operation_id: str
+
+
+@dataclass(frozen=True)
 class Moved:
     """A step got further."""
 
@@ -61,5 +68,14 @@ class Stop:
 
 
 Message = (
-    CommandMessage | DesiredMessage | Outcome | Moved | Connected | ServerLost | CapabilitiesKnown | BudgetSeen | Stop
+    CommandMessage
+    | DesiredMessage
+    | Outcome
+    | Reopened
+    | Moved
+    | Connected
+    | ServerLost
+    | CapabilitiesKnown
+    | BudgetSeen
+    | Stop
 )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from agent.deployment.runner import Runner
 
 log = structlog.get_logger("keeper")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 300.0
+"""Pauses between tries to restore what could not be restored; they double."""
 
 
 class Keeper:
@@ -41,6 +43,8 @@ class Keeper:
         self._runner = runner
         self._crashes: deque[float] = deque(maxlen=2 * MAX_ATTEMPTS)
         self._mode = Mode.CURRENT
+        self._has_failed = False
+        self._try_at, self._pause_s = 0.0, FIRST_PAUSE_S
 
     @property
     def mode(self) -> Mode:
@@ -71,13 +75,36 @@ class Keeper:
                 self._server.restore(select(self._journal.served(), self._mode))
             except Exception as error:  # noqa: BLE001 - whatever stops the server must not stop the agent
                 log.error("restore_failed", why=why, error=str(error))  # noqa: TRY400 - one line; the server logs more
+                self._has_failed = True
+            else:
+                self._has_failed, self._pause_s = False, FIRST_PAUSE_S
 
         self._runner.submit(work)
+
+    def look(self, now: float, open_now: Sequence[Operation]) -> None:
+        """Restore again, after pauses, what could not be restored: a disk or a driver may be in order by now.
+
+        Args:
+            now: monotonic seconds.
+            open_now: the operations without an end; never under a running one, which restores when it ends.
+        """
+        if not self._has_failed or any(operation.state is State.RUNNING for operation in open_now):
+            return
+        if not self._try_at:
+            self._try_at = now + self._pause_s
+        elif now >= self._try_at:
+            self._try_at, self._pause_s = 0.0, min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._has_failed = False
+            self.restore("again")
 
     def tidy(self, open_now: Sequence[Operation]) -> None:
         """After an operation: the server lets go of what is no longer served, the store of what nobody needs."""
         if all(operation.state is not State.RUNNING for operation in open_now):
             self.restore("tidy")  # never under a running one, whose release is loaded and not yet in the journal
+        self.sweep(open_now)
+
+    def sweep(self, open_now: Sequence[Operation]) -> None:
+        """Delete what neither a served model nor an open operation needs, and what cut-short builds left."""
 
         def work() -> None:
             try:

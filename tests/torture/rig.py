@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 JsonObject = dict[str, Any]
 SITE = Path(__file__).parent / "site"
+LOOK_S = 0.05
+END_S = 5.0
 STARTS, SLICE_S, OPERATION_S, READY_S = 4, 0.2, 60.0, 60.0
 
 
@@ -46,7 +48,9 @@ class Rig:
         self.agent = Agent(name, self.directory, world.broker.port, world.keys_dir, environment=environment)
         self.operator = Operator(name, world.broker.port, world.subscriber, world.signer, world.datasets[0])
         self.restarts = 0
+        self.manifest: JsonObject | None = None
         self._names = itertools.count(1)
+        self._numbers = itertools.count(1)
 
     @property
     def state_dir(self) -> Path:
@@ -62,9 +66,8 @@ class Rig:
                 self._await("presence", lambda body: body["state"] == "online", mark)
                 self._await("capabilities", lambda body: bool(body["methods"]), mark)
             except NothingCameError:
-                if self.agent.is_running:
+                if not self.agent.has_ended(END_S):
                     raise
-                self.agent.close()
                 self.restarts += 1
             else:
                 return
@@ -126,13 +129,24 @@ class Rig:
 
     def deploy(self, bytes_per_s: int | None = None, **gate: Any) -> str:
         """Deploy a checkpoint that is new to the world; return the operation's id."""
-        manifest = self.operator.manifest(self.world.checkpoint(bytes_per_s))
+        manifest = self.manifest = self.operator.manifest(self.world.checkpoint(bytes_per_s))
         return self.operator.deploy(manifest, gate={"soak_s": 0.1, "min_agreement": 0.5, **gate}, method="nf4")
 
     def set_method(self, method: str, **gate: Any) -> str:
         """Switch the method; return the operation's id."""
         wanted = {"soak_s": 0.1, "min_agreement": 0.5, **gate}
         return self.operator.send("set_method", model=MODEL, method=method, gate=wanted)
+
+    def number(self) -> int:
+        """Return a number that is one more each time."""
+        return next(self._numbers)
+
+    def await_strike(self, name: str, timeout_s: float) -> bool:
+        """Wait for a fault that may come after an operation's end, as when a release is unloaded; whether it came."""
+        deadline = time.monotonic() + timeout_s
+        while not self.has_struck(name) and time.monotonic() < deadline and self.agent.is_running:
+            time.sleep(LOOK_S)
+        return self.has_struck(name)
 
     def close(self) -> None:
         """End the agent."""

@@ -121,6 +121,15 @@ class Agent:
         """Send SIGKILL: the end that nobody can prepare for."""
         self._end(signal.SIGKILL)
 
+    def has_ended(self, timeout_s: float) -> bool:
+        """Wait for the supervisor's end by itself and return whether it came."""
+        assert self._process is not None, "the agent was not started"
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def close(self) -> None:
         """End it if it still runs."""
         if self.is_running:

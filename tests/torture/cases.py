@@ -1,0 +1,101 @@
+"""Every case of a campaign over the fail points: which fault, at which passing of which point, on which vehicle.
+
+Left out is what cannot be: a child is not killed at a point that is only ever passed while there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.torture.arming import Plan
+from tests.torture.points import BUILDER, FAULTS, PLACES
+from tests.torture.vehicles import (
+    ASK,
+    BOOT,
+    DEPLOY,
+    DESIRED,
+    MEND,
+    MIX,
+    REMEASURE,
+    SWITCH,
+    UPGRADE,
+    Vehicle,
+)
+
+_VEHICLES = {
+    "journal.migrate": UPGRADE,
+    "journal.count": BOOT,
+    "mqtt.birth.publish": BOOT,
+    "server.start": BOOT,
+    "store.mend.rename": MEND,
+    "store.mend.fsync": MEND,
+    "journal.queue": ASK,
+    "journal.adopt": DESIRED,
+    "journal.settle": DESIRED,
+    "journal.note": DESIRED,
+    "store.aside.rename": REMEASURE,
+    "mix.rename": MIX,
+    **dict.fromkeys(
+        (
+            "store.admit.fsync",
+            "store.admit.rename",
+            "store.footprint.rename",
+            "store.publish.fsync",
+            "store.publish.rename",
+            "builder.start",
+            "artifact.fsync",
+            "gate_file.fsync",
+            "sidecar.fsync",
+        ),
+        DEPLOY,
+    ),
+}
+_BUILDING = {"builder.start.after", "mqtt.telemetry.publish.before", "mqtt.telemetry.publish.after"} | {
+    f"{place}.{side}" for place, role in PLACES.items() if role == BUILDER for side in ("before", "after")
+}
+"""Points that are passed while a builder works on an operation."""
+_ALONE = {
+    f"{place}.{side}"
+    for place in ("journal.migrate", "store.mend.rename", "store.mend.fsync")
+    for side in ("before", "after")
+}
+"""Points that are passed before the first child is started."""
+SAVES = 8
+"""Commits of a switch, from its acceptance to its end."""
+SYNCS = {"store.admit.fsync": 3, "store.publish.fsync": 6}
+"""How often these are passed for one file, or one artifact."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault on one vehicle."""
+
+    plan: Plan
+    vehicle: Vehicle
+
+    def __str__(self) -> str:
+        return f"{self.vehicle.name}: {self.plan}"
+
+
+def all_cases() -> list[Case]:
+    """Return every case, those of one vehicle together."""
+    found = [case for place in PLACES for side in ("before", "after") for case in _of(f"{place}.{side}", place)]
+    order = list(dict.fromkeys(case.vehicle.name for case in found))
+    return sorted(found, key=lambda case: order.index(case.vehicle.name))
+
+
+def _of(point: str, place: str) -> list[Case]:
+    cases = []
+    for fault in FAULTS:
+        vehicle = _VEHICLES.get(place, SWITCH)
+        if fault == "kill-builder":
+            if point not in _BUILDING:
+                continue
+            vehicle = MIX if vehicle is MIX else DEPLOY
+        if fault == "kill-server" and (point in _ALONE or point == "server.start.before"):
+            continue
+        numbers = [1]
+        if fault == "kill-supervisor":
+            numbers = list(range(1, (SAVES if place == "journal.save" else SYNCS.get(place, 1)) + 1))
+        cases += [Case(Plan(point, fault, number), vehicle) for number in numbers]
+    return cases

@@ -1,0 +1,127 @@
+"""What a device is made to do so that it passes a fail point: the shortest operation that does, and what it needs.
+
+A vehicle prepares the device, and once a fault is armed sets off an operation and returns its id.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.e2e.harness.mqtt import publish
+from tests.e2e.harness.operator import MODEL
+from tests.torture.invariants import journal_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.torture.rig import JsonObject, Rig
+
+METHODS = ("nf4", "int8")
+
+
+@dataclass(frozen=True)
+class Vehicle:
+    """How a device is brought to pass a point.
+
+    Attributes:
+        name: for messages and orders.
+        go: sets off an operation.
+        prepare: what happens before the fault is armed.
+    """
+
+    name: str
+    go: Callable[[Rig], str]
+    prepare: Callable[[Rig], None] = lambda _rig: None
+
+
+def _current(rig: Rig) -> JsonObject:
+    item, _records = journal_of(rig)
+    current: JsonObject = item["current"] if item else {}
+    return current
+
+
+def switch(rig: Rig) -> str:
+    """Change to the method that is not served; both are in the store after the first two times."""
+    return rig.set_method(METHODS[_current(rig)["method"] == METHODS[0]])
+
+
+def asked_and_switched(rig: Rig) -> str:
+    """Ask for everything as well."""
+    rig.operator.send("status")
+    return switch(rig)
+
+
+def deployed(rig: Rig) -> str:
+    """Deploy a new checkpoint: download, inspection, build, and all that follows."""
+    return rig.deploy()
+
+
+def measured_anew(rig: Rig) -> str:
+    """Deploy what is served once more, to measure it with other data: its artifact is built anew and replaced."""
+    item, _records = journal_of(rig)
+    used = item["dataset"] if item else None
+    other = next(file for file in rig.world.datasets if file.reference()["sha256"] != used)
+    gate = {"soak_s": 0.1, "min_agreement": 0.5, "dataset": other.reference()}
+    return rig.operator.deploy(rig.manifest or {}, gate=gate, method=_current(rig)["method"])
+
+
+def mixed(rig: Rig) -> str:
+    """Let the device look for a mix of methods, never the same one twice."""
+    return rig.set_method("mixed", min_agreement=round(0.5 + rig.number() / 1000, 3))
+
+
+def wanted(rig: Rig) -> str:
+    """Publish the next generation of a wanted state: the same checkpoint, by the other method."""
+    generation = rig.number()
+    manifest = rig.manifest or {}
+    method = METHODS[_current(rig)["method"] == METHODS[0]]
+    model = {
+        "manifest": rig.world.signer.seal({**manifest, "sequence": 10_000 + generation}),
+        "method": method,
+        "gate": {"dataset": rig.world.datasets[0].reference(), "soak_s": 0.1, "min_agreement": 0.5},
+    }
+    body = {"schema": 1, "generation": generation, "models": {MODEL: model}}
+    publish(rig.world.broker.port, rig.operator.topic("desired"), json.dumps(body), is_retained=True)
+    return f"gen{generation}-{MODEL}"
+
+
+def started(rig: Rig) -> str:
+    """Start the agent, then change the method."""
+    rig.boot()
+    return switch(rig)
+
+
+def _killed(rig: Rig) -> None:
+    rig.agent.kill()
+
+
+def _of_an_older_agent(rig: Rig) -> None:
+    """Take the journal back to its second version, as an agent before the last upgrade left it."""
+    rig.agent.kill()
+    with sqlite3.connect(rig.state_dir / "journal.db") as database:
+        for table in ("desired", "goal", "note"):
+            database.execute(f"DROP TABLE {table}")
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+
+
+def _cut_short_while_replacing(rig: Rig) -> None:
+    """Leave the served artifact where a crash between the two renames of a replacement leaves it."""
+    rig.agent.kill()
+    directory: Path = rig.state_dir / "artifacts" / _current(rig)["sha256"] / _current(rig)["method"]
+    directory.rename(directory.with_name(f"{directory.name}.old"))
+
+
+SWITCH = Vehicle("switch", switch)
+ASK = Vehicle("ask", asked_and_switched)
+BOOT = Vehicle("boot", started, _killed)
+UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)
+MEND = Vehicle("mend", started, _cut_short_while_replacing)
+REMEASURE = Vehicle("remeasure", measured_anew)
+MIX = Vehicle("mix", mixed)
+DEPLOY = Vehicle("deploy", deployed)
+DESIRED = Vehicle("desired", wanted)
