@@ -145,6 +145,7 @@ class Engine:
         goes_on = message is None or self._guarded(message)
         try:
             self._check_deadlines()
+            self._keeper.look(self._clock.monotonic(), self.open_operations)
             self._check_deferred()
             self._converge()
         except Exception:
