@@ -95,15 +95,19 @@ flap: install
 attacks: install
 	nice -n 10 $(BIN)/python -m deploy.bench.attacks
 
-# Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
-.PHONY: torture torture-random
+# Whole operations in which something fails; see tests/torture/campaign.py for shares of it. PUBLISH=--publish puts the
+# sum into docs/reliability.md.
+.PHONY: torture torture-random torture-ci
 N ?= 1000
 SEED ?= 1
 torture: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign points
+	nice -n 10 $(BIN)/python -m tests.torture.campaign points $(PUBLISH)
 
 torture-random: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
+	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED) $(PUBLISH)
+
+torture-ci: torture
+	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count 100 --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

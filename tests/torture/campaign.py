@@ -11,6 +11,7 @@ hold; the case that broke it is printed with its numbers, and with `--publish` t
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import tempfile
@@ -24,12 +25,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploy.bench.page import markdown, publish
 from tests.torture import invariants
 from tests.torture.cases import all_cases
 from tests.torture.points import FAULTS, ROLES
 from tests.torture.rig import Rig, TortureError
 from tests.torture.surroundings import surroundings
-from tests.torture.vehicles import DESIRED, switch
+from tests.torture.vehicles import DESIRED, MET, switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +78,15 @@ class Tally:
         with self.lock:
             self.violations.append(f"{what}: {error}")
             click.echo(f"BROKEN  {what}: {error}", err=True)
+
+    def table(self, wanted: int) -> str:
+        """Return the sum as a table of one row, and below it what was broken or did not come."""
+        head = ("cases", "of", "the fault came", "agent restarted", *self.ends, "invariants broken", "minutes")
+        minutes = f"{(time.monotonic() - self.began) / 60:.1f}"
+        counts = (self.cases, wanted, self.struck, self.restarts, *self.ends.values(), len(self.violations))
+        lines = [markdown(head, [[*map(str, counts), minutes]]), ""]
+        lines += [f"* broken: {each:.200}" for each in self.violations]
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         ends = ", ".join(f"{count} {state}" for state, count in self.ends.most_common())
@@ -170,7 +181,7 @@ def main() -> None:
 
 _DEVICES = click.option("--devices", type=click.IntRange(min=1), default=3, show_default=True, help="Side by side.")
 _SECONDS = click.option("--seconds", type=float, default=None, help="Begin no case after that time.")
-_PUBLISH = click.option("--publish", is_flag=True, help="Put the sum into docs/reliability.md.")
+_PUBLISH = click.option("--publish", "is_published", is_flag=True, help="Put the sum into docs/reliability.md.")
 
 
 @main.command()
@@ -182,18 +193,18 @@ _PUBLISH = click.option("--publish", is_flag=True, help="Put the sum into docs/r
 @_SECONDS
 @_PUBLISH
 def points(  # noqa: PLR0917 - one argument per option
-    faults: str, every: int, first: int, only: str, devices: int, seconds: float | None, *, publish: bool
+    faults: str, every: int, first: int, only: str, devices: int, seconds: float | None, *, is_published: bool
 ) -> None:
     """Arm every fail point with every fault, an operation each."""
     named = faults.split(",")
     cases = [case for case in all_cases() if case.plan.fault in named and only in str(case)][first::every]
     # A wanted state is retained, and would go on to want something in other cases: it has a device of its own.
-    alone = [case for case in cases if case.vehicle is DESIRED]
-    rest = [case for case in cases if case.vehicle is not DESIRED]
-    work = [(lambda campaign, case=case: campaign.strike(case)) for case in rest]
-    apart = [(lambda campaign, case=case: campaign.strike(case)) for case in alone]
+    alone = [case for case in cases if case.vehicle in (DESIRED, MET)]
+    rest = [case for case in cases if case not in alone]
+    work = [functools.partial(Campaign.strike, case=case) for case in rest]
+    apart = [functools.partial(Campaign.strike, case=case) for case in alone]
     tally = _run([*([apart] if apart else []), *[work] * devices], seconds)
-    _finish(tally, "failpoints" if publish else None, len(cases), may_miss=False)
+    _finish(tally, "failpoints" if is_published else None, len(cases), may_miss=False)
 
 
 @main.command(name="random")
@@ -203,16 +214,18 @@ def points(  # noqa: PLR0917 - one argument per option
 @_DEVICES
 @_SECONDS
 @_PUBLISH
-def at_random(count: int, seed: int, only: int | None, devices: int, seconds: float | None, *, publish: bool) -> None:
+def at_random(
+    count: int, seed: int, only: int | None, devices: int, seconds: float | None, *, is_published: bool
+) -> None:
     """Kill the supervisor, the builder or the server at random moments of deploys."""
     click.echo(f"seed {seed}", err=True)
     numbers = [only] if only is not None else range(count)
-    work = [(lambda campaign, number=number: campaign.kill(number, seed)) for number in numbers]
+    work = [functools.partial(Campaign.kill, number=number, seed=seed) for number in numbers]
     tally = _run([work] * min(devices, len(work)), seconds)
-    _finish(tally, "random-kills" if publish else None, len(work), may_miss=True)
+    _finish(tally, "random-kills" if is_published else None, len(work), may_miss=True)
 
 
-def _run(queues: Sequence[list[Callable[[Campaign], None]]], seconds: float | None) -> Tally:
+def _run(queues: Sequence[Sequence[Callable[[Campaign], None]]], seconds: float | None) -> Tally:
     """Work the queues off, a device each; devices with the same list share it."""
     tally = Tally()
     shared = {id(queue): deque(queue) for queue in queues}
@@ -243,9 +256,7 @@ def _finish(tally: Tally, part: str | None, wanted: int, *, may_miss: bool) -> N
         click.echo(f"MISSED  {what}", err=True)
     click.echo(f"{tally}")
     if part is not None:
-        from deploy.bench.page import publish  # noqa: PLC0415 - imports torch's figures for the page alone
-
-        publish(part, f"{tally}.\n\n" + "\n".join(f"* {each}" for each in tally.violations), PAGE)
+        publish(part, tally.table(wanted), PAGE)
     is_whole = tally.cases == wanted and (may_miss or not tally.missed)
     sys.exit(0 if is_whole and not tally.violations else 1)
 

@@ -76,9 +76,18 @@ def mixed(rig: Rig) -> str:
 
 def wanted(rig: Rig) -> str:
     """Publish the next generation of a wanted state: the same checkpoint, by the other method."""
+    return _want(rig, METHODS[_current(rig)["method"] == METHODS[0]])
+
+
+def met_and_wanted(rig: Rig) -> str:
+    """Publish a generation that is met already, and then one that is not."""
+    _want(rig, _current(rig)["method"])
+    return wanted(rig)
+
+
+def _want(rig: Rig, method: str) -> str:
     generation = rig.number()
     manifest = rig.manifest or {}
-    method = METHODS[_current(rig)["method"] == METHODS[0]]
     model = {
         "manifest": rig.world.signer.seal({**manifest, "sequence": 10_000 + generation}),
         "method": method,
@@ -125,3 +134,4 @@ REMEASURE = Vehicle("remeasure", measured_anew)
 MIX = Vehicle("mix", mixed)
 DEPLOY = Vehicle("deploy", deployed)
 DESIRED = Vehicle("desired", wanted)
+MET = Vehicle("met", met_and_wanted)
