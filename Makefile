@@ -90,6 +90,12 @@ deploy/bench/out/%.pt: | $(STAMP)
 flap: install
 	nice -n 10 $(BIN)/python -m deploy.bench.flap $(SEEDS)
 
+# Made-up lives of a simulated device; prints a row for docs/reliability.md. FIRST=SEED plays others.
+.PHONY: sequences
+sequences: N ?= 10000
+sequences: install
+	nice -n 10 $(BIN)/python -m tests.fakes.sequences $(N) $(or $(FIRST),0)
+
 # Which guard stops which attack, and what becomes of it without the guard.
 .PHONY: attacks
 attacks: install
@@ -98,16 +104,21 @@ attacks: install
 # Whole operations in which something fails; see tests/torture/campaign.py for shares of it. PUBLISH=--publish puts the
 # sum into docs/reliability.md.
 .PHONY: torture torture-random torture-ci
-N ?= 1000
 SEED ?= 1
 torture: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign points $(PUBLISH)
 
+torture-random: N ?= 1000
 torture-random: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED) $(PUBLISH)
 
 torture-ci: torture
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count 100 --seed $(SEED)
+
+# The contract as an AsyncAPI document; a test compares it with the code.
+.PHONY: asyncapi
+asyncapi: install
+	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -136,7 +136,8 @@ def run(config: Path | None) -> None:
     from agent import logs, settings
     from agent.adapters.journal import JournalVersionError
     from agent.logbook import Logbook
-    from agent.supervisor import StartError, Supervisor
+    from agent.parts import StartError
+    from agent.supervisor import Supervisor
 
     try:
         loaded = settings.load(config)
@@ -219,7 +220,7 @@ def compare(*, request: Request, methods: tuple[str, ...], output: Path, as_json
 
 
 @main.command()
-@click.argument("checkpoint", metavar="CHECKPOINT_OR_URL")
+@click.argument("checkpoint", metavar="CHECKPOINT_OR_URL", required=False)
 @click.option(
     "--profile", "profile_name", metavar="NAME", help="A device that is not at hand; --profile list names them."
 )
@@ -234,7 +235,7 @@ def compare(*, request: Request, methods: tuple[str, ...], output: Path, as_json
 @click.option("--purpose", type=click.Choice(["serve", "research"]), default="serve", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the decision record as JSON.")
 @_explained()
-def plan(checkpoint: str, *, as_json: bool, **asked: Any) -> None:
+def plan(checkpoint: str | None, *, as_json: bool, **asked: Any) -> None:
     """Explain what this device, or one of a profile, would do with a checkpoint, and why; nothing is built.
 
     CHECKPOINT_OR_URL is a file or a Hugging Face model here, or an address with http, https or file. "list" as the
@@ -242,6 +243,11 @@ def plan(checkpoint: str, *, as_json: bool, **asked: Any) -> None:
     """
     from agent.workbench import shell
 
+    if checkpoint is None:
+        if asked["profile_name"] != "list":
+            raise click.UsageError("Missing argument 'CHECKPOINT_OR_URL'.")
+        shell.list_profiles()
+        return
     sys.exit(0 if shell.plan(checkpoint, as_json=as_json, **asked) else 1)
 
 

@@ -29,6 +29,7 @@ from agent.contract.config import (
     Patience,
     Size,
     Soak,
+    Total,
     WatchInterval,
     WatchMode,
 )
@@ -135,6 +136,7 @@ class Deployment(_Section):
     """The life of an operation."""
 
     soak_s: Soak = 10.0
+    total_s: Total = 43_200.0
     build_threads: Annotated[int, Field(ge=1, le=256)] = 1
 
 

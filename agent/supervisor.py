@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import signal
 import threading
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 import agent
+from agent import parts
 from agent.adapters import systemd
 from agent.adapters.artifacts import ArtifactStore
 from agent.adapters.builder import BuilderProcess
 from agent.adapters.clock import SystemClock
-from agent.adapters.download import Downloader
-from agent.adapters.download import Policy as DownloadPolicy
 from agent.adapters.journal import SqliteJournal
 from agent.adapters.lessons import LessonFile
-from agent.adapters.mqtt import Broker, MqttTransport
+from agent.adapters.mqtt import MqttTransport
 from agent.adapters.processes import use_one_arena
 from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
-from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.contract.manifest import Identity
-from agent.contract.matrix import MatrixError, parse_toml
 from agent.contract.topics import Topics
+from agent.deployment.answering import Answering
 from agent.deployment.engine import Engine
 from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
@@ -45,31 +42,25 @@ from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
 from agent.deployment.runner import Runner, WorkWatch
 from agent.deployment.steps import Steps
-from agent.devices import system, tegra
+from agent.devices import system
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.health.reporter import HealthReporter
 from agent.health.web import StatusSite
 from agent.live import LiveSettings
 from agent.logbook import Logbook
-from agent.planning.matrix import MATRIX
+from agent.parts import StartError
 from agent.planning.methods import METHODS
 from agent.planning.model_types import MODEL_TYPES
 from agent.settings import fixed_by_environment
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
     from pathlib import Path
 
     from agent.deployment.models import Served
-    from agent.planning.matrix import Row
-    from agent.settings import Serving, Settings
+    from agent.settings import Settings
 
 log = structlog.get_logger("supervisor")
-
-
-class StartError(Exception):
-    """The agent cannot start as configured; the text says what to change."""
 
 
 class Supervisor:
@@ -87,12 +78,12 @@ class Supervisor:
         use_one_arena()
         self._logbook = logbook or Logbook()
         self._settings = settings
-        state_dir = _prepare(settings.state_dir)
+        state_dir = parts.prepare(settings.state_dir)
         self._control_path = state_dir / "run" / "control.sock"
-        self._http, self._control = _listen(settings.serving), _listen_control(self._control_path)
+        self._http, self._control = parts.listen(settings.serving), parts.listen_control(self._control_path)
         self._logbook.keep_in(state_dir / "logs" / "agent.jsonl")
         self._clock = SystemClock()
-        matrix = _matrix(settings)
+        matrix = parts.matrix(settings)
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
         self._journal = SqliteJournal(state_dir / "journal.db")
         self._live = LiveSettings(settings, self._journal.config(), fixed=fixed_by_environment())
@@ -179,7 +170,7 @@ class Supervisor:
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(
-            _broker(self._settings),
+            parts.broker(self._settings),
             self._topics,
             self._journal,
             self._clock,
@@ -191,7 +182,7 @@ class Supervisor:
 
     def _make_ports(self, state_dir: Path) -> Ports:
         store, lessons = ArtifactStore(state_dir), LessonFile(state_dir / "learned.json")
-        downloader = _downloader(self._settings)
+        downloader = parts.downloader(self._settings)
         return Ports(self._clock, downloader, store, self._builder, self._device, self._server, lessons)
 
     def _make_guard(self) -> MemoryGuard:
@@ -212,7 +203,7 @@ class Supervisor:
 
     def _make_engine(self) -> Engine:
         settings = self._settings
-        identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), tegra.read().model)
+        identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), parts.hardware())
         return Engine(
             journal=self._journal,
             transport=self._transport,
@@ -223,18 +214,26 @@ class Supervisor:
                 identity,
                 self._live,
                 require_signature=settings.trust.require_signature,
-                model_types=_known_types(),
+                model_types=parts.known_types(),
                 generation=lambda: self._pursuit.generation,
             ),
+            answering=self._make_answering(),
             pursuit=self._pursuit,
             guard=self._guard,
-            config=self._live,
             steps=lambda: Steps(self._ports, self._planner, soak_s=self._live.current.deployment.soak_s),
             runner=self._runner,
             reporting=self._reporting,
             keeper=self._keeper,
-            logs=self._logbook,
             clock=self._clock,
+            total_s=lambda: self._live.current.deployment.total_s,
+        )
+
+    def _make_answering(self) -> Answering:
+        return Answering(
+            self._journal,
+            self._reporting,
+            self._live,
+            self._logbook,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
 
@@ -321,77 +320,3 @@ class Supervisor:
     def _inference_url(self) -> str:
         host, port = self._http.getsockname()[:2]
         return f"http://{host}:{port}/v2"
-
-
-def _prepare(state_dir: Path) -> Path:
-    try:
-        (state_dir / "run").mkdir(parents=True, exist_ok=True, mode=0o750)
-    except OSError as error:
-        raise StartError(f"state_dir {state_dir}: {error.strerror}; create it or choose another state_dir") from None
-    return state_dir
-
-
-def _listen(serving: Serving) -> socket.socket:
-    try:
-        return listen_tcp(serving.host, serving.http_port)
-    except OSError as error:
-        where = f"serving.http_port {serving.http_port} on {serving.host}"
-        raise StartError(f"{where}: {error.strerror or error}; choose another one") from None
-
-
-def _listen_control(path: Path) -> socket.socket:
-    try:
-        return listen_unix(path)
-    except OSError as error:
-        raise StartError(f"{path}: {error.strerror or error}; choose another state_dir") from None
-
-
-def _matrix(settings: Settings) -> tuple[Row, ...]:
-    file = settings.planning.matrix_file
-    if file is None:
-        return MATRIX
-    try:
-        return parse_toml(file.read_text(encoding="utf-8"), str(file))
-    except OSError as error:
-        raise StartError(f"planning.matrix_file {file}: {error.strerror}") from None
-    except (MatrixError, UnicodeDecodeError) as error:
-        raise StartError(f"planning.matrix_file: {error}") from None
-
-
-def _downloader(settings: Settings) -> Downloader:
-    downloads = settings.downloads
-    return Downloader(
-        DownloadPolicy(
-            schemes=frozenset(downloads.allowed_schemes),
-            hosts=frozenset(downloads.allowed_hosts),
-            stall_s=downloads.stall_s,
-            ca_file=str(downloads.ca_file) if downloads.ca_file else None,
-        )
-    )
-
-
-def _broker(settings: Settings) -> Broker:
-    mqtt = settings.mqtt
-    password = mqtt.password.get_secret_value() if mqtt.password else None
-    if mqtt.password_file is not None:
-        try:
-            password = mqtt.password_file.read_text(encoding="utf-8").rstrip("\n")
-        except OSError as error:
-            raise StartError(f"mqtt.password_file {mqtt.password_file}: {error.strerror}") from None
-    files = {name: getattr(mqtt, name) for name in ("ca_file", "cert_file", "key_file")}
-    return Broker(
-        mqtt.host,
-        mqtt.port,
-        version=mqtt.protocol,
-        transport=mqtt.transport,
-        username=mqtt.username,
-        password=password,
-        use_tls=mqtt.uses_tls,
-        **{name: str(path) if path else None for name, path in files.items()},
-    )
-
-
-def _known_types() -> frozenset[str]:
-    """Every name that a deploy may give as its model type: built in, an alias, or a plug-in's."""
-    names = {alias for info in MODEL_TYPES.values() for alias in (info.name, *info.aliases)}
-    return frozenset(names | {entry.name for entry in entry_points(group="nibbled.architectures")} | {"auto"})

@@ -3,64 +3,42 @@
 What it promises: ``save`` returns after the record, its reports and what it changes are on the disk together, or
 raises and nothing of it is. The outbox holds reports until the broker acknowledged them; of a retained topic only the
 newest is kept, since the older ones can no longer matter. An operation that ended keeps no presigned address: it was
-needed to fetch the files, and is zeroed on the disk.
+needed to fetch the files, and is zeroed on the disk. A file that is not whole is recovered when it is opened; see
+`agent.adapters.journal_file`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
 import threading
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from agent.contract.errors import ErrorInfo
+from agent.adapters.journal_file import (
+    SCHEMA_VERSION,
+    JournalVersionError,
+    Transaction,
+    dump_operation,
+    empty_log,
+    essence,
+    load_operation,
+    open_database,
+)
+from agent.adapters.served_copy import ServedCopy
 from agent.contract.reports import Report
-from agent.contract.secrets import forgotten
 from agent.deployment.convergence import Goal
-from agent.deployment.machine import Operation
 from agent.deployment.models import Served
-from agent.deployment.phases import Phase, State
-from agent.failpoints import around
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-SCHEMA_VERSION = 3
+    from agent.deployment.machine import Operation
+
+__all__ = ["KEEP_EVENTS", "KEEP_FINISHED", "SCHEMA_VERSION", "JournalVersionError", "SqliteJournal"]
 KEEP_FINISHED = 500
 """Finished operations whose ids are remembered: a repeated command is answered from here."""
 KEEP_EVENTS = 1000
 """Events that wait for a broker that is away: older ones are dropped first, states never."""
-
-_SCHEMA = """
-CREATE TABLE operation (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, is_open INTEGER NOT NULL, record TEXT NOT NULL
-);
-CREATE INDEX open_operation ON operation (number) WHERE is_open;
-CREATE TABLE served (model TEXT PRIMARY KEY, item TEXT NOT NULL);
-CREATE TABLE sequence (model TEXT PRIMARY KEY, highest INTEGER NOT NULL);
-CREATE TABLE outbox (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL, retain INTEGER NOT NULL,
-    expiry_s INTEGER, correlation BLOB
-);
-CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-"""
-_CONFIG = "CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
-_DESIRED = """
-CREATE TABLE desired (source TEXT PRIMARY KEY, document TEXT NOT NULL);
-CREATE TABLE goal (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, operation_id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, outcome TEXT
-);
-CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL)
-"""
-_STEPS = {0: _SCHEMA, 1: _CONFIG, 2: _DESIRED}
-"""The statements that lead from each version to the next. Records need none: a key that is missing has its default."""
-
-
-class JournalVersionError(Exception):
-    """The journal was written by a newer version of the agent."""
 
 
 class SqliteJournal:
@@ -74,15 +52,9 @@ class SqliteJournal:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA secure_delete=ON")
-        try:
-            self._migrate(path)
-        except BaseException:
-            self._db.close()
-            raise
+        self._copy = ServedCopy(path.with_name("served.json"))
+        self._db = open_database(path, self._copy)
+        self._copy.keep(essence(self._db))
 
     def close(self) -> None:
         """Close the file."""
@@ -92,16 +64,18 @@ class SqliteJournal:
     def operation(self, operation_id: str) -> Operation | None:
         """Return the record of an id, as far as it is retained."""
         rows = self._read("SELECT record FROM operation WHERE id = ?", operation_id)
-        return _operation(rows[0][0]) if rows else None
+        return load_operation(rows[0][0]) if rows else None
 
     def open_operations(self) -> list[Operation]:
         """Return the operations without an end, in the order in which they were accepted."""
-        return [_operation(row[0]) for row in self._read("SELECT record FROM operation WHERE is_open ORDER BY number")]
+        return [
+            load_operation(row[0]) for row in self._read("SELECT record FROM operation WHERE is_open ORDER BY number")
+        ]
 
     def recent_operations(self, count: int) -> list[Operation]:
         """Return the last ``count`` operations, newest first."""
         rows = self._read("SELECT record FROM operation ORDER BY number DESC LIMIT ?", count)
-        return [_operation(row[0]) for row in rows]
+        return [load_operation(row[0]) for row in rows]
 
     def served(self) -> dict[str, Served]:
         """Return what stands behind every model name."""
@@ -128,11 +102,12 @@ class SqliteJournal:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit a record, its reports and what it changes, durably and together."""
+        is_essential = served is not None or remove or sequence is not None
         with self._lock, self._transaction("save"):
             self._db.execute(
                 "INSERT INTO operation (id, is_open, record) VALUES (?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, record = excluded.record",
-                (operation.id, not operation.state.is_terminal, _dump(operation)),
+                (operation.id, not operation.state.is_terminal, dump_operation(operation)),
             )
             if served is not None:
                 item = json.dumps(served.to_json())
@@ -149,12 +124,18 @@ class SqliteJournal:
                 self._db.execute("DELETE FROM config WHERE key = ?", (key,))
                 if value is not None:
                     self._db.execute("INSERT INTO config (key, value) VALUES (?, ?)", (key, json.dumps(value)))
+            if is_essential:
+                self._count("served")
             if operation.state.is_terminal:
                 self._decide(operation.id, str(operation.state))
             self._put(reports)
             self._forget_oldest()
+        if is_essential:
+            with self._lock:
+                self._copy.keep(essence(self._db))
         if operation.state.is_terminal:
-            self._empty_log()
+            with self._lock:
+                empty_log(self._db)
 
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
@@ -221,19 +202,21 @@ class SqliteJournal:
     def count(self, name: str) -> int:
         """Increase a persistent counter and return its new value, from 1."""
         with self._lock, self._transaction("count"):
-            self._db.execute(
-                "INSERT INTO counter (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
-                (name,),
-            )
-            row = self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()
-        return int(row[0])
+            return self._count(name)
+
+    def _count(self, name: str) -> int:
+        self._db.execute(
+            "INSERT INTO counter (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
+            (name,),
+        )
+        return int(self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()[0])
 
     def _read(self, query: str, *arguments: Any) -> list[Any]:
         with self._lock:
             return self._db.execute(query, arguments).fetchall()
 
-    def _transaction(self, name: str) -> _Transaction:
-        return _Transaction(self._db, name)
+    def _transaction(self, name: str) -> Transaction:
+        return Transaction(self._db, name)
 
     def _put(self, reports: Sequence[Report]) -> None:
         for report in reports:
@@ -257,11 +240,6 @@ class SqliteJournal:
         for name, value in notes.items():
             self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
 
-    def _empty_log(self) -> None:
-        """Zero the write-ahead log, in which earlier versions of a record stand; a failure is made up for next time."""
-        with self._lock, contextlib.suppress(sqlite3.OperationalError):
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-
     def _forget_oldest(self) -> None:
         self._db.execute(
             # Counted, not subtracted: every update of a record uses up a number of AUTOINCREMENT, too.
@@ -269,52 +247,3 @@ class SqliteJournal:
             " (SELECT number FROM operation WHERE NOT is_open ORDER BY number DESC LIMIT 1 OFFSET ?)",
             (KEEP_FINISHED,),
         )
-
-    def _migrate(self, path: Path) -> None:
-        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-        if version > SCHEMA_VERSION:
-            raise JournalVersionError(
-                f"{path} has schema {version}, this agent reads up to {SCHEMA_VERSION}: install the newer agent again"
-            )
-        if version < SCHEMA_VERSION:
-            with self._transaction("migrate"):
-                for step in range(version, SCHEMA_VERSION):
-                    for statement in _STEPS[step].split(";"):
-                        self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-class _Transaction:
-    """``BEGIN IMMEDIATE`` to ``COMMIT``, or ``ROLLBACK`` when the block raises."""
-
-    def __init__(self, db: sqlite3.Connection, name: str) -> None:
-        self._db = db
-        self._name = name
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                with around(f"journal.{self._name}"):
-                    self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:  # a COMMIT that failed leaves it open; SQLite ends it itself on a full disk
-                self._db.execute("ROLLBACK")
-
-
-def _dump(operation: Operation) -> str:
-    body = asdict(operation)
-    body["error"] = operation.error.model_dump(mode="json") if operation.error else None
-    if operation.state.is_terminal:
-        body["request"] = forgotten(operation.request)
-    return json.dumps(body)
-
-
-def _operation(record: str) -> Operation:
-    body = json.loads(record)
-    body["state"], body["phase"] = State(body["state"]), Phase(body["phase"])
-    body["outcome"] = State(body["outcome"])
-    body["error"] = ErrorInfo.model_validate(body["error"]) if body["error"] else None
-    return Operation(**body)

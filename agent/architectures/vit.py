@@ -199,13 +199,13 @@ def _read_heads(width: int, sidecar: Mapping[str, Any]) -> tuple[int, tuple[str,
     if told is not None:
         if not isinstance(told, int) or isinstance(told, bool) or told < 1 or width % told:
             raise UnrecognisedCheckpointError(
-                f"the sidecar says {told!r} attention heads, which cannot split a width of {width}"
+                f"the checkpoint's configuration says {told!r} attention heads, which cannot split a width of {width}"
             )
         return told, ()
     if width % _HEAD_WIDTH:
         raise UnrecognisedCheckpointError(
             f"attention heads are in no tensor shape and width {width} has no default: "
-            'give {"num_heads": …} in the sidecar (its training wrote it to vit_config.json)'
+            "put num_heads into the file's config or safetensors metadata, or its vit_config.json beside it"
         )
     heads = width // _HEAD_WIDTH
     note = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import datetime  # noqa: TC003 - pydantic resolves it at run time
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,7 +25,9 @@ Url = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 NamedMethod = Literal["nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32", "mixed"]
 MethodName = Literal["auto", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32", "mixed"]
 Share = Annotated[float, Field(ge=0, le=1)]
-ResponseTopic = Annotated[str, StringConstraints(pattern=r"^[^+#\x00]{1,256}$")]
+MAX_CORRELATION = 256
+_RESPONSE_TOPIC = r"^[^+#\x00]{1,256}$"
+ResponseTopic = Annotated[str, StringConstraints(pattern=_RESPONSE_TOPIC)]
 """A topic that can be published to: one with a wildcard would be refused by every client, again and again."""
 
 
@@ -70,7 +73,7 @@ class Command(_Part):
     expires_at: AwareDatetime | None = None
     expected_generation: int | None = None
     response_topic: ResponseTopic | None = None
-    correlation_id: Annotated[str, StringConstraints(max_length=256)] | None = None
+    correlation_id: Annotated[str, StringConstraints(max_length=MAX_CORRELATION)] | None = None
 
     def is_expired(self, now: datetime) -> bool:
         """Return whether the command was meant to be acted on before ``now``."""
@@ -210,6 +213,11 @@ def parse(name: str, payload: bytes, *, retained: bool = False) -> AnyCommand:
     except RefusalError as refusal:
         refusal.operation_id = operation_id
         raise
+
+
+def is_response_topic(text: str) -> bool:
+    """Return whether an answer may be published to ``text``."""
+    return re.fullmatch(_RESPONSE_TOPIC, text) is not None
 
 
 def fingerprint(name: str, payload: bytes) -> str:

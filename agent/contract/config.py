@@ -40,6 +40,7 @@ def parse_size(value: Any) -> Any:
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 BudgetSize = Literal["auto"] | Size
 HealthInterval = Annotated[float, Field(ge=0.2, le=3600)]
+Total = Annotated[float, Field(gt=0, le=30 * 86_400)]
 Soak = Annotated[float, Field(ge=0, le=86_400)]
 WatchMode = Literal["off", "alarm", "act"]
 WatchInterval = Annotated[float, Field(ge=0.2, le=3600)]
@@ -51,6 +52,7 @@ _TYPES: dict[str, Any] = {
     "memory.reserve": Size,
     "memory.budget": BudgetSize,
     "deployment.soak_s": Soak,
+    "deployment.total_s": Total,
     "watch.mode": WatchMode,
     "watch.interval_s": WatchInterval,
     "watch.down_after_s": Patience,

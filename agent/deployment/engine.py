@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.contract.commands import Cancel, CollectLogs, SetConfig, Status
+from agent.contract.commands import Cancel
 from agent.contract.desired import DesiredMessage
 from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
 from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
-from agent.deployment.facts import config_changes, with_kept
-from agent.deployment.inbox import BudgetSeen, Message, Moved, Outcome, Reopened, ServerLost, Stop
-from agent.deployment.intake import Accepted, Answered, CommandMessage, Repeated, describe
+from agent.deployment.facts import with_kept
+from agent.deployment.inbox import BudgetSeen, Message, Moved, Outcome, Reopened, ServerLost, Started, Stop
+from agent.deployment.intake import Accepted, Answered, CommandMessage, describe
 from agent.deployment.machine import (
     Begin,
     CancelRequested,
     Event,
+    Expired,
     Interrupt,
     Operation,
     Restarted,
@@ -40,16 +41,17 @@ from agent.deployment.phases import Phase, State
 from agent.deployment.pursuit import message_of
 from agent.deployment.recovery import Mode
 from agent.deployment.runner import WorkWatch
+from agent.deployment.waiting import expiry, next_up, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from agent.contract.reports import Report
+    from agent.deployment.answering import Answering
     from agent.deployment.guard import MemoryGuard
     from agent.deployment.intake import Intake
     from agent.deployment.keeper import Keeper
     from agent.deployment.models import Served
-    from agent.deployment.ports import Clock, Configuration, Journal, Logs, Transport
+    from agent.deployment.ports import Clock, Journal, Transport
     from agent.deployment.pursuit import Pursuit
     from agent.deployment.reporting import Reporting
     from agent.deployment.runner import Runner
@@ -67,16 +69,15 @@ class Engine:
         journal: the truth.
         transport: the way out.
         intake: judges commands.
+        answering: commits and tells what became of them.
         pursuit: knows what is wanted.
         guard: judges the memory.
-        config: the settings that a command may change.
         steps: returns what does the work of a phase, as configured now.
         runner: where the work is done.
         reporting: builds what is published.
         keeper: restores the server, and tidies up when operations end.
-        logs: what ``collect_logs`` asks for.
         clock: time.
-        on_status: called when an operator asks for everything now.
+        total_s: returns what an operation may take as a whole, as configured now.
     """
 
     def __init__(
@@ -85,30 +86,28 @@ class Engine:
         journal: Journal,
         transport: Transport,
         intake: Intake,
+        answering: Answering,
         pursuit: Pursuit,
         guard: MemoryGuard,
-        config: Configuration,
         steps: Callable[[], Steps],
         runner: Runner,
         reporting: Reporting,
         keeper: Keeper,
-        logs: Logs,
         clock: Clock,
-        on_status: Callable[[], None] = lambda: None,
+        total_s: Callable[[], float],
     ) -> None:
         self._journal = journal
         self._transport = transport
         self._intake = intake
+        self._answering = answering
         self._pursuit = pursuit
         self._guard = guard
-        self._config = config
         self._steps = steps
         self._runner = runner
         self._reporting = reporting
         self._keeper = keeper
-        self._logs = logs
         self._clock = clock
-        self._on_status = on_status
+        self._total_s = total_s
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._again = Again()
         self._open: dict[str, Operation] = {}
@@ -130,9 +129,7 @@ class Engine:
         self._keeper.sweep(self.open_operations)
         for operation in self.open_operations:
             self._guarded(Reopened(operation.id))
-        self._pursuit.resume(self.open_operations)
-        self._converge()
-        self._begin_next()
+        self._guarded(Started())
 
     def run(self) -> None:
         """Handle messages until ``Stop`` arrives."""
@@ -182,7 +179,7 @@ class Engine:
         except Exception:
             log.exception("engine_error", message="take up")  # the next start reads the journal again
 
-    def handle(self, message: Message) -> bool:
+    def handle(self, message: Message) -> bool:  # noqa: C901 - one line per kind of message
         """Act on one message; return whether to go on."""
         if isinstance(message, Stop):
             return False
@@ -197,6 +194,8 @@ class Engine:
         elif isinstance(message, Reopened):
             if message.operation_id in self._open:
                 self._apply(self._open[message.operation_id], Restarted())
+        elif isinstance(message, Started):
+            self._go_on()
         elif isinstance(message, Moved):
             self._moved(message)
         elif isinstance(message, BudgetSeen):
@@ -207,6 +206,15 @@ class Engine:
             self._tell_everything()
         return True
 
+    def _go_on(self) -> None:
+        lost = self._journal.notes().get("recovered")
+        if lost is not None:
+            self._journal.note({"recovered": None}, [self._reporting.event("journal_recovered", **lost)])
+        self._supersede_replaced()
+        self._pursuit.resume(self.open_operations)
+        self._converge()
+        self._begin_next()
+
     def interrupt_steps(self) -> None:
         """Ask the running step to stop; its operation stays open and goes on at the next start."""
         for watch in list(self._watches.values()):
@@ -214,20 +222,10 @@ class Engine:
 
     def _command(self, message: CommandMessage) -> None:
         verdict = self._intake.judge(message)
-        reporting = self._reporting
+        self._answering.commit(message, verdict)
         if isinstance(verdict, Accepted):
-            operation = verdict.operation
-            self._journal.save(operation, reporting.accepted(operation), sequence=verdict.sequence)
-            self._open[operation.id] = operation
-        elif isinstance(verdict, Answered):
-            answered = with_kept(verdict.operation, self._journal.served())
-            config = {key: change["new"] for key, change in config_changes(answered).items()}
-            told = [*reporting.answered(answered), *self._collected(verdict)]
-            self._journal.save(answered, told, config=config)
-        elif isinstance(verdict, Repeated):
-            self._journal.queue(reporting.operation(verdict.operation))
-        else:
-            self._journal.queue(reporting.refused(message, verdict.refusal))
+            self._open[verdict.operation.id] = verdict.operation
+            self._supersede_replaced()
         if message.origin is not None:
             self._pursuit.judged(message, verdict)
         message.acknowledge()
@@ -237,22 +235,11 @@ class Engine:
             self._answer(verdict)
         self._begin_next()
 
-    def _collected(self, verdict: Answered) -> list[Report]:
-        """Return the log's entries, if that is what was asked for."""
-        command = verdict.command
-        if not isinstance(command, CollectLogs):
-            return []
-        entries, is_cut = self._logs.recent(command.since, command.max_bytes)
-        return self._reporting.logs(verdict.operation, entries, is_cut=is_cut)
-
     def _answer(self, verdict: Answered) -> None:
         if isinstance(verdict.command, Cancel) and verdict.command.operation in self._open:
             self._apply(self._open[verdict.command.operation], CancelRequested())
-        elif isinstance(verdict.command, (SetConfig, Status)):
-            self._config.apply(config_changes(verdict.operation))
-            self._journal.queue(self._reporting.everything(self._journal.served()))
-            self._transport.flush()
-            self._on_status()
+        self._answering.carry_out(verdict)
+        self._transport.flush()
 
     def _outcome(self, message: Outcome) -> None:
         operation = self._open.get(message.operation_id)
@@ -312,19 +299,32 @@ class Engine:
         self._transport.flush()
 
     def _begin_next(self) -> None:
-        """Let the oldest waiting operation begin when none is running."""
-        if any(operation.state is State.RUNNING for operation in self._open.values()):
-            return
-        waiting = next((each for each in self._open.values() if not each.is_deferred), None)
+        """Let the operation begin whose turn it is, if none is running."""
+        self._expire_waiting()
+        waiting = next_up(self.open_operations)
         if waiting is not None:
             self._apply(waiting, Begin())
 
+    def _expire_waiting(self) -> None:
+        if not self._clock.is_synchronised():
+            return
+        now = self._clock.now()
+        for operation in self.open_operations:
+            before = expiry(operation)
+            if before is not None and now >= before:
+                self._apply(operation, Expired(rfc3339(before)))
+
+    def _supersede_replaced(self) -> None:
+        for operation, newer in replaced(self.open_operations):
+            self._apply(operation, Superseded(f"operation {newer}"))
+
     def _check_deadlines(self) -> None:
-        now = self._clock.monotonic()
-        for operation in list(self._open.values()):
-            limit = deadline(operation)
+        now, total_s = self._clock.monotonic(), self._total_s()
+        self._expire_waiting()
+        for operation in self.open_operations:
+            limit = deadline(operation, total_s)
             if limit is not None and now >= limit:
-                self._apply(operation, TimePassed())
+                self._apply(operation, TimePassed(total_s))
                 self._begin_next()
 
     def _check_deferred(self) -> None:

@@ -30,6 +30,11 @@ class Reopened:
 
 
 @dataclass(frozen=True)
+class Started:
+    """The agent started: what an earlier life could not say is said, and what it wanted is wanted again."""
+
+
+@dataclass(frozen=True)
 class Moved:
     """A step got further."""
 
@@ -72,6 +77,7 @@ Message = (
     | DesiredMessage
     | Outcome
     | Reopened
+    | Started
     | Moved
     | Connected
     | ServerLost

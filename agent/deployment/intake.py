@@ -9,9 +9,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.contract import commands
-from agent.contract.commands import AnyCommand, Cancel, Deploy, Instant, SelfTest, SetConfig
+from agent.contract.commands import (
+    MAX_CORRELATION,
+    AnyCommand,
+    Cancel,
+    Deploy,
+    Instant,
+    SelfTest,
+    SetConfig,
+    is_response_topic,
+)
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import is_id
+from agent.contract.wire import parse_object
 from agent.deployment.facts import source_of
 from agent.deployment.machine import DEFERRED, Judged, Operation
 from agent.deployment.phases import RULES, State
@@ -69,9 +79,13 @@ class Answered:
 
 @dataclass(frozen=True)
 class Repeated:
-    """The same command again: answered with what became of the first."""
+    """The same command again: answered with what became of the first.
+
+    ``reply`` says where this copy wants its answer, see `reply_to`.
+    """
 
     operation: Operation
+    reply: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,28 @@ def describe(verdict: Verdict) -> dict[str, Any]:
         return {"code": str(verdict.refusal.code), "detail": verdict.refusal.detail}
     operation, error = verdict.operation, verdict.operation.error
     return {"id": operation.id, "state": str(operation.state), "code": str(error.code) if error else None}
+
+
+def reply_to(message: CommandMessage) -> dict[str, str]:
+    """Return ``response_topic`` and ``correlation_id`` as far as they were given: MQTT 5's first, then the body's.
+
+    Also of a body that is refused for something else: whoever sent it waits for the answer there.
+    """
+    reply: dict[str, str] = {}
+    try:
+        body = parse_object(message.payload)
+    except RefusalError:
+        body = {}
+    topic, correlation = body.get("response_topic"), body.get("correlation_id")
+    if isinstance(topic, str) and is_response_topic(topic):
+        reply["response_topic"] = topic
+    if isinstance(correlation, str) and correlation:
+        reply["correlation_id"] = correlation[:MAX_CORRELATION]
+    if message.response_topic:
+        reply["response_topic"] = message.response_topic
+    if message.correlation:
+        reply["correlation_id"] = message.correlation.decode("utf-8", "surrogateescape")  # any bytes, given back
+    return reply
 
 
 class Intake:
@@ -123,7 +159,7 @@ class Intake:
             return self._refuse(message, refusal)
         known = self._journal.operation(command.id)
         if known is not None:
-            return self._repeat(known, command, fingerprint)
+            return self._repeat(known, command, fingerprint, message)
         operation = _record(command, fingerprint, message)
         try:
             trusted = self._check(command)
@@ -155,12 +191,13 @@ class Intake:
         if refusal.operation_id is None or self._journal.operation(refusal.operation_id) is not None:
             return Unaddressed(refusal)
         name = message.name if is_id(message.name) else "unknown"
-        operation = Operation(refusal.operation_id, name, None, "", {}, state=State.REJECTED, error=refusal.info())
+        request: dict[str, Any] = {**reply_to(message)}
+        operation = Operation(refusal.operation_id, name, None, "", request, state=State.REJECTED, error=refusal.info())
         return Answered(operation, None)
 
-    def _repeat(self, known: Operation, command: AnyCommand, fingerprint: str) -> Verdict:
+    def _repeat(self, known: Operation, command: AnyCommand, fingerprint: str, message: CommandMessage) -> Verdict:
         if known.fingerprint == fingerprint:
-            return Repeated(known)
+            return Repeated(known, reply_to(message))
         detail = f"id {command.id} was used before for another {known.command}, now {known.state}"
         return Unaddressed(RefusalError(ErrorCode.ID_CONFLICT, detail, "send it with a new id", command.id))
 
@@ -227,9 +264,6 @@ class Intake:
 
 def _record(command: AnyCommand, fingerprint: str, message: CommandMessage) -> Operation:
     request: dict[str, Any] = command.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    if message.response_topic:
-        request["response_topic"] = message.response_topic
-    if message.correlation:
-        request["correlation_id"] = message.correlation.decode("utf-8", "surrogateescape")  # any bytes, given back
+    request |= reply_to(message)
     model = getattr(command, "model", None)
     return Operation(command.id, command.name, model, fingerprint, request, origin=message.origin)

@@ -11,6 +11,7 @@ It performs nothing, reads no clock (``now`` is monotonic seconds) and knows no 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +47,7 @@ class Operation:
         attempt: which try of the current phase, from 1.
         writes: how often the record has changed.
         phase_since: monotonic seconds of this process at which the phase began.
+        spent_s: seconds that finished phases and attempts took; waiting, and the time of no process, do not count.
         facts: what finished phases found: paths, digests, the artifact.
         decision: the decision record, once planning made one.
         error: why it did not succeed.
@@ -63,6 +65,7 @@ class Operation:
     attempt: int = 1
     writes: int = 1
     phase_since: float = 0.0
+    spent_s: float = 0.0
     facts: JsonObject = field(default_factory=dict)
     decision: JsonObject | None = None
     error: ErrorInfo | None = None
@@ -127,11 +130,20 @@ class Restarted:
 
 
 @dataclass(frozen=True)
+class Expired:
+    """Its turn did not come before ``before``, a time in words."""
+
+    before: str
+
+
+@dataclass(frozen=True)
 class TimePassed:
-    """Time to look at deadlines."""
+    """Time to look at deadlines. ``total_s`` is what an operation may take from its begin, its soak not counted."""
+
+    total_s: float = math.inf
 
 
-Event = Begin | Done | Failed | CancelRequested | Superseded | Judged | Restarted | TimePassed
+Event = Begin | Done | Failed | CancelRequested | Superseded | Expired | Judged | Restarted | TimePassed
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,7 @@ Step = Perform | Interrupt
 Result = tuple[Operation, tuple[Step, ...]]
 
 
-def advance(operation: Operation, event: Event, now: float) -> Result:  # noqa: C901, PLR0911 - one line per kind of event
+def advance(operation: Operation, event: Event, now: float) -> Result:  # noqa: PLR0911 - one line per kind of event
     """Return the operation after ``event`` and the steps to take once it is persisted.
 
     Args:
@@ -168,10 +180,29 @@ def advance(operation: Operation, event: Event, now: float) -> Result:  # noqa: 
         return _judged(operation, event), ()
     if isinstance(event, (CancelRequested, Superseded)):
         return _stop(operation, event, now)
+    if isinstance(event, Expired):
+        return _expire(operation, event)
     if operation.state is State.ACCEPTED:
         return operation, ()
     if isinstance(event, TimePassed):
-        return _check_deadline(operation, now)
+        return _check_deadline(operation, event, now)
+    return _outcome(operation, event, now)
+
+
+def deadline(operation: Operation, total_s: float = math.inf) -> float | None:
+    """Return the monotonic second at which the phase, or the operation as a whole, is over its time; None for never.
+
+    A rollback has the time of its phase, whatever was spent before: it has to be finished.
+    """
+    limit = RULES[operation.phase].deadline_s
+    if operation.state is not State.RUNNING or limit is None:
+        return None
+    soak_s = operation.request.get("gate", {}).get("soak_s") or 0 if operation.phase is Phase.TRIAL else 0
+    left = math.inf if operation.phase is Phase.ROLLING_BACK else max(0.0, total_s - operation.spent_s)
+    return operation.phase_since + min(limit, left) + soak_s
+
+
+def _outcome(operation: Operation, event: Done | Failed, now: float) -> Result:
     if event.phase is not operation.phase:
         return operation, ()  # the outcome of work that was given up
     if event.decision is not None:
@@ -179,15 +210,6 @@ def advance(operation: Operation, event: Event, now: float) -> Result:  # noqa: 
     if isinstance(event, Done):
         return _done(operation, event, now)
     return _failed(operation, event, now)
-
-
-def deadline(operation: Operation) -> float | None:
-    """Return the monotonic second at which the current phase is over its time, or None."""
-    limit = RULES[operation.phase].deadline_s
-    if operation.state is not State.RUNNING or limit is None:
-        return None
-    soak_s = operation.request.get("gate", {}).get("soak_s") or 0 if operation.phase is Phase.TRIAL else 0
-    return operation.phase_since + limit + soak_s
 
 
 def _begin(operation: Operation, now: float) -> Result:
@@ -228,9 +250,9 @@ def _failed(operation: Operation, event: Failed, now: float) -> Result:
 
 
 def _resume(operation: Operation, now: float) -> Result:
-    operation = replace(operation, phase_since=now)
     if operation.state is State.ACCEPTED:
         return operation, ()
+    operation = replace(operation, phase_since=now)
     rule = RULES[operation.phase]
     if rule.on_resume is OnResume.CONTINUE:
         return operation, (Perform(operation.phase),)
@@ -253,14 +275,25 @@ def _stop(operation: Operation, event: CancelRequested | Superseded, now: float)
     return _give_up(_with_error(operation, error), state, state, now, interrupt=True)
 
 
-def _check_deadline(operation: Operation, now: float) -> Result:
-    limit = deadline(operation)
+def _expire(operation: Operation, event: Expired) -> Result:
+    if operation.state is not State.ACCEPTED:
+        return operation, ()
+    detail = f"its turn did not come before {event.before}"
+    error = ErrorInfo(code=ErrorCode.EXPIRED, detail=detail, phase=str(operation.phase))
+    return _end(_with_error(operation, error), State.EXPIRED), ()
+
+
+def _check_deadline(operation: Operation, event: TimePassed, now: float) -> Result:
+    limit = deadline(operation, event.total_s)
     if limit is None or now < limit:
         return operation, ()
-    took = now - operation.phase_since
+    took, alone = now - operation.phase_since, deadline(operation)
+    detail = f"{operation.phase} took {took:.0f} s, its limit is {limit - operation.phase_since:.0f} s"
+    if alone is not None and now < alone:
+        detail = f"it took {operation.spent_s + took:.0f} s up to {operation.phase}, {event.total_s:.0f} s are allowed"
     error = ErrorInfo(
         code=ErrorCode.TIMED_OUT,
-        detail=f"{operation.phase} took {took:.0f} s, its limit is {limit - operation.phase_since:.0f} s",
+        detail=detail,
         phase=str(operation.phase),
         retryable=True,
     )
@@ -279,13 +312,21 @@ def _give_up(operation: Operation, plain: State, restored: State, now: float, *,
 
 
 def _enter(operation: Operation, phase: Phase, now: float) -> Result:
-    moved = replace(operation, state=State.RUNNING, phase=phase, attempt=1, phase_since=now)
+    spent_s = _spent(operation, now)
+    moved = replace(operation, state=State.RUNNING, phase=phase, attempt=1, phase_since=now, spent_s=spent_s)
     return _write(moved, phase, now)
 
 
 def _again(operation: Operation, now: float) -> Result:
-    retried = replace(operation, attempt=operation.attempt + 1, phase_since=now)
+    retried = replace(operation, attempt=operation.attempt + 1, phase_since=now, spent_s=_spent(operation, now))
     return _write(retried, operation.phase, now)
+
+
+def _spent(operation: Operation, now: float) -> float:
+    """Return what the operation has taken up to now; 0 for one that begins."""
+    if operation.state is State.ACCEPTED:
+        return 0.0
+    return operation.spent_s + max(0.0, now - operation.phase_since)
 
 
 def _write(operation: Operation, phase: Phase, now: float) -> Result:

@@ -137,7 +137,7 @@ class Journal(Protocol):
         """Return the goals of the wanted state; ``save`` of an ended operation decides the one that waits for it."""
 
     def notes(self) -> JsonObject:
-        """Return what ``note`` and ``adopt`` remembered."""
+        """Return what ``note`` and ``adopt`` remembered; ``recovered`` says what an opening of the journal lost."""
 
     def adopt(
         self,

@@ -11,6 +11,7 @@ from agent.contract.reports import Progress, Report
 from agent.contract.topics import is_id
 from agent.contract.wire import JsonObject, dump
 from agent.deployment.facts import config_changes
+from agent.deployment.intake import reply_to
 from agent.deployment.machine import DEFERRED
 from agent.planning.explain import explain
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from agent.contract.errors import RefusalError
     from agent.contract.topics import Topics
-    from agent.deployment.intake import CommandMessage
+    from agent.deployment.intake import CommandMessage, Repeated
     from agent.deployment.machine import Operation
     from agent.deployment.models import Release, Served
     from agent.deployment.ports import Clock
@@ -82,6 +83,12 @@ class Reporting:
             self._rejection(operation.id, operation.command, operation.error.model_dump(mode="json")),
         ]
 
+    def repeated(self, verdict: Repeated) -> list[Report]:
+        """Build the answer to a command that came again, also for where this copy wants it."""
+        report = self.operation(verdict.operation)[0]
+        known = _copy(report, verdict.operation.request)
+        return [report, *known, *(copy for copy in _copy(report, verdict.reply) if copy not in known)]
+
     def logs(self, operation: Operation, entries: Sequence[JsonObject], *, is_cut: bool) -> list[Report]:
         """Build the answer to ``collect_logs``."""
         return reports.logs(self._topics, operation.id, entries, is_cut=is_cut, at=self._clock.now())
@@ -90,10 +97,8 @@ class Reporting:
         """Build the answer to a command that no operation's topic can carry."""
         error = refusal.info().model_dump(mode="json")
         told = [self._rejection(refusal.operation_id, message.name, error)]
-        if message.response_topic:
-            body = {"schema": reports.SCHEMA, "id": refusal.operation_id, "state": "rejected", "error": error}
-            told.append(Report(message.response_topic, dump(body), correlation=message.correlation))
-        return told
+        body = {"schema": reports.SCHEMA, "id": refusal.operation_id, "state": "rejected", "error": error}
+        return [*told, *_copy(Report("", dump(body)), reply_to(message))]
 
     def changed(self, before: Operation, after: Operation) -> list[Report]:
         """Build the reports of a transition."""

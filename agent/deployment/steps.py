@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from agent.deployment.models import Served
     from agent.deployment.planner import Planner
     from agent.deployment.ports import Ports, Watch
+    from agent.planning.budget import Budget
     from agent.planning.gate import Thresholds
     from agent.planning.memory import Footprint
 
@@ -145,9 +146,7 @@ class Steps:
             raise StepError(
                 ErrorCode.UNSUPPORTED_METHOD if unusable else ErrorCode.INSUFFICIENT_MEMORY,
                 chosen.reason,
-                "see capabilities for the methods that work here"
-                if unusable
-                else "free memory, undeploy another model, or lower memory.reserve",
+                "see capabilities for the methods that work here" if unusable else _room_hint(chosen.budget),
                 retryable=not unusable,
                 facts=chosen.to_json(),
             )
@@ -323,3 +322,10 @@ class Steps:
     def _roll_back(self, _operation: Operation, served: Mapping[str, Served], _watch: Watch) -> Done:
         self._ports.server.restore(served)
         return Done(Phase.ROLLING_BACK)
+
+
+def _room_hint(budget: Budget) -> str:
+    """Return what makes room: what is free helps nobody where the configured budget is what binds."""
+    if budget.limit_bytes is not None and budget.limit_bytes < budget.available_bytes - budget.reserve_bytes:
+        return "raise memory.budget, or undeploy another model"
+    return "free memory, undeploy another model, or lower memory.reserve"

@@ -17,7 +17,7 @@ from agent.planning.methods import DEFAULT_BLOCKSIZE, MIXED
 from agent.planning.methods import method as find_method
 from agent.quantization import codebooks, kernels, modules
 from agent.quantization.assignment import Scheme, SchemeError, nothing, spread, stored_methods
-from agent.quantization.errors import BuildError
+from agent.quantization.errors import BuildError, UnsupportedError
 from agent.quantization.quantizer import contents
 from agent.quantization.safetensors_header import Header, read_header
 from agent.quantization.sidecar import SCHEMA
@@ -110,9 +110,17 @@ def read_scheme(sidecar: Mapping[str, Any]) -> Scheme:
 
 
 def resolve(device: str) -> str:
-    """Return the device that ``auto`` stands for on this machine; other names are returned as they are."""
+    """Return the device that ``auto`` stands for on this machine; other names are returned as they are.
+
+    Raises:
+        UnsupportedError: ``cuda`` is asked for, and no CUDA device answers.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UnsupportedError(
+            f"no CUDA device answers to torch {torch.__version__}", "take cpu or auto, or see to the driver"
+        )
     return device
 
 

@@ -65,7 +65,7 @@ class Checkpoint:
         file_bytes: size of the file.
         hint: the model type that the file names, or None.
         notes: sentences on what was undone.
-        told: what lies beside the weights and no tensor shape tells; empty for a single file.
+        told: what the file says beside its weights and no tensor shape tells.
     """
 
     entries: Mapping[str, Entry]
@@ -133,19 +133,23 @@ def _mapped(data: mmap.mmap, info: TensorInfo, offset: int) -> Tensor:
 def _open_safetensors(path: Path, size: int) -> Checkpoint:
     restored, count = undo_exports(layouts.strip_prefixes(safetensors_entries(path)))
     notes = (f"{count} weights were 8- or 4-bit exports with one scale each: their rounding remains",) if count else ()
-    return Checkpoint(restored, size, read_header(path).metadata.get("model_type"), notes)
+    metadata = read_header(path).metadata
+    told = {name: int(metadata[name]) for name in layouts.UNSHAPED if metadata.get(name, "").isdecimal()}
+    return Checkpoint(restored, size, metadata.get("model_type"), notes, told)
 
 
 def _open_pickle(path: Path, size: int) -> Checkpoint:
     _require_torch(torch.__version__)
     containers.check_archive(path)
     _check_globals(path)
-    found, hint = layouts.state_dict_of(_load(path))
+    loaded = _load(path)
+    found, hint = layouts.state_dict_of(loaded)
     found, int8_count = layouts.undo_int8(layouts.strip_prefixes(found))
     if len(found) > MAX_TENSORS:
         raise UnsafeCheckpointError(f"the state dict has {len(found)} tensors, at most {MAX_TENSORS} are read")
     notes = (f"{int8_count} weights were INT8 already: their rounding remains",) if int8_count else ()
-    return Checkpoint({name: _entry(name, tensor) for name, tensor in found.items()}, size, hint, notes)
+    entries = {name: _entry(name, tensor) for name, tensor in found.items()}
+    return Checkpoint(entries, size, hint, notes, layouts.told(loaded))
 
 
 def _require_torch(version: str) -> None:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from agent import architectures
 from agent.planning.memory import Footprint
 from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS
-from agent.quantization import modules
+from agent.quantization import gate, modules
 from agent.quantization.assignment import large_enough
 from agent.quantization.attention import PackedAttention
 from agent.quantization.layers import UNPACKED_NUMEL_CPU, PackedEmbedding, PackedLinear
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from agent.architectures import Recognised
 
+CHUNK_BYTES = 32 << 20
+SEEN_TO_TAKEN = 2
+"""Memory that intermediate results take over what is seen of them: measured here, docs/decisions.md."""
 UNSEEN_FACTOR = 16
 """Where a model cannot be run on the meta device (its forward looks at values): inputs and answers times this."""
 
@@ -54,6 +57,20 @@ def measure(found: Recognised, rows: int) -> tuple[Footprint, list[str]]:
         ),
         notes,
     )
+
+
+def chunk_rows(found: Recognised, largest_bytes: int) -> int:
+    """Return how many rows a gate may answer together, so that what they need stays small beside the weights.
+
+    Args:
+        found: the model.
+        largest_bytes: its largest tensor as float32: a build is allowed some of these beside the packed weights.
+    """
+    if not architectures.is_batchable(found.model_type):
+        return 1
+    one, _notes = _activations(found, 1)
+    allowed = max(CHUNK_BYTES, 2 * largest_bytes)
+    return max(1, min(gate.CHUNK_ROWS, allowed // (SEEN_TO_TAKEN * max(1, one))))
 
 
 def _plain_bytes(model: nn.Module) -> int:

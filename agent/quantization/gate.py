@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agent.architectures import Answer, Recognised, TensorSpec
 
 CHUNK_ROWS = 32
+"""Rows that are answered together at most; fewer where their intermediate results would be many (`footprint`)."""
 LATENCY_CALLS = 32
 WARM_UP_CALLS = 3
 MAX_LOGIT_BYTES = 256 << 20
@@ -99,17 +100,17 @@ def evaluation(found: Recognised, dataset: Path | None, rows: int, seed: int) ->
     return Evaluation(inputs, labels, "dataset", answer)
 
 
-def run(model: nn.Module, inputs: Mapping[str, Tensor], *, is_batchable: bool) -> Run:
-    """Run all rows through ``model``, then single rows for the time they take."""
-    logits = answers(model, inputs, is_batchable=is_batchable)
+def run(model: nn.Module, inputs: Mapping[str, Tensor], *, chunk_rows: int) -> Run:
+    """Run all rows through ``model``, ``chunk_rows`` at a time, then single rows for the time they take."""
+    logits = answers(model, inputs, chunk_rows=chunk_rows)
     with torch.inference_mode():
         return Run(logits, _latency(model, list(inputs.values())))
 
 
-def answers(model: nn.Module, inputs: Mapping[str, Tensor], *, is_batchable: bool) -> Tensor:
-    """Return the ``(rows, classes) float32`` logits or embeddings of all rows, in chunks or row by row."""
+def answers(model: nn.Module, inputs: Mapping[str, Tensor], *, chunk_rows: int) -> Tensor:
+    """Return the ``(rows, classes) float32`` logits or embeddings of all rows, ``chunk_rows`` at a time."""
     tensors = list(inputs.values())
-    step = CHUNK_ROWS if is_batchable else 1
+    step = chunk_rows
     with torch.inference_mode():
         starts = range(0, len(tensors[0]), step)
         return torch.cat([_logits(model, [t[start : start + step] for t in tensors]) for start in starts])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from agent.planning.methods import (
 )
 from agent.quantization import (
     artifact,
+    companions,
     footprint,
     gate,
     huggingface_files,
@@ -51,6 +52,8 @@ from agent.quantization.probe import probe
 JsonObject = dict[str, Any]
 Emit = Callable[[JsonObject], None]
 
+SKIPPED_REPORTED = 20
+"""Skipped weights in the result, which travels in messages of bounded size; the sidecar has all."""
 GATE_FILE = "gate.safetensors"
 AUTO = "auto"
 
@@ -118,7 +121,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
     """Quantize a checkpoint, measure the result against the source, and write artifact, sidecar and gate file."""
     begin = time.monotonic()
     checkpoint = _open(job.checkpoint)
-    found = _recognise(checkpoint, job.told, job.model_type)
+    found = _recognise(job.checkpoint, checkpoint, job.told, job.model_type)
     data = gate.evaluation(found, job.dataset, job.rows, job.seed)
     job.output_dir.mkdir(parents=True, exist_ok=True)
     path = job.output_dir / artifact.file_name(found.model_type, file_tag(job.method))
@@ -134,6 +137,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
         "sidecar": str(path.with_suffix(".json")),
         "gate_file": str(gate_file),
         **{key: facts[key] for key in _RESULT_KEYS},
+        "skipped": facts["skipped"][:SKIPPED_REPORTED],
         **({"mixed": mixing.told(facts["mixed"])} if "mixed" in facts else {}),
         "peak_rss_bytes": process.peak_rss_bytes(),
         "seconds": round(time.monotonic() - begin, 3),
@@ -162,7 +166,7 @@ def _build_uniform(
 def inspect(path: Path, told: Mapping[str, Any], model_type: str | None = None) -> JsonObject:
     """Say what a checkpoint is and what it will need, from its directory: no weight is read."""
     checkpoint = _open(path)
-    found = _recognise(checkpoint, told, model_type)
+    found = _recognise(path, checkpoint, told, model_type)
     needs, guesses = footprint.measure(found, SERVED_ROWS)
     tensors = [
         {"name": name, "shape": list(entry.shape), "dtype": str(entry.dtype).removeprefix("torch.")}
@@ -260,14 +264,22 @@ def _has_files(path: Path) -> bool:
         return False  # opening it says why it cannot be read
 
 
-def _recognise(checkpoint: Checkpoint, told: Mapping[str, Any], model_type: str | None) -> architectures.Recognised:
-    """Find the model type; what the caller says must fit, and what the file says too if it is a known name."""
+def _recognise(
+    path: Path, checkpoint: Checkpoint, told: Mapping[str, Any], model_type: str | None
+) -> architectures.Recognised:
+    """Find the model type; what the caller says must fit, and what the file says too if it is a known name.
+
+    What no shape tells is taken from the caller, else from the file, else from what its training left beside it.
+    """
     hint = checkpoint.hint
     hint = hint if hint is not None and architectures.is_known(hint) else None
-    told = {**told, **checkpoint.told}
+    beside, notes = ({}, ()) if _has_files(path) else companions.beside(path)
+    known = {**beside, **checkpoint.told, **told}
     if model_type is not None and hint is not None:
-        architectures.recognise(checkpoint.shapes, told, hint)
-    return architectures.recognise(checkpoint.shapes, told, model_type or hint)
+        architectures.recognise(checkpoint.shapes, known, hint)
+    found = architectures.recognise(checkpoint.shapes, known, model_type or hint)
+    used = beside and all(name in found.options and known[name] == beside[name] for name in beside)
+    return replace(found, notes=(*found.notes, *notes)) if used else found
 
 
 def _progress(emit: Emit, unit: str) -> quantizer.Progress:

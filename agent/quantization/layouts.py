@@ -13,6 +13,8 @@ from torch import Tensor
 
 from agent.quantization.errors import BadCheckpointError
 
+UNSHAPED = ("num_heads",)
+"""Options that no tensor shape tells and that a training's configuration does."""
 CONTAINERS = ("model_state_dict", "model_state", "state_dict", "model")
 """Keys under which training loops keep the weights; the first two are those of the guide's project."""
 PREFIXES = ("module.", "_orig_mod.")
@@ -46,6 +48,12 @@ def state_dict_of(loaded: Any) -> tuple[dict[str, Any], str | None]:
         f"no state dict among its top-level keys: {keys}",
         f"save model.state_dict() itself, or under {', '.join(map(repr, CONTAINERS))}",
     )
+
+
+def told(loaded: Any) -> dict[str, Any]:
+    """Return what a file says beside its weights and no tensor shape tells: ``num_heads`` of its config."""
+    config = loaded.get("config") if isinstance(loaded, Mapping) else None
+    return {name: config[name] for name in UNSHAPED if name in config} if isinstance(config, Mapping) else {}
 
 
 def strip_prefixes(entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class _Search:
             self.groups,
             self.wish.base,
             self.subject.blocksize,
-            is_batchable=batchable,
+            chunk_rows=self.subject.chunk_rows,
             ran=self._count_run,
         )
         if len(self.groups) < len(self.sizes.numels):

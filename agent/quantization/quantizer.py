@@ -198,6 +198,6 @@ def _reason(name: str, tensor: Tensor, method: Method) -> str:
     return f"no packed form for the layer of {leaf!r}"
 
 
-def describe(skipped: tuple[Skipped, ...], limit: int) -> list[dict[str, Any]]:
-    """Return the largest skipped weights as JSON objects."""
-    return [{"name": item.name, "numel": item.numel, "reason": item.reason} for item in skipped[:limit]]
+def describe(skipped: tuple[Skipped, ...]) -> list[dict[str, Any]]:
+    """Return the skipped weights as JSON objects, largest first."""
+    return [{"name": item.name, "numel": item.numel, "reason": item.reason} for item in skipped]

@@ -252,9 +252,9 @@ class Sidecar(_Closed):
     coverage: Share
     """Share of the float parameters and buffers that is packed."""
     skipped: list[SkippedWeight]
-    """The largest weights that stayed as they were."""
+    """The weights that stayed as they were, largest first."""
     skipped_count: Count
-    """How many stayed, listed or not."""
+    """How many stayed."""
     notes: list[Text]
     """What was assumed, undone or lost."""
     resident_bytes: Count

@@ -36,7 +36,7 @@ def measure(
     base: Method,
     blocksize: int,
     *,
-    is_batchable: bool,
+    chunk_rows: int,
     ran: Callable[[], None],
 ) -> list[Part]:
     """Return each group's loss under ``base`` and under int8; ``model`` is as it was afterwards.
@@ -47,17 +47,17 @@ def measure(
         groups: names of weights that are rounded together.
         base: the 4-bit method.
         blocksize: weights that share a scale.
-        is_batchable: whether rows may be answered together.
+        chunk_rows: how many rows are answered together.
         ran: called after each run.
     """
-    source = gate.answers(model, data.inputs, is_batchable=is_batchable)
+    source = gate.answers(model, data.inputs, chunk_rows=chunk_rows)
     held = _weights(model, {name for names in groups for name in names})
     parts = []
     for names in groups:
         losses: dict[str, float | None] = {}
         for method in (base, INT8):
             with rounded(model, names, method, blocksize):
-                other = gate.answers(model, data.inputs, is_batchable=is_batchable)
+                other = gate.answers(model, data.inputs, chunk_rows=chunk_rows)
             losses[method.name] = loss(source, other, data.answer)
             ran()
         numels = {name: held[name].numel() for name in names}

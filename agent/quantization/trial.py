@@ -7,12 +7,14 @@ what is judged is what ships.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from agent import architectures
 from agent.planning.memory import SERVED_ROWS
 from agent.planning.methods import MIXED
-from agent.quantization import artifact, gate, modules, quantizer, sidecar, working_set
+from agent.quantization import artifact, footprint, gate, modules, quantizer, sidecar, working_set
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from agent.quantization.checkpoint import Checkpoint
 
 JsonObject = dict[str, Any]
-SKIPPED_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,19 @@ class Subject:
         """Whether rows may be answered together."""
         return architectures.is_batchable(self.found.model_type)
 
+    @cached_property
+    def chunk_rows(self) -> int:
+        """How many rows are answered together."""
+        largest = max((prod(shape) for shape in self.checkpoint.shapes.values()), default=0)
+        return footprint.chunk_rows(self.found, 4 * largest)
+
     def source_model(self) -> nn.Module:
         """Return the model at source precision, on the device."""
         return quantizer.source_model(self.checkpoint, self.found).to(artifact.resolve(self.device))
 
     def run_source(self) -> gate.Run:
         """Return what the source answers."""
-        return gate.run(self.source_model(), self.data.inputs, is_batchable=self.is_batchable)
+        return gate.run(self.source_model(), self.data.inputs, chunk_rows=self.chunk_rows)
 
 
 def make(subject: Subject, path: Path, scheme: Scheme, progress: quantizer.Progress) -> JsonObject:
@@ -82,7 +89,7 @@ def make(subject: Subject, path: Path, scheme: Scheme, progress: quantizer.Progr
         "source_tensor_bytes": outcome.source_tensor_bytes,
         "artifact_bytes": path.stat().st_size,
         "coverage": outcome.coverage,
-        "skipped": quantizer.describe(outcome.skipped, SKIPPED_LISTED),
+        "skipped": quantizer.describe(outcome.skipped),
         "skipped_count": len(outcome.skipped),
         "notes": [*subject.checkpoint.notes, *subject.found.notes],
     }
@@ -96,9 +103,11 @@ def make(subject: Subject, path: Path, scheme: Scheme, progress: quantizer.Progr
 def measure(subject: Subject, path: Path, source: gate.Run) -> JsonObject:
     """Load the artifact, run it on the rows that the source answered, and return what was measured."""
     packed = artifact.load(path, subject.device)
-    measured = gate.run(packed, subject.data.inputs, is_batchable=subject.is_batchable)
+    measured = gate.run(packed, subject.data.inputs, chunk_rows=subject.chunk_rows)
     return {
         "resident_bytes": modules.resident_bytes(packed),
-        "working_bytes": working_set.measure(packed, subject.data.inputs, SERVED_ROWS if subject.is_batchable else 1),
+        "working_bytes": working_set.measure(
+            packed, subject.data.inputs, SERVED_ROWS if subject.is_batchable else 1, subject.chunk_rows
+        ),
         "gate": gate.compare(source, measured, subject.data),
     }

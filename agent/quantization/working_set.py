@@ -14,8 +14,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def measure(model: nn.Module, inputs: Mapping[str, Tensor], rows: int) -> int | None:
+def measure(model: nn.Module, inputs: Mapping[str, Tensor], rows: int, most: int) -> int | None:
     """Return the bytes that one batch of ``rows`` takes over what the model itself holds.
+
+    Where only ``most`` rows may be run together it is told by them and by half of them: what a batch takes grows by the
+    row, beside what it takes once. None where the system does not say.
+    """
+    if rows <= most:
+        return _taken(model, inputs, rows)
+    full = _taken(model, inputs, most)
+    if full is None or most == 1:
+        return None if full is None else rows * full
+    half = _taken(model, inputs, most // 2)
+    return None if half is None else full + round((rows - most) * max(0, full - half) / (most - most // 2))
+
+
+def _taken(model: nn.Module, inputs: Mapping[str, Tensor], rows: int) -> int | None:
+    """Run one batch and return what it took.
 
     Given rows are repeated to fill the batch. On a GPU torch's allocator is asked, on a CPU the kernel; None where it
     does not say.

@@ -61,7 +61,12 @@ def compare(
         "model_path": request.path.name,
         "model_type": next((row["model_type"] for row in rows.values() if "model_type" in row), None),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "device": request.device},
-        "auto": {"keeps": kept, "reason": decision.reason, "overruled": overruled},
+        "auto": {
+            "keeps": kept,
+            "planned": decision.to_json()["planned"],
+            "reason": decision.reason,
+            "overruled": overruled,
+        },
         "rows": list(rows.values()),
     }
     (output / "compare.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -40,7 +40,10 @@ def percent(share: float | None) -> str:
 def verdict(table: Mapping[str, Any]) -> str:
     """Return what ``auto`` keeps and why, in one sentence."""
     auto = table["auto"]
-    return " | ".join((f"auto keeps {auto['keeps'] or 'none'} here: {auto['reason']}", *auto["overruled"]))
+    if auto["keeps"] is None or not auto["overruled"]:
+        return " | ".join((f"auto keeps {auto['keeps'] or 'none'} here: {auto['reason']}", *auto["overruled"]))
+    measured = " | ".join(auto["overruled"])
+    return f"auto keeps {auto['keeps']} here: {measured}; the plan was {auto['planned']}: {auto['reason']}"
 
 
 def render(table: Mapping[str, Any]) -> str:

@@ -97,10 +97,6 @@ def plan(
         WrongInputError: a size, a profile or a matrix cannot be used.
         StepError: the checkpoint cannot.
     """
-    if profile_name == "list":
-        for name in profiles.names():
-            click.echo(f"{name:<18} {profiles.load(name).title}")
-        return True
     question = planning.Question(
         checkpoint,
         profile=profiles.load(profile_name) if profile_name else None,
@@ -113,6 +109,12 @@ def plan(
         record = planning.answer(question, progress)
     click.echo(json.dumps(record) if as_json else "\n".join(planning.lines(record)))
     return record["decision"]["method"] is not None
+
+
+def list_profiles() -> None:
+    """Print the name and the title of every profile."""
+    for name in profiles.names():
+        click.echo(f"{name:<18} {profiles.load(name).title}")
 
 
 def _size(option: str, text: str) -> int:

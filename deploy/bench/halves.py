@@ -67,4 +67,4 @@ def _search(model_type: str, checkpoint: Path, half: dict[str, Tensor], folder: 
 
 
 def _answers(model: nn.Module, half: dict[str, Tensor]) -> Tensor:
-    return gate.answers(model, {"input": half["inputs"].float()}, is_batchable=True)
+    return gate.answers(model, {"input": half["inputs"].float()}, chunk_rows=gate.CHUNK_ROWS)

@@ -167,10 +167,11 @@ def _mib(count: float) -> str:
 @click.option("--output", "path", type=click.Path(path_type=Path, dir_okay=False), default=page.PAGE)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--blocks", type=click.IntRange(min=1), default=weights.Form().blocks, show_default=True)
-def main(path: Path, threads: int, blocks: int) -> None:
+@click.option("--patch", type=click.IntRange(min=8), default=weights.Form().patch, show_default=True)
+def main(path: Path, threads: int, blocks: int, patch: int) -> None:
     """Quantize one large checkpoint in every way and write the table into the page at OUTPUT."""
     with tempfile.TemporaryDirectory(prefix="nibbled-bench-") as folder:
-        report = run(weights.Form(blocks=blocks), Path(folder), threads)
+        report = run(weights.Form(blocks=blocks, patch=patch), Path(folder), threads)
     page.publish("bench-memory", part(report), path)
     sys.exit(1 if report.missed() else 0)
 

@@ -44,7 +44,7 @@ from tests.fakes.box import CONTENT, TOPICS, URL, Box
 from tests.fakes.device import checkpoint as honest_archive
 from tests.fakes.device import sha256
 from tests.fakes.files import Reply, serve
-from tests.fakes.guards import Guard, NoGuardError, Refusal, Substitute
+from tests.fakes.guards import Guard, NoGuardError, Refusal, Substitute, Together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -734,7 +734,16 @@ ATTACKS = (
         Substitute("agent.adapters.journal.SqliteJournal.operation", lambda *_: None),
         replayed_command,
     ),
-    Attack("replay of a late command", Refusal(TRUST, "was to be acted on before"), late_command),
+    Attack(
+        "replay of a late command",
+        Together(
+            (
+                Refusal(TRUST, "was to be acted on before"),
+                Substitute("agent.deployment.engine.expiry", lambda _operation: None),
+            )
+        ),
+        late_command,
+    ),
     Attack("rollback to an older release", Refusal(MANIFEST, "is older than"), older_release),
     Attack("freeze: a release past its end", Refusal(MANIFEST, "the manifest expired"), release_past_its_end),
     Attack(
@@ -760,7 +769,7 @@ ATTACKS = (
     Attack("private key in a log", Substitute("agent.logs.redacted", _same), key_in_a_log_line),
     Attack(
         "secret of an address in the journal",
-        Substitute("agent.adapters.journal.forgotten", _same),
+        Substitute("agent.adapters.journal_file.forgotten", _same),
         presigned_address_in_an_ended_operation,
     ),
     Attack(

@@ -76,7 +76,7 @@ def test_what_a_batch_takes_for_a_moment_is_measured() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.repeat(1, 2_000_000).sum(dim=1, keepdim=True)  # 8 MB a row, gone before the end
 
-    small, large = (working_set.measure(Wide(), {"x": torch.ones(1, 1)}, rows) for rows in (1, 8))
+    small, large = (working_set.measure(Wide(), {"x": torch.ones(1, 1)}, rows, rows) for rows in (1, 8))
     if small is None or large is None:
         pytest.skip("this system does not let the high-water mark be reset")
     assert 7_900_000 <= small < 16_000_000

@@ -15,8 +15,8 @@ from agent.adapters.journal import (
     SCHEMA_VERSION,
     JournalVersionError,
     SqliteJournal,
-    _dump,
 )
+from agent.adapters.journal_file import dump_operation
 from agent.contract.errors import ErrorCode, ErrorInfo
 from agent.contract.reports import Report
 from agent.deployment.machine import Operation
@@ -255,7 +255,7 @@ def test_a_journal_of_the_first_version_is_brought_up_to_date_with_all_that_it_h
             del release[name]
     with sqlite3.connect(path) as old:
         old.executescript(VERSION_1)
-        old.execute("INSERT INTO operation (id, is_open, record) VALUES ('op-1', 1, ?)", (_dump(OPEN),))
+        old.execute("INSERT INTO operation (id, is_open, record) VALUES ('op-1', 1, ?)", (dump_operation(OPEN),))
         old.execute("INSERT INTO served VALUES ('kanji', ?)", (json.dumps(item),))
         old.execute("INSERT INTO sequence VALUES ('kanji', 4)")
         old.execute("INSERT INTO counter VALUES ('epoch', 8)")
@@ -292,10 +292,11 @@ def test_a_journal_of_a_newer_agent_is_refused_and_left_as_it_is(path: Path) -> 
     SqliteJournal(path).close()
     with sqlite3.connect(path) as newer:
         newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        newer.execute("UPDATE note SET value = ? WHERE name = 'schema'", (str(SCHEMA_VERSION + 1),))
     newer.close()
     before = path.read_bytes()
 
     with pytest.raises(JournalVersionError, match=f"schema {SCHEMA_VERSION + 1}.*up to {SCHEMA_VERSION}"):
         SqliteJournal(path)
     assert path.read_bytes() == before
-    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    assert {item.name for item in path.parent.iterdir()} == {path.name, "served.json"}

@@ -80,7 +80,7 @@ class Subject:
             Broker("localhost", 1),
             topics,
             self.outbox,
-            clock,  # type: ignore[arg-type]
+            clock,
             boot_id="b",
             agent="0",
             post=post,

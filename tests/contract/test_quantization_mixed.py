@@ -359,13 +359,13 @@ class Recurrent(nn.Module):
 def test_a_recurrent_layer_sees_a_rounded_weight_and_has_its_own_again_afterwards() -> None:
     model, inputs = Recurrent().eval().requires_grad_(requires_grad=False), {"input": torch.randn(8, 5, WIDTH)}
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    before = gate.answers(model, inputs, is_batchable=True)
+    before = gate.answers(model, inputs, chunk_rows=32)
     for name in ("rnn.weight_ih_l0", "rnn.weight_hh_l0"):
         with sensitivity.rounded(model, [name], NF4, 64):
-            during = gate.answers(model, inputs, is_batchable=True)
+            during = gate.answers(model, inputs, chunk_rows=32)
             assert not torch.equal(model.state_dict()[name], weights[name])
         assert float((during - before).abs().max()) > 1e-4
-        assert torch.equal(gate.answers(model, inputs, is_batchable=True), before)
+        assert torch.equal(gate.answers(model, inputs, chunk_rows=32), before)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 

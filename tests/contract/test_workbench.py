@@ -15,7 +15,7 @@ from agent.cli import main
 from agent.planning.gate import Thresholds
 from agent.workbench import builds
 from agent.workbench.compare import keeps, lines
-from agent.workbench.report import agreement, render
+from agent.workbench.report import agreement, render, verdict
 
 pytest.importorskip("torch")
 
@@ -42,6 +42,7 @@ def test_the_guide_s_command_writes_the_files_that_the_guide_names(kanji: Path, 
     assert told["gate"]["agreement"] >= 0.95
     sidecar = json.loads((tmp_path / "cnn_4bit_NF4_dq.json").read_text())
     assert sidecar["double_quant"] is True
+    assert len(sidecar["skipped"]) == sidecar["skipped_count"] > len(told["skipped"]) == 20
 
 
 def test_auto_says_which_method_it_took_and_why(kanji: Path, tmp_path: Path) -> None:
@@ -277,3 +278,21 @@ def test_names_cannot_become_markup_and_a_failed_method_keeps_its_row() -> None:
     told = lines(table)
     assert "build_killed" in told[1]
     assert told[-1].startswith("auto keeps none here: nf4 needs")
+
+
+def test_a_gpu_that_is_not_there_is_said_in_a_sentence(kanji: Path, tmp_path: Path) -> None:
+    import torch  # noqa: PLC0415 - a machine with a GPU has nothing to say
+
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device answers here")
+    options = ("--method", "nf4", "--device", "cuda", "--output", str(tmp_path))
+    result = call("quantize", "--model-path", str(kanji / "checkpoint_best.pt"), *options)
+    assert result.exit_code == 1
+    assert "nibbled: unsupported" in result.stderr
+    assert "no CUDA device answers" in result.stderr
+
+
+def test_what_overruled_the_plan_comes_before_the_plan_in_the_verdict() -> None:
+    auto = {"keeps": "mixed", "planned": "nf4", "reason": "edge: it fits", "overruled": ["nf4: agreement 0.9"]}
+    assert verdict({"auto": auto}) == "auto keeps mixed here: nf4: agreement 0.9; the plan was nf4: edge: it fits"
+    assert verdict({"auto": {**auto, "overruled": []}}) == "auto keeps mixed here: edge: it fits"

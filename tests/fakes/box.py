@@ -9,6 +9,7 @@ from agent.adapters.artifacts import ArtifactStore
 from agent.contract.desired import OWN, DesiredMessage
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
+from agent.deployment.answering import Answering
 from agent.deployment.engine import Engine
 from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
@@ -110,16 +111,15 @@ class Box:
                 model_types=frozenset({*MODEL_TYPES, "auto"}),
                 generation=lambda: self.pursuit.generation,
             ),
+            answering=Answering(self.journal, self.reporting, self.live, self.logbook, on_status=self._count_status),
             pursuit=self.pursuit,
             guard=self.guard,
-            config=self.live,
             steps=lambda: Steps(ports, planner, soak_s=self.live.current.deployment.soak_s),
             runner=self.runner,
             reporting=self.reporting,
             keeper=self.keeper,
-            logs=self.logbook,
             clock=self.clock,
-            on_status=self._count_status,
+            total_s=lambda: self.live.current.deployment.total_s,
         )
         self.server.on_exit = lambda detail: self.engine.post(ServerLost(detail))
 
@@ -149,8 +149,7 @@ class Box:
 
     def deploy(self, operation_id: str, content: bytes = CONTENT, url: str = URL, **fields: Any) -> list[str]:
         """Send a deploy of ``content`` as model ``kanji``."""
-        artifact = {"url": url, "sha256": sha256(content), "size": len(content)}
-        return self.send("deploy", {"id": operation_id, "model": "kanji", "artifact": artifact, **fields})
+        return self.send("deploy", deploy_body(operation_id, content, url, **fields))
 
     def settle(self) -> None:
         """Go on until nothing is left to do."""
@@ -210,3 +209,9 @@ class Box:
 
     def _count_status(self) -> None:
         self.statuses += 1
+
+
+def deploy_body(operation_id: str, content: bytes = CONTENT, url: str = URL, **fields: Any) -> dict[str, Any]:
+    """Return a deploy of ``content`` as model ``kanji``."""
+    artifact = {"url": url, "sha256": sha256(content), "size": len(content)}
+    return {"id": operation_id, "model": "kanji", "artifact": artifact, **fields}

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import textwrap
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -101,6 +101,26 @@ class Substitute:
             yield
         finally:
             patch.stop()
+
+
+@dataclass(frozen=True)
+class Together:
+    """Guards that stand one behind the other: only without all of them does anything get through."""
+
+    guards: tuple[Guard, ...]
+
+    @property
+    def title(self) -> str:
+        """What people call each."""
+        return ", and ".join(guard.title for guard in self.guards)
+
+    @contextmanager
+    def removed(self) -> Iterator[None]:
+        """Take all of them out while the block runs."""
+        with ExitStack() as stack:
+            for guard in self.guards:
+                stack.enter_context(guard.removed())
+            yield
 
 
 def _functions(name: str) -> Iterator[FunctionType]:

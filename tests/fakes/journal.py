@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.journal import SqliteJournal
+from agent.adapters.served_copy import ServedCopy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ class FaultyJournal(SqliteJournal):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._db.execute("PRAGMA synchronous=OFF")
+        self._copy = ServedCopy(path.with_name("served.json"), sync=lambda _descriptor: None)
 
     def save(self, operation: Operation, reports: Sequence[Report], **changes: Any) -> None:
         self._before()

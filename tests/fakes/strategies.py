@@ -14,6 +14,7 @@ from agent.deployment.machine import (
     CancelRequested,
     Done,
     Event,
+    Expired,
     Failed,
     Judged,
     Operation,
@@ -61,9 +62,10 @@ events: SearchStrategy[Event] = st.one_of(
     st.builds(Failed, phases, few_errors, st.booleans(), st.none() | small_objects),
     st.just(CancelRequested()),
     st.just(Superseded("generation gen8")),
+    st.just(Expired("2026-11-25T11:00:00Z")),
     st.builds(Judged, st.none() | few_errors),
     st.just(Restarted()),
-    st.just(TimePassed()),
+    st.builds(TimePassed, st.floats(0, 1e6)),
 )
 
 

@@ -151,7 +151,7 @@ def test_a_refusal_that_quotes_a_huge_field_still_fits_into_a_report(box: Box) -
 
 def test_more_waiting_operations_than_allowed_are_told_that_the_device_is_busy(box: Box) -> None:
     for number in range(MAX_OPEN + 1):
-        box.deploy(f"d-{number}", method=("nf4", "fp4")[number % 2])
+        box.deploy(f"d-{number}", model=f"m-{number}", method="nf4")
     box._drain()
 
     assert box.report(f"d-{MAX_OPEN}")["error"]["code"] == "busy"

@@ -325,3 +325,12 @@ def test_a_command_whose_commit_was_followed_by_an_error_is_carried_out_all_the_
     assert errors == []
     assert box.report("d-1")["state"] == "succeeded"
     assert box.serving() is not None
+
+
+def test_where_the_configured_budget_binds_the_hint_names_it(box: Box) -> None:
+    box.send("set_config", {"id": "small", "config": {"memory": {"budget": "1KiB"}}})
+    box.deploy("d-1")
+    box.settle()
+    error = box.report("d-1")["error"]
+    assert error["code"] == "insufficient_memory"
+    assert error["hint"] == "raise memory.budget, or undeploy another model"

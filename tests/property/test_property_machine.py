@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from agent.deployment.machine import (
     CancelRequested,
     Done,
     Event,
+    Expired,
     Failed,
     Interrupt,
     Judged,
@@ -160,6 +163,41 @@ def test_time_ends_a_phase_at_its_limit_and_never_before(operation: Operation, l
         assert (after.phase, after.outcome) == (Phase.ROLLING_BACK, State.TIMED_OUT)
     else:
         assert after.state is State.TIMED_OUT
+
+
+@given(operations(), st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0, 1e5))
+def test_the_time_of_the_whole_operation_ends_it_but_never_its_rollback(
+    operation: Operation, spent_s: float, total_s: float, passed_s: float
+) -> None:
+    operation = replace(operation, spent_s=spent_s)
+    now = operation.phase_since + passed_s
+    after, _ = advance(operation, TimePassed(total_s), now)
+    alone, _ = advance(operation, TimePassed(), now)
+    soak_s = (operation.request.get("gate", {}).get("soak_s") or 0) if operation.phase is Phase.TRIAL else 0
+    if operation.state is not State.RUNNING or operation.phase is Phase.ROLLING_BACK:
+        assert after == alone
+    elif spent_s + passed_s > total_s + soak_s + 1 and passed_s > soak_s + 1:
+        assert after != operation
+        assert after.error is not None
+        assert after.error.code in (ErrorCode.TIMED_OUT, ErrorCode.INTERNAL)
+
+
+@given(operations(), st.lists(events, max_size=12))
+def test_the_time_that_was_spent_never_shrinks(operation: Operation, sequence: list[Event]) -> None:
+    now = operation.phase_since
+    for event in sequence:
+        now += 10.0
+        after, _ = advance(operation, event, now)
+        assert after.spent_s >= operation.spent_s or operation.state is State.ACCEPTED
+        operation = after
+
+
+@given(operations(), st.floats(0, 1e6))
+def test_only_what_has_not_begun_expires(operation: Operation, now: float) -> None:
+    after, steps = advance(operation, Expired("2026-11-25T11:00:00Z"), now)
+    assert steps == ()
+    expected = State.EXPIRED if operation.state is State.ACCEPTED else operation.state
+    assert after.state is expected
 
 
 @given(operations(), st.floats(0, 1e6))

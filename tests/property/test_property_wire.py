@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.adapters.journal import _dump, _operation
+from agent.adapters.journal_file import dump_operation, load_operation
 from agent.contract import commands
 from agent.contract.commands import COMMANDS
 from agent.contract.errors import RefusalError
@@ -99,7 +99,7 @@ def test_what_was_asked_differently_has_another_fingerprint(one: dict[str, Any],
 @settings(max_examples=25)  # large records, slow to draw
 @given(written_operations())
 def test_a_record_survives_the_journal(operation: Operation) -> None:
-    assert _operation(_dump(operation)) == operation
+    assert load_operation(dump_operation(operation)) == operation
 
 
 @settings(max_examples=25)  # large records, slow to draw

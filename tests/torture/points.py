@@ -13,6 +13,7 @@ PLACES = {
     "journal.adopt": SUPERVISOR,
     "journal.settle": SUPERVISOR,
     "journal.note": SUPERVISOR,
+    "served_copy.rename": SUPERVISOR,
     "store.admit.fsync": SUPERVISOR,
     "store.admit.rename": SUPERVISOR,
     "store.footprint.rename": SUPERVISOR,

@@ -1,0 +1,308 @@
+"""The journal's file: its schema and migrations, whether it is whole, and what is done when it is not.
+
+A file that SQLite, a record's own form or the second copy of what is served shows to be damaged is set aside as
+``journal.db.damaged``, and a new one is begun with every row that can still be read. What is served then comes from the
+second copy: SQLite keeps no checksums of pages, the copy has one. A WAL that is missing leaves a file that looks whole
+and is older; the copy's revision shows it.
+
+A newer agent's file is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from agent.adapters.served_copy import Essence
+from agent.contract.errors import ErrorInfo
+from agent.contract.secrets import forgotten
+from agent.deployment.convergence import Goal
+from agent.deployment.machine import Operation
+from agent.deployment.models import Served
+from agent.deployment.phases import Phase, State
+from agent.failpoints import around
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from agent.adapters.served_copy import ServedCopy
+
+log = structlog.get_logger("journal")
+SCHEMA_VERSION = 3
+EPOCH_LEAP = 1000
+"""Added to the last known number of a connection when it may not be the last one: numbers must not come again."""
+
+_SCHEMA = """
+CREATE TABLE operation (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, is_open INTEGER NOT NULL, record TEXT NOT NULL
+);
+CREATE INDEX open_operation ON operation (number) WHERE is_open;
+CREATE TABLE served (model TEXT PRIMARY KEY, item TEXT NOT NULL);
+CREATE TABLE sequence (model TEXT PRIMARY KEY, highest INTEGER NOT NULL);
+CREATE TABLE outbox (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL, retain INTEGER NOT NULL,
+    expiry_s INTEGER, correlation BLOB
+);
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+_CONFIG = "CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+_DESIRED = """
+CREATE TABLE desired (source TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE goal (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, operation_id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, outcome TEXT
+);
+CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO note VALUES ('schema', '3')
+"""
+_STEPS = {0: _SCHEMA, 1: _CONFIG, 2: _DESIRED}
+"""The statements that lead from each version to the next; each also notes the version, so that a head that was spoilt
+is not taken for a newer agent's. Records need none: a key that is missing has its default."""
+_PASSING = ("database is locked", "disk I/O error", "unable to open", "database or disk is full", "readonly database")
+"""Errors of the disk or of another process, which a new file would not cure."""
+
+
+class JournalVersionError(Exception):
+    """The journal was written by a newer version of the agent."""
+
+
+class _DamagedError(Exception):
+    """The file is not whole; the text says how that showed."""
+
+
+def open_database(path: Path, copy: ServedCopy) -> sqlite3.Connection:
+    """Return a whole database at ``path``, recovered if need be: then the note ``recovered`` says what was lost.
+
+    Raises:
+        JournalVersionError: the file has a newer schema; it is left untouched.
+        sqlite3.Error: the disk does not let it be read or written.
+    """
+    known = copy.read()
+    try:
+        db = _ready(path)
+    except _DamagedError as damage:
+        return _recover(path, known, str(damage))
+    try:
+        complaint = _disagreement(db, known)
+    except BaseException:
+        db.close()
+        raise
+    if complaint is None:
+        return db
+    db.close()
+    return _recover(path, known, complaint)
+
+
+def essence(db: sqlite3.Connection) -> Essence:
+    """Return what the second copy is to hold."""
+    counters = dict(db.execute("SELECT name, value FROM counter"))
+    served = {model: Served.from_json(json.loads(item)) for model, item in db.execute("SELECT model, item FROM served")}
+    sequences = dict(db.execute("SELECT model, highest FROM sequence"))
+    return Essence(counters.get("served", 0), served, sequences, counters.get("epoch", 0))
+
+
+def empty_log(db: sqlite3.Connection) -> None:
+    """Zero the write-ahead log, in which earlier versions of a record stand; a failure is made up for next time."""
+    with contextlib.suppress(sqlite3.OperationalError):
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
+def dump_operation(operation: Operation) -> str:
+    """Return a record as JSON; of one that ended without the addresses that were secrets."""
+    body = asdict(operation)
+    body["error"] = operation.error.model_dump(mode="json") if operation.error else None
+    if operation.state.is_terminal:
+        body["request"] = forgotten(operation.request)
+    return json.dumps(body)
+
+
+def load_operation(record: str) -> Operation:
+    """Read what ``dump_operation`` wrote, by this version or an older one."""
+    body = json.loads(record)
+    body["state"], body["phase"] = State(body["state"]), Phase(body["phase"])
+    body["outcome"] = State(body["outcome"])
+    body["error"] = ErrorInfo.model_validate(body["error"]) if body["error"] else None
+    return Operation(**body)
+
+
+_TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] = {
+    # table: its columns, and what reads a row or raises
+    "operation": (("id", "is_open", "record"), lambda row: load_operation(row[2])),
+    "served": (("model", "item"), lambda row: Served.from_json(json.loads(row[1]))),
+    "sequence": (("model", "highest"), lambda row: int(row[1])),
+    "counter": (("name", "value"), lambda row: int(row[1])),
+    "config": (("key", "value"), lambda row: json.loads(row[1])),
+    "desired": (("source", "document"), lambda row: dict(json.loads(row[1]))),
+    "goal": (("operation_id", "body", "outcome"), lambda row: Goal(**json.loads(row[1]))),
+    "note": (("name", "value"), lambda row: json.loads(row[1])),
+}
+
+
+class Transaction:
+    """``BEGIN IMMEDIATE`` to ``COMMIT``, or ``ROLLBACK`` when the block raises; ``name`` is its fail point's."""
+
+    def __init__(self, db: sqlite3.Connection, name: str) -> None:
+        self._db = db
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                with around(f"journal.{self._name}"):
+                    self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # a COMMIT that failed leaves it open; SQLite ends it itself on a full disk
+                self._db.execute("ROLLBACK")
+
+
+def _ready(path: Path) -> sqlite3.Connection:
+    """Return a database that is whole and of this version, or raise."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        _check_version(db, path)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA secure_delete=ON")
+        _migrate(db)
+        _check(db)
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in _PASSING):
+            raise
+        if isinstance(error, sqlite3.OperationalError) and "already exists" in str(error):
+            raise  # somebody else's table: not damage, and not ours to set aside
+        raise _DamagedError(str(error)) from None
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> None:
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version <= SCHEMA_VERSION:
+        return
+    noted = _noted_version(db)
+    if noted is not None and noted != version:
+        raise _DamagedError(f"its head says schema {version}, its notes {noted}")
+    raise JournalVersionError(
+        f"{path} has schema {version}, this agent reads up to {SCHEMA_VERSION}: install the newer agent again"
+    )
+
+
+def _noted_version(db: sqlite3.Connection) -> int | None:
+    try:
+        row = db.execute("SELECT value FROM note WHERE name = 'schema'").fetchone()
+        return None if row is None else int(json.loads(row[0]))
+    except (sqlite3.Error, ValueError, TypeError):
+        return None
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version < SCHEMA_VERSION:
+        with Transaction(db, "migrate"):
+            for step in range(version, SCHEMA_VERSION):
+                for statement in _STEPS[step].split(";"):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Look at every page, and read every row that a later start depends on."""
+    told = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if told != "ok":
+        raise _DamagedError(str(told))
+    for table, (columns, read) in _TABLES.items():
+        for row in db.execute(f"SELECT {', '.join(columns)} FROM {table}"):  # noqa: S608 - names of our own
+            if not _is_readable(read, row):
+                raise _DamagedError(f"a row of {table} cannot be read: {row[0]!r:.80}")
+
+
+def _disagreement(db: sqlite3.Connection, known: Essence | None) -> str | None:
+    if known is None:
+        return None
+    own = essence(db)
+    if known.revision > own.revision:
+        return f"it lacks the last {known.revision - own.revision} changes of what is served"
+    if known.revision == own.revision and known.served != own.served:
+        return "what it says is served is not what was written"
+    return None
+
+
+def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connection:
+    rows = {table: list(_salvage(path, table)) for table in _TABLES}
+    kept_as = path.with_name(f"{path.name}.damaged")
+    for suffix in ("", "-wal", "-shm"):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            file.replace(kept_as.with_name(kept_as.name + suffix))
+    if known is not None:
+        rows["served"] = [(name, json.dumps(item.to_json())) for name, item in known.served.items()]
+    told = {"reason": reason, "kept_as": kept_as.name, "rows": {table: len(found) for table, found in rows.items()}}
+    log.error("journal_recovered", **told)
+    db = _ready(path)
+    with Transaction(db, "recover"):
+        for table, (columns, _) in _TABLES.items():
+            names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+            insert = f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - names of our own
+            db.executemany(insert, rows[table])
+        _raise_counters(db, known or Essence())
+        db.execute("INSERT OR REPLACE INTO note VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+        db.execute("INSERT OR REPLACE INTO note VALUES ('recovered', ?)", (json.dumps(told),))
+    return db
+
+
+def _raise_counters(db: sqlite3.Connection, known: Essence) -> None:
+    """Let nothing that only grows go back."""
+    for name, least in (("served", known.revision), ("epoch", known.epoch)):
+        db.execute(
+            "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+            (name, least),
+        )
+    db.execute("UPDATE counter SET value = value + 1 WHERE name = 'served'")
+    db.execute("UPDATE counter SET value = value + ? WHERE name = 'epoch'", (EPOCH_LEAP,))
+    for model, highest in known.sequences.items():
+        db.execute(
+            "INSERT INTO sequence VALUES (?, ?)"
+            " ON CONFLICT (model) DO UPDATE SET highest = max(highest, excluded.highest)",
+            (model, highest),
+        )
+
+
+def _salvage(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a table that can be read, from both ends up to where the file is broken, in their order."""
+    columns, read = _TABLES[table]
+    found: dict[int, tuple[Any, ...]] = {}
+    for direction in ("ASC", "DESC"):
+        try:
+            db = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.Error:
+            return
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        query = f"SELECT rowid, {', '.join(columns)} FROM {table} ORDER BY rowid {direction}"  # noqa: S608 - our own
+        try:
+            for number, *row in db.execute(query):
+                if _is_readable(read, tuple(row)):
+                    found.setdefault(number, tuple(row))
+        except sqlite3.Error as error:
+            log.debug("salvage_ended", table=table, direction=direction, error=str(error))
+        finally:
+            db.close()
+    yield from (found[number] for number in sorted(found))
+
+
+def _is_readable(read: Callable[[tuple[Any, ...]], object], row: tuple[Any, ...]) -> bool:
+    try:
+        read(row)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return None not in row[:1]

@@ -1,0 +1,217 @@
+"""Operations that wait: who comes next, who is replaced, whose turn has passed, and what time all may take."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pathlib
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent.adapters.journal import KEEP_FINISHED
+from agent.deployment.phases import LINES, RULES, OnFailure, Phase
+from agent.settings import Deployment, Settings
+from tests.fakes.box import TOPICS, Box, deploy_body
+from tests.fakes.device import checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def ended(box: Box) -> list[str]:
+    return [body["id"] for body in box.broker.bodies(TOPICS.event) if body["event"] == "operation_ended"]
+
+
+def hold(box: Box) -> None:
+    """Keep the device busy with an operation on another model."""
+    box.deploy("busy", model="busy", method="nf4")
+    box.go_to("busy", Phase.BUILDING)
+
+
+def test_the_highest_priority_comes_next_and_equal_ones_in_the_order_of_their_arrival(box: Box) -> None:
+    hold(box)
+    for name, priority in (("a", 0), ("b", 5), ("c", -1), ("d", 5), ("e", 0)):
+        box.deploy(name, model=name, method="nf4", priority=priority)
+    box.settle()
+    assert ended(box) == ["busy", "b", "d", "a", "e", "c"]
+
+
+def test_the_order_is_the_same_after_a_restart(box: Box) -> None:
+    hold(box)
+    for name, priority in (("a", 0), ("b", 5), ("c", 5)):
+        box.deploy(name, model=name, method="nf4", priority=priority)
+    box._drain()
+    box.reboot()
+    box.settle()
+    assert ended(box) == ["busy", "b", "c", "a"]
+
+
+def test_a_deploy_that_waits_is_superseded_by_a_newer_one_of_its_model_alone(box: Box) -> None:
+    hold(box)
+    box.deploy("old", method="nf4")
+    box.deploy("other", model="kana", method="nf4")
+    box.deploy("new", method="fp4")
+    box.settle()
+    report = box.report("old")
+    assert (report["state"], report["error"]["code"]) == ("superseded", "superseded")
+    assert "operation new" in report["error"]["detail"]
+    assert [box.report(name)["state"] for name in ("other", "new")] == ["succeeded", "succeeded"]
+    assert (box.serving() or "").endswith("-fp4")
+
+
+def test_a_deploy_that_runs_is_not_superseded_by_a_command(box: Box) -> None:
+    box.deploy("old", method="nf4")
+    box.go_to("old", Phase.DOWNLOADING)
+    box.deploy("new", method="fp4")
+    box.settle()
+    assert [box.report(name)["state"] for name in ("old", "new")] == ["succeeded", "succeeded"]
+
+
+def test_an_operation_whose_turn_does_not_come_in_time_expires(box: Box) -> None:
+    hold(box)
+    box.deploy("late", expires_at="2026-11-23T10:41:00Z")
+    box.deploy("patient", model="kana", expires_at="2026-11-23T12:00:00+01:00")
+    box._drain()
+    box.clock.advance(61)
+    box.engine.turn(wait_s=0)
+    assert (box.report("late")["state"], box.report("late")["error"]["code"]) == ("expired", "expired")
+    assert "2026-11-23T10:41:00.000Z" in box.report("late")["error"]["detail"]
+    box.settle()
+    assert box.report("patient")["state"] == "succeeded"
+    assert box.report("busy")["state"] == "succeeded"
+
+
+def test_what_has_begun_does_not_expire(box: Box) -> None:
+    box.deploy("d-1", expires_at="2026-11-23T10:41:00Z")
+    box.go_to("d-1", Phase.BUILDING)
+    box.clock.advance(600)
+    box.settle()
+    assert box.report("d-1")["state"] == "succeeded"
+
+
+def test_nothing_expires_by_a_clock_that_cannot_be_trusted(box: Box) -> None:
+    hold(box)
+    box.deploy("late", expires_at="2026-11-23T10:41:00Z")
+    box._drain()
+    box.clock.synchronised = False
+    box.clock.advance(1e4)
+    box.clock.seconds -= 1e4  # only the wall clock jumps; timers would end the phase
+    box.settle()
+    assert box.report("late")["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("phase", [phase for phase in LINES["deploy"] if phase is not Phase.DOWNLOADING])
+def test_an_operation_has_one_time_for_all_its_phases_together(box: Box, phase: Phase) -> None:
+    box.deploy("before", method="fp4")
+    box.settle()
+    served = box.serving()
+    box.settings = Settings(deployment=Deployment(soak_s=0.0, total_s=100))
+    box.reboot()
+    box.deploy("slow", method="nf4")
+    box.go_to("slow", Phase.DOWNLOADING)
+    box.clock.advance(60)
+    box.go_to("slow", phase)
+    box.clock.advance(50)
+    box.engine.turn(wait_s=0)
+    box.settle()
+    report = box.report("slow")
+    assert (report["state"], report["error"]["code"]) == ("timed_out", "timed_out")
+    assert "it took 110 s" in report["error"]["detail"]
+    assert "100 s are allowed" in report["error"]["detail"]
+    assert (("running", "rolling_back") in box.states("slow")) == (RULES[phase].on_failure is OnFailure.ROLL_BACK)
+    assert box.serving() == served
+
+
+def test_time_in_the_queue_is_not_counted(box: Box) -> None:
+    box.settings = Settings(deployment=Deployment(soak_s=0.0, total_s=100))
+    box.reboot()
+    box.deploy("one", model="kana", method="nf4")
+    box.go_to("one", Phase.BUILDING)
+    box.deploy("two", method="nf4")
+    box.clock.advance(90)
+    box.settle()
+    assert [box.report(name)["state"] for name in ("one", "two")] == ["succeeded", "succeeded"]
+
+
+def test_a_repeated_command_is_answered_where_each_copy_wants_it(box: Box) -> None:
+    for topic, correlation in (("answers/a", b"1"), ("answers/b", b"2")):
+        box.deploy("d-1", response_topic="answers/body", correlation_id="0")
+        box.settle()
+        before = len(box.broker.bodies("answers/body"))
+        body = deploy_body("d-1", response_topic="answers/body", correlation_id="0")
+        box.send("deploy", body, response_topic=topic, correlation=correlation)
+        box.settle()
+        (copy,) = [report for report in box.broker.log if report.topic == topic]
+        assert copy.correlation == correlation
+        assert box.broker.bodies(topic)[0]["state"] == "succeeded"
+        assert len(box.broker.bodies("answers/body")) == before + 1
+
+
+@pytest.mark.parametrize("how", ["properties", "body"])
+@pytest.mark.parametrize("body", [{"id": "d-1", "model": "a/b"}, {"id": "not an id", "model": "kanji"}])
+def test_a_refusal_goes_where_the_answer_was_asked_for(box: Box, body: dict[str, Any], how: str) -> None:
+    if how == "body":
+        box.send("deploy", {**body, "response_topic": "answers/me", "correlation_id": "7"})
+    else:
+        box.send("deploy", body, response_topic="answers/me", correlation=b"7")
+    box.settle()
+    (answer,) = [report for report in box.broker.log if report.topic == "answers/me"]
+    assert answer.correlation == b"7"
+    assert box.broker.bodies("answers/me")[0]["error"]["code"] == "bad_request"
+
+
+def test_a_response_topic_that_nobody_can_publish_to_is_not_used(box: Box) -> None:
+    box.send("deploy", {"id": "d-1", "model": "kanji", "response_topic": "a/#"})
+    box.settle()
+    assert {report.topic for report in box.broker.log} <= {TOPICS.event, TOPICS.operation("d-1")}
+
+
+def test_several_models_live_side_by_side_and_one_that_fails_leaves_the_others_alone(box: Box) -> None:
+    for name, method in (("a", "nf4"), ("b", "fp4"), ("c", "int8")):
+        box.deploy(f"d-{name}", model=name, method=method)
+    box.settle()
+    box.server.fail("canary")
+    box.send("set_method", {"id": "s-1", "model": "b", "method": "nf4"})
+    box.send("undeploy", {"id": "u-1", "model": "c"})
+    box.settle()
+    assert box.report("s-1")["state"] == "rolled_back"
+    served = {name: item.current.method for name, item in box.journal.served().items()}
+    assert served == {"a": "nf4", "b": "fp4"}
+    assert box.server.answers() == {name: item.current.id for name, item in box.journal.served().items()}
+
+
+def test_two_hundred_operations_in_one_life_leave_nothing_behind(box: Box, tmp_path: Path) -> None:
+    contents = [checkpoint(4000, 500, seed=seed) for seed in range(20)]
+    for number, content in enumerate(contents):
+        box.sources.files[f"https://models.example/{number}.pt"] = content
+
+    def live(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            index = number % len(contents)
+            url = f"https://models.example/{index}.pt"
+            box.deploy(f"d-{number}", contents[index], url, method=("nf4", "fp4")[number % 2])
+            box.settle()
+            for log in (box.broker.log, box.builder.jobs, box.lessons.kept, box.sources.fetched):
+                log.clear()
+            box.broker._retained.clear()  # the broker's memory, not the device's
+
+    live(0, 50)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        live(50, 200)
+        gc.collect()
+        # pathlib interns names, and the interpreter's table of those grows by leaps that belong to nobody here
+        kept = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, pathlib.__file__)])  # noqa: FBT003 - its only form
+    finally:
+        tracemalloc.stop()
+    grown = sum(each.size for each in kept.statistics("lineno"))
+    assert grown < 200_000, f"{grown} bytes stayed"
+    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert not box.engine.open_operations
+    assert not box.engine._watches
+    assert len(list((tmp_path / "sources").glob("*"))) <= 3 * 2  # current, previous, and what is kept beside each
+    assert len(box.journal.recent_operations(KEEP_FINISHED)) == 250
