@@ -13,7 +13,7 @@ import structlog
 
 from agent.deployment.phases import MAX_ATTEMPTS, State
 from agent.deployment.recovery import Mode, mode, select
-from agent.deployment.retention import needed
+from agent.deployment.retention import in_use, needed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,8 @@ class Keeper:
 
         def work() -> None:
             try:
-                self._store.sweep(needed(self._journal.served(), open_now))
+                served = self._journal.served()
+                self._store.sweep(needed(served, open_now), in_use(served, open_now))
             except Exception:
                 log.exception("sweep_failed")
 
