@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploy.bench.page import markdown, publish
-from tests.torture import invariants
+from tests.torture import forking, invariants
 from tests.torture.cases import all_cases
 from tests.torture.points import FAULTS, ROLES
 from tests.torture.rig import Rig, TortureError
@@ -61,8 +62,8 @@ class Tally:
     violations: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, what: str, *, struck: bool, end: str | None, restarts: int) -> None:
-        """Count a case; ``end`` is None when an invariant was broken."""
+    def add(self, what: str, *, struck: bool, end: str | None, restarts: int, why: str | None = None) -> None:
+        """Count a case; ``end`` is None when an invariant was broken, ``why`` says why an operation did not succeed."""
         with self.lock:
             self.cases += 1
             self.struck += struck
@@ -70,6 +71,8 @@ class Tally:
             self.ends[end or "broken"] += 1
             if not struck:
                 self.missed.append(what)
+            if why:
+                click.echo(f"        {what}: {end}, {why}", err=True)
             if self.cases % 10 == 0:
                 click.echo(f"{self}", err=True)
 
@@ -141,10 +144,11 @@ class Campaign:
 
     def _case(self, what: str, fault: str, go: Callable[[], str], has_struck: Callable[[], bool]) -> None:
         rig, before = self.rig, self.rig.restarts
-        old, mark, struck, end = self._served(), rig.operator.mark(), False, None
+        old, mark, struck, end, why = self._served(), rig.operator.mark(), False, None, None
         try:
             operation = go()
-            rig.end_of(operation, mark)
+            ended = rig.end_of(operation, mark)
+            why = ended["error"] and f"{ended['error']['code']}: {ended['error']['detail']:.160}"
             struck = has_struck()
             rig.disarm()
             rig.revive()
@@ -154,7 +158,7 @@ class Campaign:
             self.tally.break_(what, error)
             rig.disarm()
             rig.revive()
-        self.tally.add(what, struck=struck, end=end, restarts=rig.restarts - before)
+        self.tally.add(what, struck=struck, end=end, restarts=rig.restarts - before, why=why)
 
     def _count_deaths(self, *, died: bool, end: str) -> None:
         self._deaths = 0 if end == "succeeded" else self._deaths + died
@@ -181,6 +185,7 @@ def main() -> None:
 
 _DEVICES = click.option("--devices", type=click.IntRange(min=1), default=3, show_default=True, help="Side by side.")
 _SECONDS = click.option("--seconds", type=float, default=None, help="Begin no case after that time.")
+_FORK = click.option("--fork", "forks", is_flag=True, help="Fork processes from one that has imported everything.")
 _PUBLISH = click.option("--publish", "is_published", is_flag=True, help="Put the sum into docs/reliability.md.")
 
 
@@ -191,9 +196,18 @@ _PUBLISH = click.option("--publish", "is_published", is_flag=True, help="Put the
 @click.option("--only", default="", help="Only cases whose name has this in it.")
 @_DEVICES
 @_SECONDS
+@_FORK
 @_PUBLISH
 def points(  # noqa: PLR0917 - one argument per option
-    faults: str, every: int, first: int, only: str, devices: int, seconds: float | None, *, is_published: bool
+    faults: str,
+    every: int,
+    first: int,
+    only: str,
+    devices: int,
+    seconds: float | None,
+    *,
+    forks: bool,
+    is_published: bool,
 ) -> None:
     """Arm every fail point with every fault, an operation each."""
     named = faults.split(",")
@@ -203,7 +217,7 @@ def points(  # noqa: PLR0917 - one argument per option
     rest = [case for case in cases if case not in alone]
     work = [functools.partial(Campaign.strike, case=case) for case in rest]
     apart = [functools.partial(Campaign.strike, case=case) for case in alone]
-    tally = _run([*([apart] if apart else []), *[work] * devices], seconds)
+    tally = _run([*([apart] if apart else []), *[work] * devices], seconds, forks=forks)
     _finish(tally, "failpoints" if is_published else None, len(cases), may_miss=False)
 
 
@@ -213,26 +227,29 @@ def points(  # noqa: PLR0917 - one argument per option
 @click.option("--only", type=int, default=None, help="Only the kill of that number.")
 @_DEVICES
 @_SECONDS
+@_FORK
 @_PUBLISH
 def at_random(
-    count: int, seed: int, only: int | None, devices: int, seconds: float | None, *, is_published: bool
+    count: int, seed: int, only: int | None, devices: int, seconds: float | None, *, forks: bool, is_published: bool
 ) -> None:
     """Kill the supervisor, the builder or the server at random moments of deploys."""
     click.echo(f"seed {seed}", err=True)
     numbers = [only] if only is not None else range(count)
     work = [functools.partial(Campaign.kill, number=number, seed=seed) for number in numbers]
-    tally = _run([work] * min(devices, len(work)), seconds)
+    tally = _run([work] * min(devices, len(work)), seconds, forks=forks)
     _finish(tally, "random-kills" if is_published else None, len(work), may_miss=True)
 
 
-def _run(queues: Sequence[Sequence[Callable[[Campaign], None]]], seconds: float | None) -> Tally:
+def _run(queues: Sequence[Sequence[Callable[[Campaign], None]]], seconds: float | None, *, forks: bool) -> Tally:
     """Work the queues off, a device each; devices with the same list share it."""
+    if forks:
+        forking.preload()
     tally = Tally()
     shared = {id(queue): deque(queue) for queue in queues}
     with tempfile.TemporaryDirectory(prefix="torture-") as folder, surroundings(Path(folder)) as world:
 
         def work(number: int) -> None:
-            rig = Rig(world, f"tortured-{number}")
+            rig = Rig(world, f"tortured-{number}", forking.Forked if forks else subprocess.Popen)
             campaign = Campaign(rig, tally)
             try:
                 campaign.begin()

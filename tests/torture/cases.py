@@ -35,6 +35,7 @@ _VEHICLES = {
     "journal.settle": MET,
     "journal.note": DESIRED,
     "store.aside.rename": REMEASURE,
+    "served_copy.rename": BOOT,
     "mix.rename": MIX,
     **dict.fromkeys(
         (

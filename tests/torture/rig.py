@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,16 +37,19 @@ class Rig:
     Args:
         world: what it lives in.
         name: of the device.
+        popen: starts its processes.
     """
 
-    def __init__(self, world: Surroundings, name: str) -> None:
+    def __init__(self, world: Surroundings, name: str, popen: type[subprocess.Popen[str]] = subprocess.Popen) -> None:
         self.world = world
         self.directory = world.root / name
         self.points = self.directory / "points"
         self.points.mkdir(parents=True)
         path = os.pathsep.join((str(SITE), str(ROOT)))
         environment = {"PYTHONPATH": path, DIRECTORY: str(self.points), "TORTURE_PLAIN_TORCH": "1"}
-        self.agent = Agent(name, self.directory, world.broker.port, world.keys_dir, environment=environment)
+        self.agent = Agent(
+            name, self.directory, world.broker.port, world.keys_dir, environment=environment, popen=popen
+        )
         self.operator = Operator(name, world.broker.port, world.subscriber, world.signer, world.datasets[0])
         self.restarts = 0
         self.manifest: JsonObject | None = None
