@@ -12,12 +12,14 @@ from tests.torture.points import BUILDER, FAULTS, PLACES
 from tests.torture.vehicles import (
     ASK,
     BOOT,
+    DAMAGED,
     DEPLOY,
     DESIRED,
     MEND,
     MET,
     MIX,
     REMEASURE,
+    STOP,
     SWITCH,
     UPGRADE,
     Vehicle,
@@ -35,7 +37,10 @@ _VEHICLES = {
     "journal.settle": MET,
     "journal.note": DESIRED,
     "store.aside.rename": REMEASURE,
-    "served_copy.rename": BOOT,
+    "journal.recover": DAMAGED,
+    "journal.file.rename": DAMAGED,
+    "journal.file.fsync": DAMAGED,
+    "mqtt.farewell.publish": STOP,
     "mix.rename": MIX,
     **dict.fromkeys(
         (
@@ -58,13 +63,28 @@ _BUILDING = {"builder.start.after", "mqtt.telemetry.publish.before", "mqtt.telem
 """Points that are passed while a builder works on an operation."""
 _ALONE = {
     f"{place}.{side}"
-    for place in ("journal.migrate", "store.mend.rename", "store.mend.fsync")
+    for place in (
+        "journal.migrate",
+        "journal.recover",
+        "journal.file.rename",
+        "journal.file.fsync",
+        "store.mend.rename",
+        "store.mend.fsync",
+        "mqtt.farewell.publish",
+    )
     for side in ("before", "after")
 }
-"""Points that are passed before the first child is started."""
+"""Points that are passed before the first child is started, or after the last one has ended."""
 SAVES = 8
 """Commits of a switch, from its acceptance to its end."""
-SYNCS = {"store.admit.fsync": 3, "store.publish.fsync": 6}
+TIMES = {
+    "store.admit.fsync": 3,
+    "store.publish.fsync": 6,
+    "served_copy.fsync": 2,
+    "journal.file.rename": 3,
+    "journal.file.fsync": 3,
+    "mix.rename": 2,
+}
 """How often these are passed for one file, or one artifact."""
 
 
@@ -98,6 +118,6 @@ def _of(point: str, place: str) -> list[Case]:
             continue
         numbers = [1]
         if fault == "kill-supervisor":
-            numbers = list(range(1, (SAVES if place == "journal.save" else SYNCS.get(place, 1)) + 1))
+            numbers = list(range(1, (SAVES if place == "journal.save" else TIMES.get(place, 1)) + 1))
         cases += [Case(Plan(point, fault, number), vehicle) for number in numbers]
     return cases

@@ -5,6 +5,7 @@ A vehicle prepares the device, and once a fault is armed sets off an operation a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -104,6 +105,13 @@ def started(rig: Rig) -> str:
     return switch(rig)
 
 
+def stopped(rig: Rig) -> str:
+    """End the agent as the system does, and start it again."""
+    if rig.agent.is_running:
+        rig.agent.terminate()
+    return started(rig)
+
+
 def _killed(rig: Rig) -> None:
     rig.agent.kill()
 
@@ -118,6 +126,15 @@ def _of_an_older_agent(rig: Rig) -> None:
     database.close()
 
 
+def _spoilt(rig: Rig) -> None:
+    """Overwrite the journal's head: nothing can be read from it any more."""
+    rig.agent.kill()
+    with contextlib.closing(sqlite3.connect(rig.state_dir / "journal.db")) as database:
+        database.execute("SELECT count(*) FROM served")  # the last one to close takes the log's pages over
+    with (rig.state_dir / "journal.db").open("r+b") as file:
+        file.write(bytes(100))
+
+
 def _cut_short_while_replacing(rig: Rig) -> None:
     """Leave the served artifact where a crash between the two renames of a replacement leaves it."""
     rig.agent.kill()
@@ -128,6 +145,8 @@ def _cut_short_while_replacing(rig: Rig) -> None:
 SWITCH = Vehicle("switch", switch)
 ASK = Vehicle("ask", asked_and_switched)
 BOOT = Vehicle("boot", started, _killed)
+STOP = Vehicle("stop", stopped)
+DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)
 MEND = Vehicle("mend", started, _cut_short_while_replacing)
 REMEASURE = Vehicle("remeasure", measured_anew)
