@@ -12,6 +12,7 @@ from tests.torture.points import BUILDER, FAULTS, PLACES
 from tests.torture.vehicles import (
     ASK,
     BOOT,
+    BUSY,
     DAMAGED,
     DEPLOY,
     DESIRED,
@@ -57,24 +58,26 @@ _VEHICLES = {
         DEPLOY,
     ),
 }
-_BUILDING = {"builder.start.after", "mqtt.telemetry.publish.before", "mqtt.telemetry.publish.after"} | {
-    f"{place}.{side}" for place, role in PLACES.items() if role == BUILDER for side in ("before", "after")
+_BUSY = ("journal.save", "journal.queue", "journal.acknowledged", "mqtt.report.publish", "mqtt.puback")
+"""Places that the supervisor passes while a builder works, if it is asked for something meanwhile."""
+_BUILDING = {
+    **dict.fromkeys((*_BUSY, "mqtt.telemetry.publish"), BUSY),
+    **{place: MIX if place.startswith("mix") else DEPLOY for place, role in PLACES.items() if role == BUILDER},
+    "builder.start": DEPLOY,
+    "journal.count": BOOT,
+    "mqtt.birth.publish": BOOT,
 }
-"""Points that are passed while a builder works on an operation."""
+"""Places that are passed while a builder lives, and how they are made to be; at a start it is that of the self-test."""
 _ALONE = {
-    f"{place}.{side}"
-    for place in (
-        "journal.migrate",
-        "journal.recover",
-        "journal.file.rename",
-        "journal.file.fsync",
-        "store.mend.rename",
-        "store.mend.fsync",
-        "mqtt.farewell.publish",
-    )
-    for side in ("before", "after")
+    "journal.migrate",
+    "journal.recover",
+    "journal.file.rename",
+    "journal.file.fsync",
+    "store.mend.rename",
+    "store.mend.fsync",
+    "mqtt.farewell.publish",
 }
-"""Points that are passed before the first child is started, or after the last one has ended."""
+"""Places that are passed before the first child is started, or after the last one has ended."""
 SAVES = 8
 """Commits of a switch, from its acceptance to its end."""
 TIMES = {
@@ -106,16 +109,26 @@ def all_cases() -> list[Case]:
     return sorted(found, key=lambda case: order.index(case.vehicle.name))
 
 
+def why_not(point: str, fault: str) -> str | None:
+    """Return why a fault cannot come at a point, None if it can."""
+    place = point.rpartition(".")[0]
+    if fault == "kill-server" and place in _ALONE:
+        return "the first child is not started yet, or the last one has ended"
+    if fault == "kill-server" and point == "server.start.before":
+        return "there is no server, or none would be started"
+    if fault == "kill-builder" and (place not in _BUILDING or point == "builder.start.before"):
+        return "no builder lives: the supervisor gets there only when none is at work"
+    return None
+
+
 def _of(point: str, place: str) -> list[Case]:
     cases = []
     for fault in FAULTS:
         vehicle = _VEHICLES.get(place, SWITCH)
-        if fault == "kill-builder":
-            if point not in _BUILDING:
-                continue
-            vehicle = MIX if vehicle is MIX else DEPLOY
-        if fault == "kill-server" and (point in _ALONE or point == "server.start.before"):
+        if why_not(point, fault):
             continue
+        if fault == "kill-builder":
+            vehicle = _BUILDING[place]
         numbers = [1]
         if fault == "kill-supervisor":
             numbers = list(range(1, (SAVES if place == "journal.save" else TIMES.get(place, 1)) + 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from tests.torture.rig import JsonObject, Rig
 
+ASKED_EVERY_S = 0.05
 METHODS = ("nf4", "int8")
 
 
@@ -59,6 +61,16 @@ def asked_and_switched(rig: Rig) -> str:
 def deployed(rig: Rig) -> str:
     """Deploy a new checkpoint: download, inspection, build, and all that follows."""
     return rig.deploy()
+
+
+def asked_while_building(rig: Rig) -> str:
+    """Deploy a new checkpoint, and ask for everything again and again until the fault comes or the deploy ends."""
+    mark = rig.operator.mark()
+    operation = rig.deploy()
+    while not rig.has_struck() and not rig.has_ended(operation, mark) and rig.agent.is_running:
+        rig.operator.send("status")
+        time.sleep(ASKED_EVERY_S)
+    return operation
 
 
 def measured_anew(rig: Rig) -> str:
@@ -145,6 +157,7 @@ def _cut_short_while_replacing(rig: Rig) -> None:
 SWITCH = Vehicle("switch", switch)
 ASK = Vehicle("ask", asked_and_switched)
 BOOT = Vehicle("boot", started, _killed)
+BUSY = Vehicle("busy", asked_while_building)
 STOP = Vehicle("stop", stopped)
 DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)

@@ -90,9 +90,9 @@ class Subscriber:
         """Return a position: ``since`` of what comes from now on."""
         return self._feed.mark()
 
-    def all(self) -> list[Message]:
-        """Return everything that came, whatever the topic."""
-        return self._feed.since(0)
+    def all(self, *, since: int = 0) -> list[Message]:
+        """Return everything that came since a mark, whatever the topic."""
+        return self._feed.since(since)
 
     def on(self, topic: str, *, since: int = 0) -> list[JsonObject]:
         """Return the bodies of what came on ``topic`` since a mark."""
