@@ -5,10 +5,11 @@ Left out is what cannot be: a child is not killed at a point that is only ever p
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from tests.torture.arming import Plan
-from tests.torture.points import BUILDER, FAULTS, PLACES
+from tests.torture.arming import MODULES, Plan
+from tests.torture.points import BUILDER, FAULTS, PLACES, POINTS
 from tests.torture.vehicles import (
     ASK,
     BOOT,
@@ -16,8 +17,10 @@ from tests.torture.vehicles import (
     DAMAGED,
     DEPLOY,
     DESIRED,
+    FOLLOWED,
     MEND,
     MET,
+    MET_BUSY,
     MIX,
     REMEASURE,
     STOP,
@@ -63,6 +66,8 @@ _BUSY = ("journal.save", "journal.queue", "journal.acknowledged", "mqtt.report.p
 _BUILDING = {
     **dict.fromkeys((*_BUSY, "mqtt.telemetry.publish"), BUSY),
     **{place: MIX if place.startswith("mix") else DEPLOY for place, role in PLACES.items() if role == BUILDER},
+    **dict.fromkeys(("journal.adopt", "journal.settle", "journal.note"), MET_BUSY),
+    **dict.fromkeys(("served_copy.rename", "served_copy.fsync"), FOLLOWED),
     "builder.start": DEPLOY,
     "journal.count": BOOT,
     "mqtt.birth.publish": BOOT,
@@ -112,13 +117,38 @@ def all_cases() -> list[Case]:
 def why_not(point: str, fault: str) -> str | None:
     """Return why a fault cannot come at a point, None if it can."""
     place = point.rpartition(".")[0]
-    if fault == "kill-server" and place in _ALONE:
+    if fault.removeprefix("kill-") in MODULES and place in _ALONE:
         return "the first child is not started yet, or the last one has ended"
     if fault == "kill-server" and point == "server.start.before":
-        return "there is no server, or none would be started"
+        return "there is none, or it would not be started"
     if fault == "kill-builder" and (place not in _BUILDING or point == "builder.start.before"):
-        return "no builder lives: the supervisor gets there only when none is at work"
+        return "the thread that gets there is the one that waits for a builder's result"
     return None
+
+
+def scope() -> str:
+    """Return in words how many points there are, how many pairs with a fault, and which of these cannot be."""
+    pairs = [(point, fault) for point in POINTS for fault in FAULTS]
+    reasons: dict[str, list[str]] = {}
+    for point, fault in pairs:
+        why = why_not(point, fault)
+        if why:
+            reasons.setdefault(f"{fault}, because {why}", []).append(point)
+    cases = all_cases()
+    tried = {(case.plan.point, case.plan.fault) for case in cases}
+    head = (
+        f"{len(PLACES)} places, {len(POINTS)} points, {len(FAULTS)} faults: {len(pairs)} pairs. {len(tried)} of them "
+        f"are tried, in {len(cases)} cases: where an operation passes a point more than once, the supervisor is killed "
+        "at each passing. The others cannot be:"
+    )
+    return "\n".join([head, "", *(f"* {why}: {_places(points)}." for why, points in reasons.items())])
+
+
+def _places(points: list[str]) -> str:
+    """Return points in words: a place when both its sides are meant."""
+    sides = Counter(point.rpartition(".")[0] for point in points)
+    whole = [f"`{place}`" for place, count in sides.items() if count > 1]
+    return ", ".join([*whole, *(f"`{point}`" for point in points if sides[point.rpartition(".")[0]] == 1)])
 
 
 def _of(point: str, place: str) -> list[Case]:

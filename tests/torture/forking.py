@@ -16,19 +16,19 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog._output
 
 from agent import failpoints
 from tests.torture import arming
 
-if TYPE_CHECKING:
-    import threading
-
 MODULES = {"agent", *arming.MODULES.values()}
+quiet = threading.RLock()
+"""Held by whoever is inside a library with locks of its own (SQLite, torch): who is forked then could not take them."""
 _LOADED = (
     "torch._dynamo",  # which torch imports at the first use of an operator
     "agent.cli",
@@ -47,7 +47,7 @@ def preload() -> None:
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     for name in _LOADED:
         importlib.import_module(name)
-    os.register_at_fork(before=_hold_logs, after_in_parent=_release_logs, after_in_child=_release_logs)
+    os.register_at_fork(before=_hold_locks, after_in_parent=_release_locks, after_in_child=_release_locks)
     gc.freeze()
 
 
@@ -126,16 +126,16 @@ def _rename(args: list[str]) -> None:
     ctypes.memmove(begin, b"\0".join(arg.encode() for arg in args)[:room].ljust(room, b"\0"), room)
 
 
-_held: list[threading.Lock] = []
+_held: list[Any] = []
 
 
-def _hold_logs() -> None:
-    """Let nobody be writing a line of the log, or the child would wait for ever for who is not there."""
-    _held[:] = structlog._output.WRITE_LOCKS.values()
+def _hold_locks() -> None:
+    """Let nobody be in a library or writing a line of the log: the child would wait for ever for who is not there."""
+    _held[:] = [quiet, *structlog._output.WRITE_LOCKS.values()]
     for lock in _held:
         lock.acquire()
 
 
-def _release_logs() -> None:
+def _release_locks() -> None:
     for lock in _held:
         lock.release()

@@ -20,6 +20,7 @@ import numpy as np
 
 from tests.e2e.harness.inference import ask
 from tests.e2e.harness.operator import MODEL, RUNNING
+from tests.torture.forking import quiet
 from tests.torture.rig import TortureError
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class Violation(TortureError):  # noqa: N818 - the name says what it is
 
 def journal_of(rig: Rig) -> tuple[JsonObject | None, dict[str, JsonObject]]:
     """Return what is served under the model's name and every operation's record; raises when the file is spoilt."""
+    with quiet:
+        return _journal_of(rig)
+
+
+def _journal_of(rig: Rig) -> tuple[JsonObject | None, dict[str, JsonObject]]:
     database = sqlite3.connect(f"file:{rig.state_dir / 'journal.db'}?mode=ro", uri=True)
     try:
         (verdict,) = database.execute("PRAGMA integrity_check").fetchone()

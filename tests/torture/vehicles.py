@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 
 from tests.e2e.harness.mqtt import publish
 from tests.e2e.harness.operator import MODEL
+from tests.torture.arming import MODULES
+from tests.torture.forking import quiet
 from tests.torture.invariants import journal_of
+from tests.torture.points import BUILDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.torture.rig import JsonObject, Rig
 
-ASKED_EVERY_S = 0.05
+ASKED_EVERY_S, LOOK_S = 0.05, 0.02
 METHODS = ("nf4", "int8")
 
 
@@ -71,6 +74,32 @@ def asked_while_building(rig: Rig) -> str:
         rig.operator.send("status")
         time.sleep(ASKED_EVERY_S)
     return operation
+
+
+def followed_while_building(rig: Rig) -> str:
+    """Deploy a new checkpoint, and another one while the first is built."""
+    _await_builder(rig, rig.deploy())
+    return rig.deploy()
+
+
+def met_while_building(rig: Rig) -> str:
+    """Deploy a new checkpoint, and while it is built want what is served already."""
+    manifest = rig.manifest
+    operation = rig.deploy()
+    rig.manifest = manifest  # the fault kills the builder: the new one is not going to be served
+    _await_builder(rig, operation)
+    _want(rig, _current(rig)["method"])
+    return operation
+
+
+def _await_builder(rig: Rig, operation: str) -> None:
+    while rig.agent.is_running and not rig.has_ended(operation, 0):
+        builders = rig.agent.children(MODULES[BUILDER])
+        for each in builders:
+            each.close()
+        if builders:
+            return
+        time.sleep(LOOK_S)
 
 
 def measured_anew(rig: Rig) -> str:
@@ -131,17 +160,16 @@ def _killed(rig: Rig) -> None:
 def _of_an_older_agent(rig: Rig) -> None:
     """Take the journal back to its second version, as an agent before the last upgrade left it."""
     rig.agent.kill()
-    with sqlite3.connect(rig.state_dir / "journal.db") as database:
+    with quiet, contextlib.closing(sqlite3.connect(rig.state_dir / "journal.db")) as database, database:
         for table in ("desired", "goal", "note"):
             database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version = 2")
-    database.close()
 
 
 def _spoilt(rig: Rig) -> None:
     """Overwrite the journal's head: nothing can be read from it any more."""
     rig.agent.kill()
-    with contextlib.closing(sqlite3.connect(rig.state_dir / "journal.db")) as database:
+    with quiet, contextlib.closing(sqlite3.connect(rig.state_dir / "journal.db")) as database:
         database.execute("SELECT count(*) FROM served")  # the last one to close takes the log's pages over
     with (rig.state_dir / "journal.db").open("r+b") as file:
         file.write(bytes(100))
@@ -158,6 +186,8 @@ SWITCH = Vehicle("switch", switch)
 ASK = Vehicle("ask", asked_and_switched)
 BOOT = Vehicle("boot", started, _killed)
 BUSY = Vehicle("busy", asked_while_building)
+FOLLOWED = Vehicle("followed", followed_while_building)
+MET_BUSY = Vehicle("met while building", met_while_building)
 STOP = Vehicle("stop", stopped)
 DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)
