@@ -33,13 +33,14 @@ from tests.torture.points import BUILDER, FAULTS, ROLES, SUPERVISOR
 from tests.torture.rig import Rig, TortureError
 from tests.torture.surroundings import surroundings
 from tests.torture.tally import CAME, CASES, Tally
-from tests.torture.vehicles import DESIRED, MET, MET_BUSY, switch
+from tests.torture.vehicles import DESIRED, MET, MET_BUSY, SETTINGS_BUSY, switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tests.torture.cases import Case
 
+_WANTING = (DESIRED, MET, MET_BUSY, SETTINGS_BUSY)
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 THROTTLED = 3 << 20
 """Bytes a second of a download, so that it takes its part of a deploy's time."""
@@ -184,7 +185,7 @@ def points(  # noqa: PLR0917 - one argument per option
     named = faults.split(",")
     cases = [case for case in all_cases() if case.plan.fault in named and only in str(case)][first::every]
     # A wanted state is retained, and would go on to want something in other cases: it has a device of its own.
-    alone = [case for case in cases if case.vehicle in (DESIRED, MET, MET_BUSY)]
+    alone = [case for case in cases if case.vehicle in _WANTING]
     rest = [case for case in cases if case not in alone]
     work = [functools.partial(Campaign.strike, case=case) for case in rest]
     apart = [functools.partial(Campaign.strike, case=case) for case in alone]

@@ -23,6 +23,7 @@ from tests.torture.vehicles import (
     MET_BUSY,
     MIX,
     REMEASURE,
+    SETTINGS_BUSY,
     STOP,
     SWITCH,
     UPGRADE,
@@ -66,7 +67,8 @@ _BUSY = ("journal.save", "journal.queue", "journal.acknowledged", "mqtt.report.p
 _BUILDING = {
     **dict.fromkeys((*_BUSY, "mqtt.telemetry.publish"), BUSY),
     **{place: MIX if place.startswith("mix") else DEPLOY for place, role in PLACES.items() if role == BUILDER},
-    **dict.fromkeys(("journal.adopt", "journal.settle", "journal.note"), MET_BUSY),
+    "journal.settle": MET_BUSY,
+    **dict.fromkeys(("journal.adopt", "journal.note"), SETTINGS_BUSY),
     **dict.fromkeys(("served_copy.rename", "served_copy.fsync"), FOLLOWED),
     "builder.start": DEPLOY,
     "journal.count": BOOT,

@@ -157,6 +157,16 @@ class Rig:
         """Return a number that is one more each time."""
         return next(self._numbers)
 
+    def await_event(self, name: str, mark: int) -> None:
+        """Wait for a line of the audit trail, starting the agent again whenever it has died."""
+        deadline = time.monotonic() + OPERATION_S
+        topic = self.operator.topic("event")
+        while not any(body["event"] == name for body in self.world.subscriber.on(topic, since=mark)):
+            if time.monotonic() > deadline:
+                raise TortureError(f"no {name} was said in {OPERATION_S:.0f} s")
+            self.revive()
+            time.sleep(LOOK_S)
+
     def await_strike(self, name: str, timeout_s: float) -> bool:
         """Wait for a fault that may come after an operation's end, as when a release is unloaded; whether it came."""
         deadline = time.monotonic() + timeout_s

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.torture.rig import JsonObject, Rig
 
 ASKED_EVERY_S, LOOK_S = 0.05, 0.02
+OTHER = "other"
 METHODS = ("nf4", "int8")
 
 
@@ -83,12 +84,23 @@ def followed_while_building(rig: Rig) -> str:
 
 
 def met_while_building(rig: Rig) -> str:
-    """Deploy a new checkpoint, and while it is built want what is served already."""
-    manifest = rig.manifest
-    operation = rig.deploy()
-    rig.manifest = manifest  # the fault kills the builder: the new one is not going to be served
+    """Deploy another model, and while it is built want of this one what is served already."""
+    operation = _building_another(rig)
+    _want_what_is_served(rig)
+    return operation
+
+
+def settings_wanted_while_building(rig: Rig) -> str:
+    """Deploy another model, and while it is built want settings, which are in force at once."""
+    operation = _building_another(rig)
+    _publish(rig, {"generation": rig.number(), "config": {"health": {"interval_s": 1.0}}})
+    return operation
+
+
+def _building_another(rig: Rig) -> str:
+    manifest = rig.world.signer.seal(rig.operator.manifest(rig.world.checkpoint(), model=OTHER))
+    operation = rig.operator.send("deploy", model=OTHER, manifest=manifest, method="nf4")
     _await_builder(rig, operation)
-    _want(rig, _current(rig)["method"])
     return operation
 
 
@@ -118,26 +130,39 @@ def mixed(rig: Rig) -> str:
 
 def wanted(rig: Rig) -> str:
     """Publish the next generation of a wanted state: the same checkpoint, by the other method."""
-    return _want(rig, METHODS[_current(rig)["method"] == METHODS[0]])
+    method = METHODS[_current(rig)["method"] == METHODS[0]]
+    generation = rig.number()
+    gate = {"soak_s": 0.1, "min_agreement": 0.5}
+    _want(rig, generation, method=method, sequence=10_000 + generation, gate=gate)
+    return f"gen{generation}-{MODEL}"
 
 
 def met_and_wanted(rig: Rig) -> str:
-    """Publish a generation that is met already, and then one that is not."""
-    _want(rig, _current(rig)["method"])
+    """Publish a generation that is met already, and one that is not once the device has said so."""
+    mark = rig.operator.mark()
+    _want_what_is_served(rig)
+    rig.await_event("desired_reached", mark)
     return wanted(rig)
 
 
-def _want(rig: Rig, method: str) -> str:
-    generation = rig.number()
-    manifest = rig.manifest or {}
+def _want_what_is_served(rig: Rig) -> None:
+    current = _current(rig)
+    told = {name: current[name] for name in ("method", "sequence", "gate")}
+    _want(rig, rig.number(), **told)
+
+
+def _want(rig: Rig, generation: int, *, method: str, sequence: int, gate: JsonObject) -> None:
     model = {
-        "manifest": rig.world.signer.seal({**manifest, "sequence": 10_000 + generation}),
+        "manifest": rig.world.signer.seal({**(rig.manifest or {}), "sequence": sequence}),
         "method": method,
-        "gate": {"dataset": rig.world.datasets[0].reference(), "soak_s": 0.1, "min_agreement": 0.5},
+        "gate": {"dataset": rig.world.datasets[0].reference(), **gate},
     }
-    body = {"schema": 1, "generation": generation, "models": {MODEL: model}}
-    publish(rig.world.broker.port, rig.operator.topic("desired"), json.dumps(body), is_retained=True)
-    return f"gen{generation}-{MODEL}"
+    _publish(rig, {"generation": generation, "models": {MODEL: model}})
+
+
+def _publish(rig: Rig, document: JsonObject) -> None:
+    text = json.dumps({"schema": 1, **document})
+    publish(rig.world.broker.port, rig.operator.topic("desired"), text, is_retained=True)
 
 
 def started(rig: Rig) -> str:
@@ -188,6 +213,7 @@ BOOT = Vehicle("boot", started, _killed)
 BUSY = Vehicle("busy", asked_while_building)
 FOLLOWED = Vehicle("followed", followed_while_building)
 MET_BUSY = Vehicle("met while building", met_while_building)
+SETTINGS_BUSY = Vehicle("settings while building", settings_wanted_while_building)
 STOP = Vehicle("stop", stopped)
 DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)
