@@ -22,6 +22,7 @@ from tests.torture.vehicles import (
     MET,
     MET_BUSY,
     MIX,
+    RECONNECT,
     REMEASURE,
     SETTINGS_BUSY,
     STOP,
@@ -71,10 +72,11 @@ _BUILDING = {
     **dict.fromkeys(("journal.adopt", "journal.note"), SETTINGS_BUSY),
     **dict.fromkeys(("served_copy.rename", "served_copy.fsync"), FOLLOWED),
     "builder.start": DEPLOY,
-    "journal.count": BOOT,
-    "mqtt.birth.publish": BOOT,
+    **dict.fromkeys(("journal.count", "mqtt.birth.publish"), RECONNECT),
 }
-"""Places that are passed while a builder lives, and how they are made to be; at a start it is that of the self-test."""
+"""Places that are passed while a builder lives, and how they are made to be."""
+_RUNNING = {"journal.count": RECONNECT, "mqtt.birth.publish": RECONNECT}
+"""Places that are passed while a server lives if the way says so; elsewhere one lives anyway."""
 _ALONE = {
     "journal.migrate",
     "journal.recover",
@@ -161,6 +163,8 @@ def _of(point: str, place: str) -> list[Case]:
             continue
         if fault == "kill-builder":
             vehicle = _BUILDING[place]
+        if fault == "kill-server":
+            vehicle = _RUNNING.get(place, vehicle)
         numbers = [1]
         if fault == "kill-supervisor":
             numbers = list(range(1, (SAVES if place == "journal.save" else TIMES.get(place, 1)) + 1))

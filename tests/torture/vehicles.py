@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.e2e.harness.mqtt import publish
+from tests.e2e.harness.mqtt import publish, take_over
 from tests.e2e.harness.operator import MODEL
 from tests.torture.arming import MODULES
 from tests.torture.forking import quiet
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.torture.rig import JsonObject, Rig
 
-ASKED_EVERY_S, LOOK_S = 0.05, 0.02
+ASKED_EVERY_S, LOOK_S, RECONNECTED_S = 0.05, 0.02, 2.0
 OTHER = "other"
 METHODS = ("nf4", "int8")
 
@@ -114,6 +114,17 @@ def _await_builder(rig: Rig, operation: str) -> None:
         time.sleep(LOOK_S)
 
 
+def reconnected(rig: Rig) -> str:
+    """Search for a mix of methods, and lose the connection to the broker while a builder works on it."""
+    mark = rig.operator.mark()
+    operation = mixed(rig)
+    _await_builder(rig, operation)
+    while not rig.has_struck() and not rig.has_ended(operation, mark) and rig.agent.is_running:
+        take_over(rig.world.broker.port, rig.agent.device_id)
+        time.sleep(RECONNECTED_S)
+    return operation
+
+
 def measured_anew(rig: Rig) -> str:
     """Deploy what is served once more, to measure it with other data: its artifact is built anew and replaced."""
     item, _records = journal_of(rig)
@@ -178,6 +189,13 @@ def stopped(rig: Rig) -> str:
     return started(rig)
 
 
+def _served_as_deployed(rig: Rig) -> None:
+    """Serve the checkpoint that was deployed last, if that failed."""
+    if rig.manifest is None or rig.manifest["files"][0]["sha256"] != _current(rig)["sha256"]:
+        mark = rig.operator.mark()
+        rig.end_of(rig.deploy(), mark)
+
+
 def _killed(rig: Rig) -> None:
     rig.agent.kill()
 
@@ -218,7 +236,8 @@ STOP = Vehicle("stop", stopped)
 DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)
 MEND = Vehicle("mend", started, _cut_short_while_replacing)
-REMEASURE = Vehicle("remeasure", measured_anew)
+RECONNECT = Vehicle("reconnect", reconnected)
+REMEASURE = Vehicle("remeasure", measured_anew, _served_as_deployed)
 MIX = Vehicle("mix", mixed)
 DEPLOY = Vehicle("deploy", deployed)
 DESIRED = Vehicle("desired", wanted)

@@ -157,6 +157,13 @@ def _publish(port: int, topic: str, *options: str, payload: str = "") -> None:
     subprocess.run(command, input=payload, text=True, check=True, timeout=END_S)
 
 
+def take_over(port: int, client_id: str) -> None:
+    """Connect under another client's name: the broker ends that one's connection, which keeps its session."""
+    program = require("mosquitto_pub")
+    command = [program, "-h", HOST, "-p", str(port), "-V", "5", "-i", client_id, "-c", "-x", "60"]
+    subprocess.run([*command, "-t", "taken/over", "-n"], check=True, timeout=END_S)
+
+
 def free_port() -> int:
     """Return a port that nobody listens on now."""
     with socket.socket() as probe:
