@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.torture.rig import Rig
 
 JsonObject = dict[str, Any]
-SETTLED_S, LOOK_S = 30.0, 0.1
+SETTLED_S, LOOK_S = 60.0, 0.1
 ORDINARY = {"source", "footprint.json", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32"}
 """What may lie below the digest of a checkpoint or data set, whatever is served."""
 REST_BYTES = 32 << 20

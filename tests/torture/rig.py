@@ -27,7 +27,7 @@ JsonObject = dict[str, Any]
 SITE = Path(__file__).parent / "site"
 LOOK_S = 0.05
 END_S = 5.0
-STARTS, SLICE_S, OPERATION_S, READY_S = 4, 0.2, 60.0, 60.0
+STARTS, SLICE_S, OPERATION_S, READY_S = 4, 0.2, 180.0, 180.0
 
 
 class TortureError(AssertionError):

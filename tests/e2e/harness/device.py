@@ -17,7 +17,7 @@ from tests.e2e.harness.processes import Process, descendants
 JsonObject = dict[str, Any]
 ROOT = Path(__file__).parents[3]
 """Where ``python -m`` finds both the agent and modules of the tests."""
-START_S, STOP_S = 60.0, 30.0
+START_S, STOP_S = 120.0, 30.0
 BUILDER, SERVER = "agent.quantization", "agent.serving"
 SOAK_S = 0.5
 
