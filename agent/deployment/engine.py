@@ -377,9 +377,10 @@ class Engine:
 
         watch = WorkWatch(moved, self._clock.monotonic)
         self._watches[operation.id] = watch
+        known = self._keeper.selected(served) if phase is Phase.ROLLING_BACK else served
 
         def work() -> None:
-            event = attempt(self._steps(), phase, operation, served, watch)
+            event = attempt(self._steps(), phase, operation, known, watch)
             if event is not None:
                 self.post(Outcome(operation.id, event))
 

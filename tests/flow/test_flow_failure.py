@@ -278,6 +278,18 @@ def test_deaths_for_which_a_release_on_trial_fails_are_not_held_against_the_one_
     assert serving_box.serving() == served
 
 
+def test_a_rollback_on_a_device_that_fell_back_leads_to_what_it_fell_back_to(serving_box: Box) -> None:
+    for _ in range(3):
+        serving_box.engine.post(ServerLost("was killed by SIGSEGV"))
+        serving_box.settle()
+    serving_box.server.fail("canary")
+    serving_box.send("set_method", {"id": "bad", "model": "kanji", "method": "fp4-dq"})
+    serving_box.go_to("bad", Phase.ROLLING_BACK)
+    serving_box.runner.pump()
+
+    assert serving_box.server.answers()["kanji"].endswith("-fp4")
+
+
 def test_a_device_in_safe_mode_still_takes_commands_and_leaves_it_by_a_success(serving_box: Box) -> None:
     for _ in range(6):
         serving_box.engine.post(ServerLost("was killed by SIGSEGV"))

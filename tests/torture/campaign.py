@@ -47,6 +47,8 @@ THROTTLED = 3 << 20
 SOAK_S = 1.0
 LATE_S = 4.0
 """How long after an operation's end its fault may come: releases are unloaded, files swept."""
+BUILT_SHARE = 0.5
+"""Of a deploy, after which its builders have mostly ended."""
 LONGEST_LOOK_S = 0.5
 """Between two looks for a builder: random, so that it is met at any moment of its life."""
 DEATHS = 2
@@ -86,7 +88,8 @@ class Campaign:
     def kill(self, number: int, seed: int) -> None:
         """Run a whole deploy and kill a process at a random moment of it."""
         chance = random.Random(f"{seed}/{number}")
-        role, after_s = chance.choice(ROLES), chance.uniform(0.0, self._whole_s)
+        role = chance.choice(ROLES)
+        after_s = chance.uniform(0.0, self._whole_s * (BUILT_SHARE if role == BUILDER else 1.0))
         struck = False
 
         def go() -> str:
