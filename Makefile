@@ -117,22 +117,22 @@ sequences: install
 attacks: install
 	nice -n 10 $(BIN)/python -m deploy.bench.attacks
 
-# Whole operations in which something fails; see tests/torture/campaign.py for shares of it. PUBLISH=--publish puts the
-# sum into docs/reliability.md.
+# Whole operations in which something fails; see tests/torture/campaign.py for shares of it. START= starts processes as
+# a device does, which takes ten times as long; PUBLISH=--publish puts the sum into docs/reliability.md.
 .PHONY: torture torture-random torture-ci
 SEED ?= 1
+START ?= --fork
 torture: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign points $(PUBLISH)
+	nice -n 10 $(BIN)/python -m tests.torture.campaign points $(START) $(PUBLISH)
 
 torture-random: N ?= 1000
-torture-random: START ?= --fork
 torture-random: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random $(START) --count $(N) --seed $(SEED) $(PUBLISH)
 
-# What CI has time for: the same with processes that are forked instead of started, and a hundred random kills.
+# What CI has time for: all fail points, and a hundred kills.
 torture-ci: install
-	$(BIN)/python -m tests.torture.campaign points --fork
-	$(BIN)/python -m tests.torture.campaign random --fork --count 100 --seed $(SEED)
+	$(BIN)/python -m tests.torture.campaign points $(START)
+	$(BIN)/python -m tests.torture.campaign random $(START) --count 100 --seed $(SEED)
 
 # How soon the last good release serves again after each kind of bad one.
 .PHONY: poison

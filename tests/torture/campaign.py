@@ -196,7 +196,8 @@ def points(  # noqa: PLR0917 - one argument per option
     for what in tally.missed:
         click.echo(f"MISSED  {what}", err=True)
     is_whole = tally.total[CASES] == len(cases) and not tally.missed
-    _finish(tally, "failpoints" if is_published else None, is_whole=is_whole, before=f"{scope()}\n\n")
+    before = f"{scope()}\n\n{_how(forks=forks)}\n\n"
+    _finish(tally, "failpoints" if is_published else None, is_whole=is_whole, before=before)
 
 
 @main.command(name="random")
@@ -215,9 +216,9 @@ def at_random(
     numbers = [only] if only is not None else range(SPARE * count)
     work = [functools.partial(Campaign.kill, number=number, seed=seed) for number in numbers]
     tally = _run([work] * min(devices, len(work)), seconds, forks=forks, enough=count)
-    _finish(
-        tally, "random-kills" if is_published else None, is_whole=tally.total[CAME] >= (count if only is None else 0)
-    )
+    is_whole = tally.total[CAME] >= (count if only is None else 0)
+    before = f"{_how(forks=forks)} Seed {seed}.\n\n"
+    _finish(tally, "random-kills" if is_published else None, is_whole=is_whole, before=before)
 
 
 def _run(
@@ -256,6 +257,10 @@ def _run(
             for running in [pool.submit(work, number) for number in range(len(queues))]:
                 running.result()
     return tally
+
+
+def _how(*, forks: bool) -> str:
+    return f"Agent, builder and server were {'forked (`--fork`)' if forks else 'started as on a device'}."
 
 
 def _finish(tally: Tally, part: str | None, *, is_whole: bool, before: str = "") -> None:
