@@ -117,15 +117,27 @@ sequences: install
 attacks: install
 	nice -n 10 $(BIN)/python -m deploy.bench.attacks
 
-# Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
-.PHONY: torture torture-random
+# Whole operations in which something fails; see tests/torture/campaign.py for shares of it. START= starts processes as
+# a device does, which takes ten times as long; PUBLISH=--publish puts the sum into docs/reliability.md.
+.PHONY: torture torture-random torture-ci
 SEED ?= 1
+START ?= --fork
 torture: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign points
+	nice -n 10 $(BIN)/python -m tests.torture.campaign points $(START) $(PUBLISH)
 
 torture-random: N ?= 1000
 torture-random: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
+	nice -n 10 $(BIN)/python -m tests.torture.campaign random $(START) --count $(N) --seed $(SEED) $(PUBLISH)
+
+# What CI has time for: all fail points, and a hundred kills.
+torture-ci: install
+	$(BIN)/python -m tests.torture.campaign points $(START)
+	$(BIN)/python -m tests.torture.campaign random $(START) --count 100 --seed $(SEED)
+
+# How soon the last good release serves again after each kind of bad one.
+.PHONY: poison
+poison: install
+	nice -n 10 $(BIN)/python -m tests.torture.poisoned $(PUBLISH)
 
 # Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
 .PHONY: interruptions

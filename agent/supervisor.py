@@ -35,6 +35,7 @@ from agent.deployment.intake import Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
+from agent.deployment.phases import MAX_ATTEMPTS
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports, StepError
 from agent.deployment.pursuit import Pursuit
@@ -99,11 +100,16 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
+        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._reporting = Reporting(
-            self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
+            self._topics,
+            self._clock,
+            boot_id=self._boot_id,
+            agent=agent.__version__,
+            facts=self._facts,
+            selected=self._keeper.selected,
         )
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
-        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
         self._health = self._make_health(state_dir)
@@ -269,11 +275,13 @@ class Supervisor:
                 f"status.port {status.port} on {status.host}: {error.strerror}; choose another status.port"
             ) from None
 
-    def _self_test(self) -> SelfTest:
+    def _self_test(self, tries: int = MAX_ATTEMPTS) -> SelfTest:
         watch = WorkWatch(lambda _done, _total, _unit: None)
         try:
             found = self._builder.build({"job": "probe", "methods": list(METHODS)}, watch)
         except StepError as error:
+            if tries > 1 and error.retryable:  # without its answer nothing could be deployed until the next start
+                return self._self_test(tries - 1)
             log.error("self_test_failed", detail=error.detail, hint=error.hint)  # noqa: TRY400 - one line says it all
             methods = {name: {"ok": False, "detail": error.detail} for name in METHODS}
             return SelfTest(methods, None, {})
@@ -311,7 +319,7 @@ class Supervisor:
         }
 
     def _status(self) -> dict[str, Any]:
-        served = self._journal.served()
+        served = self._keeper.selected(self._journal.served())
         recent = self._journal.recent_operations(20)
         return {
             "device_id": self._settings.device_id,

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
-from agent.adapters.processes import child_environment, ending
+from agent.adapters.processes import child_environment, end, ending
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.failpoints import around
@@ -44,14 +44,7 @@ class BuilderProcess:
             InterruptedStepError: after the child was killed.
         """
         with tempfile.TemporaryFile() as errors:
-            with around("builder.start"):
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "agent.quantization"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=child_environment(),
-                )
+            child = self._start(errors)
             try:
                 event = self._talk(child, {"threads": self._threads, **job}, watch)
             except BaseException:
@@ -64,6 +57,22 @@ class BuilderProcess:
         if event["event"] == "error":
             raise _builder_error(event)
         return event
+
+    def _start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        child = None
+        try:
+            with around("builder.start"):
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "agent.quantization"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=child_environment(),
+                )
+        except OSError as error:
+            end(child)
+            raise StepError(ErrorCode.INTERNAL, f"the builder cannot be started: {error}", retryable=True) from None
+        return child
 
     def _talk(self, child: subprocess.Popen[bytes], job: dict[str, Any], watch: Watch) -> dict[str, Any] | None:
         stdin, stdout = child.stdin, child.stdout

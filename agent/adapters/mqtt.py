@@ -4,7 +4,8 @@ Rules: MQTT 5 with a session that outlives the connection; a command is acknowle
 (manual acknowledgement); reports with QoS 1 come from the outbox and leave it when the broker has acknowledged them;
 every CONNECT has a new epoch, in will and birth alike; certificates are read again at every connect.
 
-The network thread is paho's own. It only hands messages on and never waits for anybody.
+The network thread is paho's own. It only hands messages on and never waits for anybody. No error ends it: reports
+stay in the outbox until they are acknowledged, and commands that are not acknowledged come again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.adapters.survived import survived
 from agent.adapters.tls import RenewingContext, TlsFiles
 from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
@@ -118,6 +120,7 @@ class MqttTransport:
         self._in_flight: dict[int, int] = {}
         self._early: set[int] = set()
         self._is_leaving = False
+        self._is_behind = self._owes_birth = False
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._tls = TlsFiles(broker.ca_file, broker.cert_file, broker.key_file) if broker.use_tls else None
@@ -154,31 +157,45 @@ class MqttTransport:
         self._is_leaving = True  # the farewell comes back as an echo, and must not be corrected
         if self._client.is_connected():
             self.flush()
-            farewell = self._presence("offline", reason)
-            info = self._client.publish(farewell.topic, farewell.payload, qos=1, retain=True)
-            try:
-                info.wait_for_publish(timeout_s)
-            except (RuntimeError, ValueError):
-                log.warning("farewell_lost")
+            self._say_offline(reason, timeout_s)
         self._client.disconnect()
         self._client.loop_stop()
 
+    @survived
+    def _say_offline(self, reason: str, timeout_s: float) -> None:
+        farewell = self._presence("offline", reason)
+        with around("mqtt.farewell.publish"):
+            info = self._client.publish(farewell.topic, farewell.payload, qos=1, retain=True)
+        try:
+            info.wait_for_publish(timeout_s)
+        except (RuntimeError, ValueError):
+            log.warning("farewell_lost")
+
+    @survived
     def publish(self, report: Report) -> None:
-        """Send a report that may be lost; without a connection it is dropped."""
+        """Send a report that may be lost; without a connection it is dropped. What a flush kept back goes along."""
         if self._client.is_connected():
+            if self._is_behind:
+                self.flush()
             properties = self._properties(report)
             with around("mqtt.telemetry.publish"):
                 self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
 
+    @survived
     def flush(self) -> None:
         """Hand every waiting report to the connection that it does not have yet."""
+        self._is_behind = True
         if not self._client.is_connected():
             return
+        if self._owes_birth:
+            self._say_online()
         with self._flushing:
             sent = set(self._in_flight.values())
             for number, report in self._outbox.outbox():
                 if number not in sent and not self._send(number, report):
                     break
+            else:
+                self._is_behind = False
             self._early.clear()
 
     def _send(self, number: int, report: Report) -> bool:
@@ -226,7 +243,11 @@ class MqttTransport:
         return client
 
     def _on_pre_connect(self, client: Client, _data: Any) -> None:
-        self._epoch = self._outbox.count("epoch")
+        try:
+            self._epoch = max(self._outbox.count("epoch"), self._epoch + 1)
+        except Exception:
+            log.exception("epoch_not_kept")  # a device that cannot write must still be reached
+            self._epoch += 1
         will = self._presence("offline", "connection lost", at=False)
         properties = None
         if self._is_v5:
@@ -236,6 +257,7 @@ class MqttTransport:
         for alarm in self.alarms:
             log.error("certificate_alarm", detail=alarm)
 
+    @survived
     def _on_connect(
         self, client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
@@ -246,10 +268,18 @@ class MqttTransport:
         filters = self._subscriptions()
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
+        self._owes_birth = True
+        try:
+            self._say_online()
+        finally:
+            self._post(Connected())
+
+    def _say_online(self) -> None:
+        """Publish the birth of this connection; one that fails is owed until the next flush."""
         birth = self._presence("online", None)
         with around("mqtt.birth.publish"):
-            client.publish(birth.topic, birth.payload, qos=1, retain=True)
-        self._post(Connected())
+            self._client.publish(birth.topic, birth.payload, qos=1, retain=True)
+        self._owes_birth = False
 
     def _subscriptions(self) -> list[tuple[str, Any]]:
         """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
@@ -273,12 +303,14 @@ class MqttTransport:
         error = sys.exc_info()[1]  # paho calls this while it handles what went wrong
         log.warning("connect_failed", host=self._broker.host, port=self._broker.port, error=str(error))
 
+    @survived
     def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
         name = self._topics.command_name(message.topic)
         source = self._sources.get(message.topic)
         properties: Any = message.properties
         epoch = self._epoch
 
+        @survived
         def acknowledge() -> None:
             if epoch == self._epoch:  # an older connection's message comes again by itself
                 with around("mqtt.puback"):
@@ -288,9 +320,10 @@ class MqttTransport:
             self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
             return
         if name is None:
-            client.ack(message.mid, message.qos)
+            with around("mqtt.puback"):
+                client.ack(message.mid, message.qos)
             if message.topic == self._topics.presence:
-                self._correct_presence(client, bytes(message.payload))
+                self._correct_presence(bytes(message.payload))
             return
         self._post(
             CommandMessage(
@@ -303,7 +336,7 @@ class MqttTransport:
             )
         )
 
-    def _correct_presence(self, client: Client, payload: bytes) -> None:
+    def _correct_presence(self, payload: bytes) -> None:
         """Say ``online`` again when an old will, delivered late, says otherwise."""
         if self._is_leaving:
             return
@@ -313,9 +346,9 @@ class MqttTransport:
         except (ValueError, TypeError, AttributeError):
             return
         if is_stale:
-            birth = self._presence("online", None)
-            client.publish(birth.topic, birth.payload, qos=1, retain=True)
+            self._say_online()
 
+    @survived
     def _on_publish(
         self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:

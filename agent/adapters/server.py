@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.adapters.control import ControlError, call
-from agent.adapters.processes import child_environment, ending
+from agent.adapters.control import Calls, ControlError, call
+from agent.adapters.processes import child_environment, end, ending
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.failpoints import around
@@ -72,6 +72,7 @@ class ServerProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
         self._residency = residency
+        self._calls = Calls(lambda: self.pid is not None)
         self.starts = 0
 
     @property
@@ -154,7 +155,7 @@ class ServerProcess:
     def status(self) -> dict[str, Any]:
         """Return counters and memory."""
         try:
-            answer: dict[str, Any] = call(self._path, "GET", "/v2/control/status", timeout_s=10.0)
+            answer: dict[str, Any] = call(self._path, "GET", "/v2/control/status", timeout_s=10.0, calls=self._calls)
         except ControlError as error:
             raise StepError(ErrorCode.TRIAL_FAILED, f"the server does not answer: {error}", retryable=True) from None
         return {**answer, "pid": self.pid}
@@ -187,10 +188,16 @@ class ServerProcess:
             str(fds[1]),
             "--closed",
         ]
-        with around("server.start"):
-            child = self._child = subprocess.Popen(
-                [*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL, env=child_environment()
-            )
+        child = None
+        try:
+            with around("server.start"):
+                child = subprocess.Popen(
+                    [*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL, env=child_environment()
+                )
+        except OSError as error:
+            end(child)
+            raise StepError(ErrorCode.LOAD_FAILED, f"the server cannot be started: {error}", retryable=True) from None
+        self._child = child
         self.starts += 1
         log.info("server_started", pid=child.pid, start=self.starts)
         self._await(child)
@@ -224,13 +231,15 @@ class ServerProcess:
 
     def _wait(self, child: subprocess.Popen[bytes]) -> None:
         status = child.wait()
+        if child is self._child:
+            self._calls.hang_up()
         if not self._is_stopping and child is self._child:
             self._on_exit(ending(status))
 
     def _open(self) -> None:
         """Let the server answer on its TCP socket, where connections have waited until its models were back."""
         try:
-            call(self._path, "POST", "/v2/control/open", {})
+            call(self._path, "POST", "/v2/control/open", {}, calls=self._calls)
         except ControlError as error:
             log.error("open_failed", error=str(error))  # noqa: TRY400 - its end, if it ended, is told elsewhere
 
@@ -240,7 +249,7 @@ class ServerProcess:
         A model of which nothing is loaded is known to the server too: its load has failed.
         """
         try:
-            rows = call(self._path, "POST", "/v2/repository/index", {})
+            rows = call(self._path, "POST", "/v2/repository/index", {}, calls=self._calls)
         except ControlError as error:
             raise StepError(ErrorCode.LOAD_FAILED, f"the server does not answer: {error}", retryable=True) from None
         held: dict[str, dict[str, bool]] = {}
@@ -254,7 +263,9 @@ class ServerProcess:
         route = f"/v2/repository/models/{model}/{verb}"
         try:
             with around(f"server.{verb}"):
-                return call(self._path, "POST", route, {"parameters": parameters}, timeout_s=300.0)
+                return call(self._path, "POST", route, {"parameters": parameters}, timeout_s=300.0, calls=self._calls)
         except ControlError as error:
             code = _CODES.get(error.code or "", _VERB_CODES[verb])
             raise StepError(code, f"{verb} of {model}: {error}", retryable=error.status is None) from None
+        except OSError as error:
+            raise StepError(_VERB_CODES[verb], f"{verb} of {model}: {error}", retryable=True) from None

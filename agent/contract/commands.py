@@ -18,6 +18,7 @@ from agent.contract.manifest import Envelope, Sha256, Version
 from agent.contract.oms import Bundle
 from agent.contract.topics import Id, is_id
 from agent.contract.wire import JsonObject, describe, parse_object
+from agent.planning.gate import MAX_SLOWDOWN
 from agent.planning.methods import NAMES
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
@@ -58,6 +59,7 @@ class Gate(_Part):
     max_accuracy_drop: Share = 0.02
     min_accuracy: Share | None = None
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    max_slowdown: Annotated[float, Field(ge=1)] = MAX_SLOWDOWN
     soak_s: Annotated[float, Field(ge=0, le=86_400)] | None = None
 
 

@@ -15,6 +15,7 @@ from agent.deployment.facts import (
     checkpoint_facts,
     gate_of,
     is_current,
+    latency_before,
     lesson,
     mix_job,
     previous_release,
@@ -274,12 +275,13 @@ class Steps:
             lessons.keep(after)
         return {} if errors is None else {"estimate_error": errors}
 
-    def _canary(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+    def _canary(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
         watch.check()
         release = Release.from_json(operation.facts["release"])
         measured = self._ports.server.canary(str(operation.model), release)
         gate = (operation.decision or {}).get("measured", {}).get("gate", {})
         measured = {**measured, "accuracy_source": release.accuracy_source, "inputs": gate.get("inputs")}
+        measured["replaces_p50_ms"] = latency_before(operation, served)
         complaints = judge(measured, thresholds_of(operation))
         decision = amended(operation, canary=measured)
         if complaints:
