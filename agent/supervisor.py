@@ -21,7 +21,7 @@ from agent.adapters.clock import SystemClock
 from agent.adapters.journal import SqliteJournal
 from agent.adapters.lessons import LessonFile
 from agent.adapters.mqtt import MqttTransport
-from agent.adapters.processes import use_one_arena
+from agent.adapters.processes import give_memory_back, use_one_arena
 from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
 from agent.contract.manifest import Identity
@@ -96,7 +96,7 @@ class Supervisor:
         self._boot_id = system.boot_id()
         self._server = self._make_server()
         self._transport = self._make_transport()
-        self._runner = Runner()
+        self._runner = Runner(after=give_memory_back)
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
