@@ -93,6 +93,7 @@ class Serving(_Section):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0
     hold_s: Annotated[float, Field(ge=0, le=600)] = 30.0
+    silence_s: Annotated[float, Field(ge=2, le=3600)] = 30.0
 
 
 class Status(_Section):

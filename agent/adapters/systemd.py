@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 def notify(*lines: str) -> bool:
@@ -18,3 +23,27 @@ def notify(*lines: str) -> bool:
         except OSError:
             return False
     return True
+
+
+class Watchdog:
+    """Feeds the service manager's watchdog, at half of the time that it allows (``sd_watchdog_enabled(3)``).
+
+    Args:
+        environment: ``WATCHDOG_USEC`` there says how long the agent may be silent; without it nobody is told anything.
+        monotonic: the time.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str] = os.environ, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        told = environment.get("WATCHDOG_USEC", "")
+        self._every_s = int(told) / 2e6 if told.isdigit() and int(told) else None
+        self._monotonic = monotonic
+        self._fed_at = float("-inf")
+
+    def feed(self) -> None:
+        """Say that the agent's loop has gone round, if it is time to."""
+        now = self._monotonic()
+        if self._every_s is not None and now - self._fed_at >= self._every_s:
+            self._fed_at = now
+            notify("WATCHDOG=1")
