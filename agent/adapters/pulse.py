@@ -1,8 +1,8 @@
 """Whether a child that runs still answers: one that is stopped, or hangs in a driver, neither ends nor works.
 
 It is asked at an interval, and what it does not answer in time counts as silence until it answers again. Silence that
-is too long is ended by a kill, and what follows is what follows any other death. Only time in which it was asked counts:
-an agent that was stopped itself, or a box that slept, must not take its own absence for the child's.
+is too long is ended by a kill, and what follows is what follows any other death. Only time in which it was asked
+counts: an agent that was stopped itself, or a box that slept, must not take its own absence for the child's.
 """
 
 from __future__ import annotations

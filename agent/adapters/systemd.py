@@ -17,7 +17,8 @@ def notify(*lines: str) -> bool:
     if not address:
         return False
     target = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+    # A manager that does not listen must not hold up the agent: what its queue has no room for is not said.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as channel:
         try:
             channel.sendto("\n".join(lines).encode(), target)
         except OSError:

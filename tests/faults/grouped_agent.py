@@ -1,4 +1,4 @@
-"""``nibbled`` in a control group of its own: it enters the group before anything is loaded, and its children inherit it."""
+"""``nibbled`` in a control group of its own: entered before anything is loaded, and inherited by its children."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A real file system of its own for a device: ext4 in a loop device, which can be full, and fail as a worn card does."""
+"""A real file system of its own for a device: ext4 in a loop device, which can be full, and fail like a worn card."""
 
 from __future__ import annotations
 
