@@ -41,11 +41,9 @@ class Coroner:
         """Return how it ended; of a SIGKILL also whose doing it was, what it held at its peak and what is left."""
         if status != -signal.SIGKILL:
             return ending(status)
-        whose = {True: "by the kernel, which ran out of memory", False: "not for lack of memory"}
-        known = self.was_memory(status)
-        told = [ending(status), *([] if known is None else [whose[known]])]
-        told += [] if peak_bytes is None else [f"it held {size(peak_bytes)} at its peak"]
-        return "; ".join((", ".join(told), oom.account(self._root)))
+        whose = {True: ": the kernel ran out of memory", False: ", and not by the kernel for lack of memory", None: ""}
+        held = [] if peak_bytes is None else [f"it held {size(peak_bytes)} at its peak"]
+        return "; ".join((ending(status) + whose[self.was_memory(status)], *held, oom.account(self._root)))
 
 
 def reap(child: subprocess.Popen[bytes], timeout_s: float) -> tuple[int, int | None]:

@@ -53,9 +53,8 @@ class Box:
         subscriber.wait(self.operator.topic("capabilities"), lambda body: bool(body["methods"]), since=mark)
 
     def deploy(self, **fields: Any) -> str:
-        """Deploy the demo's checkpoint, or ``file``; return the operation's id."""
-        file = fields.pop("file", None) or self.world.checkpoint
-        gate = {**GATE, **fields.pop("gate", {})}
+        """Deploy the demo's checkpoint, or ``file``; return the operation's id. ``gate`` is as in a command."""
+        file, gate = fields.pop("file", None) or self.world.checkpoint, fields.pop("gate", GATE)
         return self.operator.deploy(self.operator.manifest(file), gate=gate, **{"method": "nf4", **fields})
 
     def switch(self, method: str, **gate: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -21,10 +22,8 @@ VARIABLE = "FAULTS_CGROUP"
 TOLERANCE = 2 * MIB
 SETTLE_S = 20.0
 _BALLAST = """
-import sys
-pathlib = __import__("pathlib")
+import pathlib, sys
 pathlib.Path(sys.argv[1], "cgroup.procs").write_text("0")
-pathlib.Path("/proc/self/oom_score_adj").write_text("-1000")
 held = []
 for line in sys.stdin:
     wanted = int(line)
@@ -60,7 +59,7 @@ class Group:
         return int(self._usage.read_text()) - free_again
 
     @property
-    def file_bytes(self) -> int:
+    def all_bytes(self) -> int:
         """What the group holds altogether."""
         return int(self._usage.read_text())
 
@@ -78,7 +77,7 @@ class Group:
 
 
 class Ballast:
-    """A process in a group that holds memory; the OOM killer leaves it alone."""
+    """A process in a group that holds memory."""
 
     def __init__(self, group: Group) -> None:
         self._group = group
@@ -87,12 +86,13 @@ class Ballast:
         self.held_bytes = 0
 
     def hold(self, wanted_bytes: int) -> None:
-        """Hold that much; returns when it does."""
+        """Hold that much; returns when it does, or when the kernel has ended it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{max(0, wanted_bytes) // PIECE}\n")
-        self._process.stdin.flush()
-        self.held_bytes = int(self._process.stdout.readline()) * PIECE
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{max(0, wanted_bytes) // PIECE}\n")
+            self._process.stdin.flush()
+        self.held_bytes = int(self._process.stdout.readline() or 0) * PIECE
 
     def leave(self, limit_bytes: int, left_bytes: int) -> None:
         """Hold so much that the group's members are left ``left_bytes`` of ``limit_bytes``."""
@@ -104,7 +104,8 @@ class Ballast:
     def close(self) -> None:
         """End it."""
         self._process.kill()
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
 
 
 def group_or_skip(name: str) -> Iterator[Group]:

@@ -125,7 +125,7 @@ def test_a_server_that_stops_under_a_new_model_on_trial_comes_back_with_the_old_
 
 def test_a_stopped_builder_is_ended_by_the_operation_s_time(box: Box) -> None:
     version = box.answers()
-    box.operator.result(box.operator.send("set_config", config={"deployment": {"total_s": 6.0}}))
+    box.operator.result(box.operator.send("set_config", config={"deployment": {"total_s": 8.0}}))
     try:
         operation = box.switch("fp4-dq")
         box.operator.reaches(operation, "building")
@@ -136,7 +136,7 @@ def test_a_stopped_builder_is_ended_by_the_operation_s_time(box: Box) -> None:
     finally:
         box.operator.result(box.operator.send("set_config", config={"deployment": {"total_s": None}}))
     assert (report["state"], report["error"]["code"]) == ("timed_out", "timed_out")
-    assert "6 s" in report["error"]["detail"]
+    assert "8 s" in report["error"]["detail"]
     assert box.answers() == version
     assert box.half_made() == []
 
