@@ -66,7 +66,7 @@ def unlimited(group: Group) -> Iterator[None]:
 def large(world: World) -> HostedFile:
     """A model of 20 million weights that was never trained: 38 MiB as fp16, 10 MiB in 4 bits."""
     torch.manual_seed(1)
-    state = architectures.build("vit", 10, embedding_dim=512, num_transformer_layers=6, mlp_dim=2048).state_dict()
+    state = architectures.build("vit", 208, embedding_dim=512, num_transformer_layers=6, mlp_dim=2048).state_dict()
     content = io.BytesIO()
     torch.save(
         {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}, content
@@ -82,7 +82,7 @@ def needs(report: dict[str, Any], method: str) -> int:
 def test_where_only_a_smaller_method_fits_the_decision_takes_it_and_says_why(
     box: Box, group: Group, ballast: Ballast, large: HostedFile
 ) -> None:
-    gate = {"dataset": None, "soak_s": 0.1}
+    gate = {"min_agreement": 0.0, "soak_s": 0.1}
     box.operator.result(box.operator.send("set_config", config={"planning": {"matrix": {"schema": 1, "row": MATRIX}}}))
     try:
         roomy = box.serve(file=large, method="auto", gate=gate)
