@@ -76,6 +76,10 @@ class Pulse:
         """Ask no more: it has ended, or is about to."""
         self._stop.set()
 
+    def join(self) -> None:
+        """Wait until it asks no more."""
+        self._thread.join()
+
     def _run(self) -> None:
         before = self._monotonic()
         while not self._stop.wait(PAUSE_S):

@@ -32,14 +32,19 @@ class Watchdog:
     Args:
         environment: ``WATCHDOG_USEC`` there says how long the agent may be silent; without it nobody is told anything.
         monotonic: the time.
+        tell: takes the lines for the service manager.
     """
 
     def __init__(
-        self, environment: Mapping[str, str] = os.environ, monotonic: Callable[[], float] = time.monotonic
+        self,
+        environment: Mapping[str, str] = os.environ,
+        monotonic: Callable[[], float] = time.monotonic,
+        tell: Callable[..., object] = notify,
     ) -> None:
         told = environment.get("WATCHDOG_USEC", "")
         self._every_s = int(told) / 2e6 if told.isdigit() and int(told) else None
         self._monotonic = monotonic
+        self._tell = tell
         self._fed_at = float("-inf")
 
     def feed(self) -> None:
@@ -47,4 +52,4 @@ class Watchdog:
         now = self._monotonic()
         if self._every_s is not None and now - self._fed_at >= self._every_s:
             self._fed_at = now
-            notify("WATCHDOG=1")
+            self._tell("WATCHDOG=1")
