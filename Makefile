@@ -115,6 +115,11 @@ torture-random: install
 torture-ci: torture
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count 100 --seed $(SEED)
 
+# Everything around the agent fails; the normal suite leaves out the long ones. Disks, control groups and mounts need root.
+.PHONY: faults
+faults: install
+	FAULTS=all nice -n 10 $(BIN)/python -m pytest tests/faults
+
 # The contract as an AsyncAPI document; a test compares it with the code.
 .PHONY: asyncapi
 asyncapi: install

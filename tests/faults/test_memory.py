@@ -13,7 +13,7 @@ import torch
 from agent import architectures
 from tests.e2e.harness.inference import load
 from tests.e2e.harness.operator import MODEL
-from tests.faults.box import Box, eventually
+from tests.faults.box import Box, at_length, eventually
 from tests.faults.groups import MIB, VARIABLE, Ballast, Group, group_or_skip
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def unlimited(group: Group) -> Iterator[None]:
 def large(world: World) -> HostedFile:
     """A model of 14 million weights that was never trained: 28 MB as fp16, 8 MB in 4 bits, over four large patches."""
     torch.manual_seed(1)
-    sizes = {"patch_size": 32, "embedding_dim": 768, "num_transformer_layers": 2, "mlp_dim": 3072}
+    sizes: dict[str, Any] = {"patch_size": 32, "embedding_dim": 768, "num_transformer_layers": 2, "mlp_dim": 3072}
     state = architectures.build("vit", 208, use_tokens_to_tokens=False, **sizes).state_dict()
     content = io.BytesIO()
     torch.save(
@@ -83,7 +83,7 @@ def needs(report: dict[str, Any], method: str) -> int:
 def test_where_only_a_smaller_method_fits_the_decision_takes_it_and_says_why(
     box: Box, group: Group, ballast: Ballast, large: HostedFile
 ) -> None:
-    gate = {"min_agreement": 0.0, "soak_s": 0.1}
+    gate = {"min_agreement": 0.0, "max_slowdown": 1000, "soak_s": 0.1}
     box.operator.result(box.operator.send("set_config", config={"planning": {"matrix": {"schema": 1, "row": MATRIX}}}))
     try:
         roomy = box.serve(file=large, method="auto", gate=gate)
@@ -103,6 +103,7 @@ def test_where_only_a_smaller_method_fits_the_decision_takes_it_and_says_why(
     box.serve()
 
 
+@at_length
 def test_where_less_is_free_the_matrix_takes_what_saves_memory(box: Box, group: Group, ballast: Ballast) -> None:
     group.limit(LIMIT)
     first = box.operator.result(box.deploy(method="auto"))
