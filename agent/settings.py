@@ -35,6 +35,7 @@ from agent.contract.config import (
 )
 from agent.contract.secrets import redacted
 from agent.contract.topics import Id
+from agent.planning.memory import SERVED_ROWS
 
 DEFAULT_FILE = Path("/etc/nibbled/nibbled.toml")
 
@@ -94,6 +95,9 @@ class Serving(_Section):
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0
     hold_s: Annotated[float, Field(ge=0, le=600)] = 30.0
     silence_s: Annotated[float, Field(ge=2, le=3600)] = 30.0
+    max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
+    max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
 
 
 class Status(_Section):

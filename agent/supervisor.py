@@ -158,8 +158,10 @@ class Supervisor:
 
     def _make_server(self) -> ServerProcess:
         serving = self._settings.serving
-        limits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
-        options = ("--device", serving.device, "--threads", str(serving.threads), *limits)
+        waits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
+        batching = ("--max-batch-rows", str(serving.max_batch_rows), "--max-delay-ms", str(serving.max_delay_ms))
+        queue = ("--max-queue", str(serving.max_queue))
+        options = ("--device", serving.device, "--threads", str(serving.threads), *waits, *batching, *queue)
         return ServerProcess(
             self._http,
             self._control,

@@ -19,7 +19,7 @@ import orjson
 import structlog
 
 from agent.failpoints import around
-from agent.serving.batcher import Batcher
+from agent.serving.batcher import Batcher, Batching
 from agent.serving.canary import measure
 from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllowedError, NotFoundError
 from agent.serving.loading import LoadingThread
@@ -46,11 +46,15 @@ class ControlPlane:
         plane: the models.
         loader: how artifacts become networks.
         hold_s: how long a request waits for a release to become active during a switch, in seconds.
+        batching: how requests are joined.
     """
 
-    def __init__(self, plane: DataPlane, loader: Loader, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self, plane: DataPlane, loader: Loader, hold_s: float = HOLD_S, batching: Batching | None = None
+    ) -> None:
         self._plane = plane
         self._hold_s = hold_s
+        self._batching = batching or Batching()
         self._thread = LoadingThread(loader)
         # Nothing is let go for a load that would then have to wait for another one.
         self._turn = asyncio.Lock()
@@ -140,7 +144,7 @@ class ControlPlane:
             model = self._plane.models.find(name)
             if model is None:
                 room = WaitingRoom(name, self._hold_s)
-                model = Model(name, Batcher(name, asyncio.get_running_loop()), room)
+                model = Model(name, Batcher(name, asyncio.get_running_loop(), self._batching), room)
                 self._plane.models.add(model)
             async with _change(model):
                 # While this waited for its turn, the name may have been unloaded as a whole.
@@ -164,7 +168,9 @@ class ControlPlane:
             raise
         finally:
             model.loading = None
-        slot = model.slots[release] = Slot(model.name, release, version, network, figures)
+        slot = model.slots[release] = Slot(
+            model.name, release, version, network, figures, max_rows=model.batcher.max_rows
+        )
         log.info("loaded", model=model.name, release=release, resident_bytes=network.resident_bytes, **figures)
         return slot
 

@@ -14,6 +14,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agent.planning.memory import SERVED_ROWS
 from agent.serving.errors import NotFoundError, UnavailableError
 from agent.serving.stats import Stats
 
@@ -94,6 +95,7 @@ class Slot:
         release: the supervisor's id for it.
         version: the operator's word for it; what clients see.
         figures: what its load took, see ``loading``.
+        max_rows: rows that are computed together at most.
         in_flight: requests that hold it.
     """
 
@@ -103,6 +105,7 @@ class Slot:
     network: Network
     figures: Mapping[str, Any] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
+    max_rows: int = SERVED_ROWS
     in_flight: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
