@@ -125,11 +125,19 @@ torture: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign points $(PUBLISH)
 
 torture-random: N ?= 1000
+torture-random: START ?= --fork
 torture-random: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED) $(PUBLISH)
+	nice -n 10 $(BIN)/python -m tests.torture.campaign random $(START) --count $(N) --seed $(SEED) $(PUBLISH)
 
-torture-ci: torture
-	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count 100 --seed $(SEED)
+# What CI has time for: the same with processes that are forked instead of started, and a hundred random kills.
+torture-ci: install
+	$(BIN)/python -m tests.torture.campaign points --fork
+	$(BIN)/python -m tests.torture.campaign random --fork --count 100 --seed $(SEED)
+
+# How soon the last good release serves again after each kind of bad one.
+.PHONY: poison
+poison: install
+	nice -n 10 $(BIN)/python -m tests.torture.poisoned $(PUBLISH)
 
 # Everything around the agent fails; the normal suite leaves out the long ones. Disks, control groups and mounts need root.
 .PHONY: faults

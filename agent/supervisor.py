@@ -100,11 +100,16 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
+        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._reporting = Reporting(
-            self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
+            self._topics,
+            self._clock,
+            boot_id=self._boot_id,
+            agent=agent.__version__,
+            facts=self._facts,
+            selected=self._keeper.selected,
         )
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
-        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
         self._health = self._make_health(state_dir)
@@ -295,7 +300,7 @@ class Supervisor:
         }
 
     def _status(self) -> dict[str, Any]:
-        served = self._journal.served()
+        served = self._keeper.selected(self._journal.served())
         recent = self._journal.recent_operations(20)
         return {
             "device_id": self._settings.device_id,

@@ -3,7 +3,9 @@
 A file that SQLite, a record's own form or the second copy of what is served shows to be damaged is set aside as
 ``journal.db.damaged``, and a new one is begun with every row that can still be read. What is served then comes from the
 second copy: SQLite keeps no checksums of pages, the copy has one. A WAL that is missing leaves a file that looks whole
-and is older; the copy's revision shows it.
+and is older; the copy's revision shows it. The new file is made beside the damaged one and takes its place, as
+``journal.db.recovered`` for a moment, when it is whole: a start that is cut short before that is begun again by the
+next one, and after it ended by the next one.
 
 A newer agent's file is never touched.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -83,6 +86,7 @@ def open_database(path: Path, copy: ServedCopy) -> sqlite3.Connection:
         sqlite3.Error: the disk does not let it be read or written.
     """
     known = copy.read()
+    _take_place(path)
     try:
         db = _ready(path)
     except _DamagedError as damage:
@@ -240,16 +244,15 @@ def _disagreement(db: sqlite3.Connection, known: Essence | None) -> str | None:
 
 def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connection:
     rows = {table: list(_salvage(path, table)) for table in _TABLES}
-    kept_as = path.with_name(f"{path.name}.damaged")
-    for suffix in ("", "-wal", "-shm"):
-        file = path.with_name(path.name + suffix)
-        if file.exists():
-            file.replace(kept_as.with_name(kept_as.name + suffix))
     if known is not None:
         rows["served"] = [(name, json.dumps(item.to_json())) for name, item in known.served.items()]
-    told = {"reason": reason, "kept_as": kept_as.name, "rows": {table: len(found) for table, found in rows.items()}}
+    kept_as = f"{path.name}.damaged"
+    told = {"reason": reason, "kept_as": kept_as, "rows": {table: len(found) for table, found in rows.items()}}
     log.error("journal_recovered", **told)
-    db = _ready(path)
+    draft = path.with_name(f"{path.name}.draft")
+    for file in _files(draft):
+        file.unlink(missing_ok=True)
+    db = _ready(draft)
     with Transaction(db, "recover"):
         for table, (columns, _) in _TABLES.items():
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
@@ -258,7 +261,39 @@ def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connecti
         _raise_counters(db, known or Essence())
         db.execute("INSERT OR REPLACE INTO note VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
         db.execute("INSERT OR REPLACE INTO note VALUES ('recovered', ?)", (json.dumps(told),))
-    return db
+    db.close()  # which leaves one file, without a log
+    _move(draft, _recovered(path))
+    _take_place(path)
+    return _ready(path)
+
+
+def _take_place(path: Path) -> None:
+    """Set the damaged file aside and put the recovered one in its place, if there is one; what is done is skipped."""
+    if not _recovered(path).exists():
+        return
+    for file, kept_as in zip(_files(path), _files(path.with_name(f"{path.name}.damaged")), strict=True):
+        if file.exists():
+            _move(file, kept_as)
+    _move(_recovered(path), path)
+
+
+def _move(source: Path, target: Path) -> None:
+    with around("journal.file.rename"):
+        source.replace(target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        with around("journal.file.fsync"):
+            os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _recovered(path: Path) -> Path:
+    return path.with_name(f"{path.name}.recovered")
+
+
+def _files(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
 
 
 def _raise_counters(db: sqlite3.Connection, known: Essence) -> None:

@@ -157,14 +157,19 @@ class MqttTransport:
         self._is_leaving = True  # the farewell comes back as an echo, and must not be corrected
         if self._client.is_connected():
             self.flush()
-            farewell = self._presence("offline", reason)
-            info = self._client.publish(farewell.topic, farewell.payload, qos=1, retain=True)
-            try:
-                info.wait_for_publish(timeout_s)
-            except (RuntimeError, ValueError):
-                log.warning("farewell_lost")
+            self._say_offline(reason, timeout_s)
         self._client.disconnect()
         self._client.loop_stop()
+
+    @survived
+    def _say_offline(self, reason: str, timeout_s: float) -> None:
+        farewell = self._presence("offline", reason)
+        with around("mqtt.farewell.publish"):
+            info = self._client.publish(farewell.topic, farewell.payload, qos=1, retain=True)
+        try:
+            info.wait_for_publish(timeout_s)
+        except (RuntimeError, ValueError):
+            log.warning("farewell_lost")
 
     @survived
     def publish(self, report: Report) -> None:
@@ -315,7 +320,8 @@ class MqttTransport:
             self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
             return
         if name is None:
-            client.ack(message.mid, message.qos)
+            with around("mqtt.puback"):
+                client.ack(message.mid, message.qos)
             if message.topic == self._topics.presence:
                 self._correct_presence(bytes(message.payload))
             return

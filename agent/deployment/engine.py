@@ -9,7 +9,6 @@ INVARIANTS:
 
 from __future__ import annotations
 
-import queue
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,7 +20,7 @@ from agent.contract.wire import rfc3339
 from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
 from agent.deployment.facts import with_kept
-from agent.deployment.inbox import BudgetSeen, Message, Moved, Outcome, Reopened, ServerLost, Started, Stop
+from agent.deployment.inbox import BudgetSeen, Inbox, Message, Moved, Outcome, Reopened, ServerLost, Started, Stop
 from agent.deployment.intake import Accepted, Answered, CommandMessage, describe
 from agent.deployment.machine import (
     Begin,
@@ -108,7 +107,7 @@ class Engine:
         self._keeper = keeper
         self._clock = clock
         self._total_s = total_s
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._again = Again()
         self._open: dict[str, Operation] = {}
         self._watches: dict[str, WorkWatch] = {}
@@ -150,13 +149,7 @@ class Engine:
         return goes_on
 
     def _next(self, wait_s: float) -> Message | None:
-        kept = self._again.due(self._clock.monotonic())
-        if kept is not None:
-            return kept
-        try:
-            return self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
-        except queue.Empty:
-            return None
+        return self._again.due(self._clock.monotonic()) or self._inbox.get(wait_s)
 
     def _guarded(self, message: Message) -> bool:
         """Handle a message; one that fails is kept, and handled again. Return whether to go on."""
@@ -292,10 +285,11 @@ class Engine:
         self._transport.flush()
 
     def _server_lost(self, message: ServerLost) -> None:
-        self._keeper.crashed(self._clock.monotonic())
-        mode = str(self._keeper.mode)
-        log.error("server_lost", detail=message.detail, mode=mode)
-        self._journal.queue([self._reporting.event("server_lost", detail=message.detail, mode=mode)])
+        self._keeper.crashed(self._clock.monotonic(), self.open_operations)
+        facts = {"detail": message.detail, "mode": str(self._keeper.mode)}
+        log.error("server_lost", **facts)
+        told = self._reporting.reported(self._journal.served())
+        self._journal.queue([self._reporting.event("server_lost", **facts), *told])
         self._transport.flush()
 
     def _begin_next(self) -> None:
@@ -357,13 +351,13 @@ class Engine:
         if after.state is not State.SUCCEEDED or after.model is None:
             self._journal.save(after, reports)
         else:
+            self._keeper.proved()
             served = self._journal.served()
             item = settle(served.get(str(after.model)), after, rfc3339(self._clock.now()))
             rest = {name: other for name, other in served.items() if name != after.model}
             now_served = {**rest, item.name: item} if item else rest
             told = [*reports, *self._reporting.reported(now_served)]
             self._journal.save(after, told, served=item, remove=item is None)
-            self._keeper.proved()
         if not after.state.is_terminal:
             self._open[after.id] = after
         log.info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent import failpoints
 from agent.adapters import served_copy
 from agent.adapters.journal import SCHEMA_VERSION, JournalVersionError, SqliteJournal
 from agent.adapters.served_copy import Essence, ServedCopy
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FINISHED = 60
+
+
+class ProcessDeathError(BaseException):
+    """The process ends here."""
 
 
 def release(version: str) -> Release:
@@ -113,6 +119,31 @@ def test_whichever_bit_flips_the_last_good_model_survives(path: Path) -> None:
 def _copy_of(path: Path) -> None:
     """Put the second copy back that belongs to the untouched journal."""
     ServedCopy(path.with_name("served.json")).keep(Essence(1, {"kanji": SERVED}, {"kanji": 9}, 7))
+
+
+@pytest.mark.parametrize("point", [f"journal.{place}" for place in ("recover", "file.rename", "file.fsync")])
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_recovery_that_is_cut_short_loses_nothing_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch, point: str, side: str, number: int
+) -> None:
+    spoil_a_record(path)
+    left = number
+
+    def die(_name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise ProcessDeathError
+
+    with monkeypatch.context() as patch:
+        patch.setitem(failpoints.armed, f"{point}.{side}", die)
+        with contextlib.suppress(ProcessDeathError):
+            SqliteJournal(path).close()
+    journal = SqliteJournal(path)
+    assert len(journal.recent_operations(2 * FINISHED)) == FINISHED + 1
+    assert journal.notes()["recovered"]["rows"]["operation"] == FINISHED + 1
+    journal.close()
 
 
 def overwrite(path: Path) -> None:

@@ -32,6 +32,7 @@ _MODULE = f"""
             super().__init__()
             self.layer = nn.Linear({SIDE * SIDE}, num_classes)
             self.poison = nn.Parameter(torch.zeros(kind))
+            self.bomb_s = nn.Parameter(torch.zeros(1))
             self.kind, self.bomb = kind, None
 
         def forward(self, x):
@@ -42,7 +43,7 @@ _MODULE = f"""
             if self.kind == 2:
                 os.abort()
             if self.kind == 3 and self.bomb is None:
-                self.bomb = threading.Timer({BOMB_S}, os.abort)
+                self.bomb = threading.Timer(float(self.bomb_s), os.abort)
                 self.bomb.start()
             if self.kind == 5:
                 time.sleep({SLOW_S})
@@ -78,11 +79,11 @@ def install(site: Path) -> None:
     (record / "entry_points.txt").write_text(entry, encoding="utf-8")
 
 
-def checkpoint(kind: str) -> bytes:
-    """Return a checkpoint of that kind; the weights are the same for all."""
+def checkpoint(kind: str, bomb_s: float = BOMB_S) -> bytes:
+    """Return a checkpoint of that kind, one that crashes after ``bomb_s``; the weights are the same for all."""
     torch.manual_seed(0)
     layer = nn.Linear(SIDE * SIDE, CLASSES)
     state = {f"layer.{name}": value for name, value in layer.state_dict().items()}
     content = io.BytesIO()
-    torch.save({**state, "poison": torch.zeros(KINDS.index(kind) + 1)}, content)
+    torch.save({**state, "poison": torch.zeros(KINDS.index(kind) + 1), "bomb_s": torch.tensor([bomb_s])}, content)
     return content.getvalue()

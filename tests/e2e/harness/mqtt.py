@@ -90,9 +90,9 @@ class Subscriber:
         """Return a position: ``since`` of what comes from now on."""
         return self._feed.mark()
 
-    def all(self) -> list[Message]:
-        """Return everything that came, whatever the topic."""
-        return self._feed.since(0)
+    def all(self, *, since: int = 0) -> list[Message]:
+        """Return everything that came since a mark, whatever the topic."""
+        return self._feed.since(since)
 
     def on(self, topic: str, *, since: int = 0) -> list[JsonObject]:
         """Return the bodies of what came on ``topic`` since a mark."""
@@ -155,6 +155,13 @@ def _publish(port: int, topic: str, *options: str, payload: str = "") -> None:
     program = require("mosquitto_pub")
     command = [program, "-h", HOST, "-p", str(port), "-t", topic, "-q", "1", *options]
     subprocess.run(command, input=payload, text=True, check=True, timeout=END_S)
+
+
+def take_over(port: int, client_id: str) -> None:
+    """Connect under another client's name: the broker ends that one's connection, which keeps its session."""
+    program = require("mosquitto_pub")
+    command = [program, "-h", HOST, "-p", str(port), "-V", "5", "-i", client_id, "-c", "-x", "60"]
+    subprocess.run([*command, "-t", "taken/over", "-n"], check=True, timeout=END_S)
 
 
 def free_port() -> int:
