@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import time
 import urllib.request
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pytest
 
 from tests.e2e.harness.device import BUILDER, SERVER, Agent
 from tests.e2e.harness.inference import ask
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 JsonObject = dict[str, Any]
 APPEARS_S, POLL_S = 30.0, 0.01
 START_S = 150.0
-at_length = pytest.mark.skipif(not os.environ.get("FAULTS"), reason="long: make faults")
-"""Marks what is left to ``make faults``."""
 GATE = {"soak_s": 0.1, "min_agreement": 0.5}
 
 

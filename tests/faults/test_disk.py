@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.harness.operator import RUNNING
-from tests.faults.box import GATE, Box, at_length, eventually
+from tests.faults.box import GATE, Box, eventually
 from tests.faults.volume import MIB, Volume, volume_or_skip
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def has_failed_to_write(box: Box, since: int) -> bool:
     return any(word in str(entry) for entry in box.agent.log(since=since) for word in words)
 
 
-@at_length
+@pytest.mark.minutes
 def test_a_disk_that_fills_during_a_build_ends_it_and_the_next_one_works(box: Box, volume: Volume) -> None:
     before = Before(box)
     method = "fp4" if before.served["method"] != "fp4" else "nf4"
@@ -155,7 +155,7 @@ def test_a_command_that_finds_no_room_in_the_journal_is_answered_when_there_is_s
     assert box.half_made() == []
 
 
-@at_length
+@pytest.mark.minutes
 def test_a_store_that_refuses_writes_for_a_while_fails_its_operation_and_comes_back(
     box: Box, volume: Volume, world: World
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from agent import architectures
 from tests.e2e.harness.inference import load
 from tests.e2e.harness.operator import MODEL
-from tests.faults.box import Box, at_length, eventually
+from tests.faults.box import Box, eventually
 from tests.faults.groups import MIB, VARIABLE, Ballast, Group, group_or_skip
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_where_only_a_smaller_method_fits_the_decision_takes_it_and_says_why(
     box.serve()
 
 
-@at_length
+@pytest.mark.minutes
 def test_where_less_is_free_the_matrix_takes_what_saves_memory(box: Box, group: Group, ballast: Ballast) -> None:
     group.limit(LIMIT)
     first = box.operator.result(box.deploy(method="auto"))

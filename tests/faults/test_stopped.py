@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.harness.inference import load
 from tests.e2e.harness.operator import MODEL
-from tests.faults.box import Box, at_length, eventually
+from tests.faults.box import Box, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,7 @@ def test_a_stopped_server_is_replaced_and_every_request_ends(box: Box, world: Wo
     assert box.status()["mode"] == "current"
 
 
-@at_length
+@pytest.mark.minutes
 def test_health_names_a_server_that_does_not_answer(box: Box) -> None:
     version, server, mark = box.answers(), box.server(), box.operator.mark()
     with stopped(server):
@@ -113,7 +113,7 @@ def test_health_names_a_server_that_does_not_answer(box: Box) -> None:
     assert any("the server does not answer" in reason for reason in health["reasons"])
 
 
-@at_length
+@pytest.mark.minutes
 def test_a_server_that_stops_under_a_new_model_on_trial_comes_back_with_the_old_one(box: Box) -> None:
     version, method, server = box.answers(), box.operator.served()["method"], box.server()
     operation = box.switch("fp4", soak_s=120)
