@@ -21,7 +21,7 @@ HEALTH = {
 }
 
 
-def lint(metrics: bytes) -> str:
+def lint(metrics: bytes | bytearray) -> str:
     """Return what ``promtool check metrics`` has to say; nothing is good."""
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=metrics, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
