@@ -86,13 +86,12 @@ def test_where_only_a_smaller_method_fits_the_decision_takes_it_and_says_why(
     gate = {"min_agreement": 0.0, "max_slowdown": 1000, "soak_s": 0.1}
     box.operator.result(box.operator.send("set_config", config={"planning": {"matrix": {"schema": 1, "row": MATRIX}}}))
     try:
-        roomy = box.serve(file=large, method="auto", gate=gate)
-        assert roomy["decision"]["planned"] == "fp16"
-        box.serve()
+        assert box.serve(file=large, method="auto", gate=gate)["decision"]["planned"] == "fp16"
+        roomy = box.operator.result(box.operator.send("replan", model=MODEL, gate=gate))
         group.limit(LIMIT)
         between = (needs(roomy, "fp16") + needs(roomy, "nf4")) // 2
-        ballast.leave(LIMIT, RESERVE + between)
-        report = box.operator.result(box.deploy(file=large, method="auto", gate=gate))
+        ballast.leave(LIMIT, RESERVE + between - roomy["decision"]["budget"]["reclaimable_bytes"])
+        report = box.operator.result(box.operator.send("replan", model=MODEL, gate=gate))
     finally:
         box.operator.result(box.operator.send("set_config", config={"planning": {"matrix": None}}))
     decision = report["decision"]
