@@ -99,6 +99,7 @@ def test_where_only_a_smaller_method_fits_the_decision_takes_it_and_says_why(
     assert decision["budget"]["source"] == "cgroup"
     assert "asks for fp16, which needs" in decision["reason"]
     assert report["state"] == "succeeded", report["error"]
+    group.limit(None)
     box.serve()
 
 
