@@ -97,6 +97,7 @@ class Serving(_Section):
     silence_s: Annotated[float, Field(ge=2, le=3600)] = 30.0
     max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
     max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    residency: Literal["packed", "unpacked", "auto"] = "packed"
     max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
 
 
@@ -109,12 +110,18 @@ class Status(_Section):
 
 
 class Downloads(_Section):
-    """Where checkpoints may come from."""
+    """Where checkpoints may come from, and what fetching them may take."""
 
-    allowed_schemes: tuple[Literal["https", "http", "file"], ...] = ("https",)
+    allowed_schemes: tuple[Literal["https", "http", "file", "s3", "gs", "az"], ...] = ("https",)
     allowed_hosts: tuple[str, ...] = ()
-    ca_file: Path | None = None
+    ca_file: PemPath | None = None
     stall_s: Annotated[float, Field(gt=0)] = 30.0
+    min_bytes_per_s: Size = 1024
+    max_bytes_per_s: Size = 0
+    max_size: Annotated[Size, Field(gt=0)] = 64 * 2**30
+    disk_reserve: Size = 64 * 2**20
+    token_files: dict[str, Path] = {}
+    store_files: dict[str, Path] = {}
 
 
 class Trust(_Section):

@@ -52,6 +52,7 @@ class ServerProcess:
         on_exit: called from a watching thread when the server ends without being asked to.
         start_timeout_s: how long it may take to answer.
         silence_s: how long it may then leave questions unanswered before it is replaced.
+        residency: asked at every load: ``mode``, and ``allowed_bytes`` for weights that are kept unpacked.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ServerProcess:
         on_exit: Callable[[str], None] = lambda _detail: None,
         start_timeout_s: float = 120.0,
         silence_s: float = 30.0,
+        residency: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._http = http
         self._control = control
@@ -76,6 +78,7 @@ class ServerProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
         self._calls = Calls(lambda: self.pid is not None)
+        self._residency = residency
         self.starts = 0
 
     @property
@@ -133,6 +136,7 @@ class ServerProcess:
             "release": release.id,
             "activate": False,
             "unload_first": unload_first,
+            "residency": dict(self._residency()),
         }
         answer: dict[str, Any] = self._repository(model, "load", parameters)
         return answer

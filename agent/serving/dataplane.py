@@ -160,6 +160,7 @@ def model_metadata(slot: Slot) -> JsonObject:
             "method": slot.network.method,
             "release": slot.release,
             "resident_bytes": str(slot.network.resident_bytes),
+            "unpacked_bytes": str(slot.network.unpacked_bytes),
         },
     }
 

@@ -52,6 +52,9 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             each("batch_rows", "histogram", "Rows of each forward pass.", lambda slot: slot.stats.batch_rows),
             each("in_flight", "gauge", "Requests that hold the release.", lambda slot: slot.in_flight),
             each("resident_bytes", "gauge", "Weights.", lambda slot: slot.network.resident_bytes, "nibbled_model"),
+            each(
+                "unpacked_bytes", "gauge", "Kept unpacked.", lambda slot: slot.network.unpacked_bytes, "nibbled_model"
+            ),
             Family("nibbled_model_active", "gauge", "Whether the release answers.", _active(plane)),
             Family("nibbled_inference_queue_length", "gauge", "Requests that wait.", _queues(plane)),
             of_rooms("waiting", "gauge", "Requests that wait for a switch.", len),

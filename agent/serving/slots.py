@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.serving.batcher import Batcher
+    from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array, TensorSpec
     from agent.serving.waiting import WaitingRoom
 
@@ -34,7 +35,8 @@ class Network(Protocol):
         model_type, method: what it is, and how its weights are stored.
         inputs, outputs: what it takes and gives, in order.
         is_batchable: whether rows of several requests may be computed together without changing an answer.
-        resident_bytes: what its weights occupy.
+        resident_bytes: what its weights occupy as they were loaded.
+        unpacked_bytes: what weights that are kept unpacked occupy besides; 0 if none are.
     """
 
     model_type: str
@@ -43,6 +45,7 @@ class Network(Protocol):
     outputs: tuple[TensorSpec, ...]
     is_batchable: bool
     resident_bytes: int
+    unpacked_bytes: int
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs; the arrays may be read-only. Called from one thread at a time."""
@@ -56,6 +59,9 @@ class Network(Protocol):
         Returns:
             The rows of the largest batch that was computed: fewer where so many take too long.
         """
+
+    def reside(self, wish: Wish) -> Residency:
+        """Keep weights packed or unpacked, see ``residency``; called after the warm-up."""
 
     def close(self) -> None:
         """Let go of the weights; nothing is computed any more, while what describes the model stays."""
