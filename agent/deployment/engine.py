@@ -130,10 +130,10 @@ class Engine:
             self._guarded(Reopened(operation.id))
         self._guarded(Started())
 
-    def run(self) -> None:
-        """Handle messages until ``Stop`` arrives."""
+    def run(self, on_turn: Callable[[], None] = lambda: None) -> None:
+        """Handle messages until ``Stop`` arrives; ``on_turn`` hears of every turn, once a second at least."""
         while self.turn():
-            pass
+            on_turn()
 
     def turn(self, *, wait_s: float = IDLE_S) -> bool:
         """Handle one message, or look at deadlines when none comes; return whether to go on."""
