@@ -111,10 +111,21 @@ torture-random: N ?= 1000
 torture-random: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
 
+# Bytes thrown at commands, manifests, the journal's file and checkpoints, SECONDS each. atheris leads them by coverage
+# where its wheel exists; elsewhere they are drawn by chance.
+.PHONY: fuzz
+fuzz: SECONDS ?= 900
+fuzz: install
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .fuzz/site 'atheris>=3,<4'
+	@for target in commands manifest journal checkpoint; do \
+	  PYTHONPATH="$$PWD/.fuzz/site" nice -n 10 $(BIN)/python -m tests.fuzz.campaign $$target $(SECONDS) --keep .fuzz/findings \
+	    || failed="$$failed $$target"; \
+	done; test -z "$$failed"
+
 # The contract as an AsyncAPI document; a test compares it with the code.
 .PHONY: asyncapi
 asyncapi: install
 	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
