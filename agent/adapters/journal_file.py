@@ -220,8 +220,8 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 
 def _check(db: sqlite3.Connection) -> None:
-    """Look at every page and at the tables' own definitions, and read every row that a later start depends on."""
-    told = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    """Look at every page, every index and the tables' own definitions, and read every row that a later start depends on."""
+    told = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if told != "ok":
         raise _DamagedError(str(told))
     odd = _made_anew() - _definitions(db)

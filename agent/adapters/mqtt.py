@@ -22,6 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.adapters.contention import Contention
 from agent.adapters.tls import RenewingContext, TlsFiles
 from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
@@ -118,6 +119,7 @@ class MqttTransport:
         self._in_flight: dict[int, int] = {}
         self._early: set[int] = set()
         self._is_leaving = False
+        self._contention = Contention(topics.device)
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._tls = TlsFiles(broker.ca_file, broker.cert_file, broker.key_file) if broker.use_tls else None
@@ -130,11 +132,9 @@ class MqttTransport:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What is wrong with the certificates now, a sentence each."""
-        if self._tls is None:
-            return ()
-        problem = self._tls.problem(self._clock.now() if self._clock.is_synchronised() else None)
-        return (problem,) if problem else ()
+        """What is wrong with the certificates and with the session now, a sentence each."""
+        problems = (self._certificate_problem(), self._contention.alarm(self._clock.monotonic()))
+        return tuple(problem for problem in problems if problem)
 
     @property
     def epoch(self) -> int:
@@ -225,6 +225,11 @@ class MqttTransport:
         client.on_publish = self._on_publish
         return client
 
+    def _certificate_problem(self) -> str | None:
+        if self._tls is None:
+            return None
+        return self._tls.problem(self._clock.now() if self._clock.is_synchronised() else None)
+
     def _on_pre_connect(self, client: Client, _data: Any) -> None:
         self._epoch = self._outbox.count("epoch")
         will = self._presence("offline", "connection lost", at=False)
@@ -233,8 +238,9 @@ class MqttTransport:
             properties = Properties(PacketTypes.WILLMESSAGE)
             properties.WillDelayInterval = WILL_DELAY_S
         client.will_set(will.topic, will.payload, qos=1, retain=True, properties=properties)
-        for alarm in self.alarms:
-            log.error("certificate_alarm", detail=alarm)
+        problem = self._certificate_problem()
+        if problem:
+            log.error("certificate_alarm", detail=problem)
 
     def _on_connect(
         self, client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
@@ -243,6 +249,7 @@ class MqttTransport:
             log.error("connect_refused", host=self._broker.host, port=self._broker.port, reason=str(reason))
             return
         log.info("connected", host=self._broker.host, port=self._broker.port, session=flags.session_present)
+        self._contention.began(self._clock.monotonic())
         filters = self._subscriptions()
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
@@ -265,9 +272,12 @@ class MqttTransport:
         return [(self._topics.commands, as_published), *((name, SubscribeOptions(qos=1)) for name in others)]
 
     def _on_disconnect(
-        self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+        self, client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
-        log.warning("disconnected", reason=str(reason))
+        wait_s = self._contention.ended(self._clock.monotonic(), reason.value)
+        if wait_s is not None:
+            client.reconnect_delay_set(wait_s, max(wait_s, RECONNECT_S[1]))  # type: ignore[arg-type]  # it only adds
+        log.warning("disconnected", reason=str(reason), code=reason.value, next_try_in_s=wait_s and round(wait_s, 1))
 
     def _on_connect_fail(self, _client: Client, _data: Any) -> None:
         error = sys.exc_info()[1]  # paho calls this while it handles what went wrong
@@ -304,11 +314,13 @@ class MqttTransport:
         )
 
     def _correct_presence(self, client: Client, payload: bytes) -> None:
-        """Say ``online`` again when an old will, delivered late, says otherwise."""
+        """Say ``online`` again when an old will, delivered late, says otherwise; note who else says it."""
         if self._is_leaving:
             return
         try:
             told = json.loads(payload)
+            if told.get("state") == "online":
+                self._contention.heard(payload)
             is_stale = told.get("state") == "offline" and int(told.get("epoch", 0)) <= self._epoch
         except (ValueError, TypeError, AttributeError):
             return
@@ -329,7 +341,7 @@ class MqttTransport:
             self._outbox.acknowledged(number)
 
     def _presence(self, state: str, reason: str | None, *, at: bool = True) -> Report:
-        return reports.presence(
+        report = reports.presence(
             self._topics,
             state=state,
             epoch=self._epoch,
@@ -338,6 +350,9 @@ class MqttTransport:
             reason=reason,
             at=self._clock.now() if at else None,
         )
+        if state == "online":
+            self._contention.said(report.payload)
+        return report
 
     def _properties(self, report: Report) -> Properties | None:
         if not self._is_v5:

@@ -65,9 +65,9 @@ def test_whatever_comes_ends_well_and_soon(name: str, target: Target) -> None:
         draw = random.Random(seed)
         for _ in range(steps):
             data = target.mutate(data, draw, campaign.MOST_BYTES)
-        began = time.monotonic()
+        began = time.process_time()
         target(data)
-        assert time.monotonic() - began < 10 * campaign.SLOWEST_S
+        assert time.process_time() - began < campaign.SLOWEST_S
 
     for seed in seeds:
         target(seed)
