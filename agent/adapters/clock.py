@@ -24,7 +24,7 @@ class SystemClock:
         return datetime.now(timezone.utc)
 
     def is_synchronised(self) -> bool:
-        """Return whether the kernel believes its clock (``adjtimex(2)``); where it cannot be asked, if it can be true."""
+        """Return whether the kernel believes its clock (``adjtimex(2)``), or may not be asked, and it can be true."""
         if self.now() < _EARLIEST:
             return False
         state = _adjtimex()

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.adapters.served_copy import Essence
+from agent.contract.commands import is_response_topic
 from agent.contract.errors import ErrorInfo
+from agent.contract.reports import Report
 from agent.contract.secrets import forgotten
 from agent.deployment.convergence import Goal
 from agent.deployment.machine import Operation
@@ -133,6 +135,21 @@ def load_operation(record: str) -> Operation:
     return Operation(**body)
 
 
+def load_report(row: tuple[Any, ...]) -> Report:
+    """Read a row of the outbox.
+
+    Raises:
+        ValueError: it could not be published: one such row would hold up all behind it.
+    """
+    topic, payload, retain, expiry_s, correlation = row
+    is_sound = isinstance(topic, str) and is_response_topic(topic) and isinstance(payload, bytes)
+    if not (is_sound and isinstance(expiry_s, (int, type(None))) and isinstance(correlation, (bytes, type(None)))):
+        raise ValueError("no report")
+    if expiry_s is not None and not 0 <= expiry_s < 2**32:
+        raise ValueError("no report")
+    return Report(topic, payload, retain=bool(retain), expiry_s=expiry_s, correlation=correlation)
+
+
 _TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] = {
     # table: its columns, and what reads a row or raises
     "operation": (("id", "is_open", "record"), lambda row: load_operation(row[2])),
@@ -143,6 +160,7 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] 
     "desired": (("source", "document"), lambda row: dict(json.loads(row[1]))),
     "goal": (("operation_id", "body", "outcome"), lambda row: Goal(**json.loads(row[1]))),
     "note": (("name", "value"), lambda row: json.loads(row[1])),
+    "outbox": (("topic", "payload", "retain", "expiry_s", "correlation"), load_report),
 }
 
 
@@ -220,7 +238,7 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 
 def _check(db: sqlite3.Connection) -> None:
-    """Look at every page, every index and the tables' own definitions, and read every row that a later start depends on."""
+    """Look at every page, every index and the tables' definitions, and read every row that a later start depends on."""
     told = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if told != "ok":
         raise _DamagedError(str(told))

@@ -157,9 +157,23 @@ def spoil_a_name(path: Path) -> None:
     path.write_bytes(content.replace(b"CREATE TABLE operation", b"CREATE TA\x93LE operation"))
 
 
+def spoil_a_report(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE outbox SET payload = 7 WHERE number = 9")
+    db.close()
+
+
+def spoil_a_topic(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE outbox SET topic = 'a/#' WHERE number = 9")
+    db.close()
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        spoil_a_report,
+        spoil_a_topic,
         overwrite,
         cut_in_the_middle,
         spoil_a_record,

@@ -1,8 +1,8 @@
-"""``nibbled`` with a wall clock that a file moves, and a kernel that says it is disciplined while another file is there.
+"""``nibbled`` with a wall clock that a file moves, and a kernel that calls it disciplined while another file is there.
 
-``time.time`` and the agent's clock are moved together, in this process; monotonic time goes on, as it does when NTP sets
-a clock. libfaketime cannot be used: it moves the deadlines of ``clock_nanosleep`` on the monotonic clock, too, by which
-Python sleeps.
+``time.time`` and the agent's clock are moved together, in this process; monotonic time goes on, as it does when NTP
+sets a clock. libfaketime cannot be used: it moves the deadlines of ``clock_nanosleep`` on the monotonic clock, too, by
+which Python sleeps.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ if __name__ == "__main__":
     real = time.time
 
     def moved() -> float:
-        """Return seconds since 1970 as the moved clock has them."""
+        """Return seconds since 1970 by the moved clock."""
         return real() + float((directory / OFFSET).read_text("ascii"))
 
-    with (
-        mock.patch.object(time, "time", moved),
-        mock.patch.object(clock.SystemClock, "now", lambda _self: datetime.fromtimestamp(moved(), timezone.utc)),
-        mock.patch.object(clock, "_adjtimex", lambda: SET if (directory / IS_SET).exists() else NOT_SET),
-    ):
+    def now(_clock: clock.SystemClock) -> datetime:
+        """Return the moved wall time."""
+        return datetime.fromtimestamp(moved(), timezone.utc)
+
+    def state() -> int:
+        """Return what the kernel says of its clock."""
+        return SET if (directory / IS_SET).exists() else NOT_SET
+
+    with mock.patch.multiple(clock.SystemClock, now=now), mock.patch.multiple(clock, _adjtimex=state):
+        time.time = moved
         main()

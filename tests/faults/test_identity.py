@@ -19,12 +19,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 DEVICE = "twin"
 FIRST_S = (0.5, 2.5, 5.0)
-"""What each wait is at least, and half of what it is at most: at first the device does not know why it was thrown out."""
+"""What each wait is at least, and half of what it is at most: the first time a device cannot know why it was ended."""
 
 
 def takeovers(agent: Agent, count: int) -> list[float]:
     """Wait until the device was thrown out ``count`` times; return the waits in seconds that followed."""
-    mark, waits = 0, []
+    mark = 0
+    waits: list[float] = []
     while len(waits) < count:
         entry = agent.logged("disconnected", since=mark, timeout_s=60.0)
         mark = agent.log().index(entry, mark) + 1
