@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from tests.e2e.harness.device import Agent
 from tests.e2e.harness.mqtt import HOST
@@ -21,7 +24,11 @@ if TYPE_CHECKING:
     from tests.e2e.harness.mqtt import Broker, Subscriber
     from tests.e2e.harness.world import World
 
-CHUNK = 16 * 1024
+CHUNK = 64 * 1024
+READY_S = 150.0
+"""How long a start may take when other tests want the same processor cores."""
+minutes = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="takes minutes: make faults")
+"""Marks what the normal suite leaves out."""
 
 
 @dataclass

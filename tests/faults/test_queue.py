@@ -18,11 +18,12 @@ from tests.e2e.harness.mqtt import HOST, Broker, Subscriber
 from tests.e2e.harness.operator import Operator
 from tests.e2e.harness.processes import resident_bytes
 from tests.e2e.harness.tools import require
+from tests.faults.harness_network import READY_S, minutes
 
 if TYPE_CHECKING:
     from tests.e2e.harness.world import World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 DEVICE = "offline"
 MOST_GROWTH_BYTES = 16 << 20
@@ -44,8 +45,8 @@ def shipped_limits() -> str:
     ("settings", "sent", "kept"),
     [
         pytest.param("max_queued_messages 150\n", 200, 150, id="a broker that keeps 150"),
-        pytest.param("", 1500, 1000, id="a broker as Debian sets it", marks=pytest.mark.minutes),
-        pytest.param(shipped_limits(), 1500, 1500, id="a broker as shipped", marks=pytest.mark.minutes),
+        pytest.param("", 1500, 1000, id="a broker as Debian sets it", marks=minutes),
+        pytest.param(shipped_limits(), 1500, 1500, id="a broker as shipped", marks=minutes),
     ],
 )
 def test_commands_that_waited_are_answered_in_order_and_once(
@@ -61,7 +62,7 @@ def test_commands_that_waited_are_answered_in_order_and_once(
         agent = Agent(DEVICE, tmp_path, broker.port, world.keys_dir)
         stack.callback(agent.close)
         agent.start()
-        subscriber.wait(operator.topic("capabilities"), lambda body: bool(body["methods"]))
+        subscriber.wait(operator.topic("capabilities"), lambda body: bool(body["methods"]), timeout_s=READY_S)
         before = resident_bytes(agent.pid)
         agent.terminate()
         bodies = [json.dumps({"schema": 1, "id": f"q-{number}", "operation": "none"}) for number in range(sent)]
@@ -69,8 +70,10 @@ def test_commands_that_waited_are_answered_in_order_and_once(
 
         mark = operator.mark()
         agent.start()
-        subscriber.wait(operator.topic("capabilities"), lambda body: bool(body["methods"]), since=mark)
-        subscriber.wait(operator.topic(f"op/q-{kept - 1}"), since=mark, timeout_s=200)
+        subscriber.wait(
+            operator.topic("capabilities"), lambda body: bool(body["methods"]), since=mark, timeout_s=READY_S
+        )
+        subscriber.wait(operator.topic(f"op/q-{kept - 1}"), since=mark, timeout_s=300)
         operator.result(operator.send("status", id="last"))
 
         root = operator.topic("op/q-")
