@@ -21,7 +21,7 @@ from agent.adapters.clock import SystemClock
 from agent.adapters.journal import SqliteJournal
 from agent.adapters.lessons import LessonFile
 from agent.adapters.mqtt import MqttTransport
-from agent.adapters.processes import use_one_arena
+from agent.adapters.processes import give_memory_back, use_one_arena
 from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
 from agent.contract.manifest import Identity
@@ -95,7 +95,7 @@ class Supervisor:
         self._boot_id = system.boot_id()
         self._server = self._make_server()
         self._transport = self._make_transport()
-        self._runner = Runner()
+        self._runner = Runner(after=give_memory_back)
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
@@ -157,15 +157,23 @@ class Supervisor:
 
     def _make_server(self) -> ServerProcess:
         serving = self._settings.serving
-        limits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
-        options = ("--device", serving.device, "--threads", str(serving.threads), *limits)
+        waits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
+        batching = ("--max-batch-rows", str(serving.max_batch_rows), "--max-delay-ms", str(serving.max_delay_ms))
+        queue = ("--max-queue", str(serving.max_queue))
+        options = ("--device", serving.device, "--threads", str(serving.threads), *waits, *batching, *queue)
         return ServerProcess(
             self._http,
             self._control,
             self._control_path,
             options=options,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
+            residency=self._residency,
         )
+
+    def _residency(self) -> dict[str, Any]:
+        mode, budget = self._settings.serving.residency, self._device.last_budget()
+        # Half of what is left: requests and the next release need memory too.
+        return {"mode": mode, "allowed_bytes": budget.bytes // 2 if budget and mode != "packed" else 0}
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(
@@ -180,8 +188,9 @@ class Supervisor:
         )
 
     def _make_ports(self, state_dir: Path) -> Ports:
-        store, lessons = ArtifactStore(state_dir), LessonFile(state_dir / "learned.json")
-        downloader = parts.downloader(self._settings)
+        store = ArtifactStore(state_dir, self._settings.downloads.disk_reserve)
+        lessons = LessonFile(state_dir / "learned.json")
+        downloader = parts.downloader(self._settings, self._live.download_rate)
         return Ports(self._clock, downloader, store, self._builder, self._device, self._server, lessons)
 
     def _make_guard(self) -> MemoryGuard:

@@ -59,9 +59,14 @@ class WorkWatch:
 
 
 class Runner:
-    """Runs tasks one after another on its own thread."""
+    """Runs tasks one after another on its own thread.
 
-    def __init__(self) -> None:
+    Args:
+        after: called after each task.
+    """
+
+    def __init__(self, after: Callable[[], None] = lambda: None) -> None:
+        self._after = after
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="steps", daemon=True)
 
@@ -82,3 +87,4 @@ class Runner:
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             task()
+            self._after()

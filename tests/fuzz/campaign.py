@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 HOMES = {
     "commands": "tests.fuzz.targets:Commands",
     "manifest": "tests.fuzz.targets:Manifests",
-    "journal": "tests.fuzz.files:Journals",
-    "checkpoint": "tests.fuzz.files:Checkpoints",
+    "journal": "tests.fuzz.journals:Journals",
+    "checkpoint": "tests.fuzz.checkpoints:Checkpoints",
 }
 MOST_BYTES = 70_000
 """Of an input: a little more than the contract lets in."""
