@@ -332,13 +332,18 @@ class MqttTransport:
         self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         with self._lock:
-            number = self._in_flight.pop(mid, None)
+            number = self._in_flight.get(mid)
             if number is None and self._flushing.locked():
                 self._early.add(mid)
         if reason.is_failure:
             log.error("publish_refused", reason=str(reason))
-        if number is not None:
+        if number is None:
+            return
+        try:
             self._outbox.acknowledged(number)
+        finally:  # not before: a flush that comes between would send it again
+            with self._lock:
+                self._in_flight.pop(mid, None)
 
     def _presence(self, state: str, reason: str | None, *, at: bool = True) -> Report:
         report = reports.presence(
