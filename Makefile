@@ -144,6 +144,22 @@ poison: install
 faults: install
 	nice -n 10 $(BIN)/python -m pytest -m minutes tests/faults
 
+# Everything around the agent fails; the normal suite leaves out the long ones. Disks, control groups and mounts need root.
+.PHONY: faults
+faults: install
+	FAULTS=all nice -n 10 $(BIN)/python -m pytest tests/faults
+
+# Bytes thrown at commands, manifests, the journal's file and checkpoints, SECONDS each. atheris leads them by coverage
+# where its wheel exists; elsewhere they are drawn by chance.
+.PHONY: fuzz
+fuzz: SECONDS ?= 900
+fuzz: install
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .fuzz/site 'atheris>=3,<4'
+	@for target in commands manifest journal checkpoint; do \
+	  PYTHONPATH="$$PWD/.fuzz/site" nice -n 10 $(BIN)/python -m tests.fuzz.campaign $$target $(SECONDS) --keep .fuzz/findings \
+	    || failed="$$failed $$target"; \
+	done; test -z "$$failed"
+
 # Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
 .PHONY: interruptions
 interruptions: N ?= 1000
@@ -156,4 +172,4 @@ asyncapi: install
 	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz

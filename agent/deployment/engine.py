@@ -20,7 +20,18 @@ from agent.contract.wire import rfc3339
 from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
 from agent.deployment.facts import with_kept
-from agent.deployment.inbox import BudgetSeen, Inbox, Message, Moved, Outcome, Reopened, ServerLost, Started, Stop
+from agent.deployment.inbox import (
+    BudgetSeen,
+    Drained,
+    Inbox,
+    Message,
+    Moved,
+    Outcome,
+    Reopened,
+    ServerLost,
+    Started,
+    Stop,
+)
 from agent.deployment.intake import Accepted, Answered, CommandMessage, describe
 from agent.deployment.machine import (
     Begin,
@@ -195,6 +206,8 @@ class Engine:
             self._budget_seen(message)
         elif isinstance(message, ServerLost):
             self._server_lost(message)
+        elif isinstance(message, Drained):
+            self._transport.flush()
         else:
             self._tell_everything()
         return True
