@@ -1,0 +1,157 @@
+"""From the inherited TCP socket to the Unix socket of grpcio, which cannot listen on a socket that it did not open.
+
+Bytes are passed on as they are. What this gains over a port of grpcio's own: connections wait in the backlog of the
+supervisor's socket while the server is replaced, the address is bound exactly as configured, connections are bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import structlog
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+log = structlog.get_logger("grpc")
+# Three file descriptors each, beside those of HTTP; a client needs one for any number of calls.
+MAX_CONNECTIONS = 64
+BACKLOG = 512
+
+
+class Relay:
+    """Accepts connections and joins each with one to grpcio.
+
+    Args:
+        listener: bound and listening.
+        path: where grpcio listens.
+        max_connections: how many there may be; what comes beyond is closed at once.
+    """
+
+    def __init__(self, listener: socket.socket, path: Path, max_connections: int = MAX_CONNECTIONS) -> None:
+        self._listener = listener
+        self._path = path
+        self._max_connections = max_connections
+        self._fronts: set[_Half] = set()
+        self._links: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begin to accept, with what waits in the backlog."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Front(self), sock=self._listener, backlog=BACKLOG)
+
+    def stop(self) -> None:
+        """Accept no more; whoever comes waits in the backlog for the next server. What is joined stays joined."""
+        if self._server is not None:
+            self._server.close()
+
+    def take(self, front: _Half) -> None:
+        """Join a new connection with grpcio."""
+        if len(self._fronts) >= self._max_connections:
+            log.warning("connection_refused", open=len(self._fronts))
+            front.abort()
+            return
+        self._fronts.add(front)
+        link = asyncio.get_running_loop().create_task(self._link(front))
+        self._links.add(link)
+        link.add_done_callback(self._links.discard)
+
+    def drop(self, front: _Half) -> None:
+        """Forget a connection that ended."""
+        self._fronts.discard(front)
+
+    async def _link(self, front: _Half) -> None:
+        back = _Half()
+        front.join(back)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: back, str(self._path))
+        except OSError as error:
+            log.error("relay_failed", error=str(error))  # noqa: TRY400 - a sentence is enough
+            front.abort()
+
+
+class _Half(asyncio.Protocol):
+    """One end of a joined connection. Reads only while the other end can take what it reads."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._other: _Half | None = None
+        self._early: list[bytes] = []
+        self._is_over = False
+
+    def join(self, other: _Half) -> None:
+        """Pass what is read here on to ``other``, and the other way round."""
+        self._other, other._other = other, self
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.writelines(self._early)
+        self._early.clear()
+        if self._is_over:
+            self._transport.close()
+        elif self._other is not None:
+            self._other.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._other is not None:
+            self._other.send(data)
+
+    def send(self, data: bytes) -> None:
+        """Send ``data``, or keep it until there is a connection."""
+        if self._transport is not None:
+            self._transport.write(data)
+            return
+        self._early.append(data)
+        self.pause_writing()
+
+    def pause_writing(self) -> None:
+        if self._other is not None:
+            self._other.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._other is not None:
+            self._other.resume_reading()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        if self._other is not None:
+            self._other.end()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def end(self) -> None:
+        """Send what is left, and close."""
+        self._is_over = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def pause_reading(self) -> None:
+        """Read no more for now."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+
+class _Front(_Half):
+    """The client's end."""
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__()
+        self._relay = relay
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._relay.take(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._relay.drop(self)
+        super().connection_lost(exc)
