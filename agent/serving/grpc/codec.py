@@ -35,6 +35,13 @@ CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
+# What protobuf holds the integers of a field in.
+INTEGERS = {
+    "int_contents": np.int32,
+    "int64_contents": np.int64,
+    "uint_contents": np.uint32,
+    "uint64_contents": np.uint64,
+}
 
 
 def parse_request(message: pb.ModelInferRequest, limit_s: float | None = None) -> InferRequest:
@@ -146,7 +153,7 @@ def _typed(
     if others:
         raise BadRequestError(f"input {name!r} is {datatype}, which belongs into {field!r}, not into {others}")
     dtype = DATATYPES[datatype]
-    values = np.array(getattr(contents, field), dtype=dtype if dtype.kind in "fb" else None)
+    values = np.array(getattr(contents, field), dtype=INTEGERS.get(field, dtype))
     if values.size and dtype.kind in "iu":
         low, high = values.min(), values.max()
         if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:

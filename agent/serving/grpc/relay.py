@@ -7,6 +7,7 @@ supervisor's socket while the server is replaced, the address is bound exactly a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -19,6 +20,8 @@ log = structlog.get_logger("grpc")
 # Three file descriptors each, beside those of HTTP; a client needs one for any number of calls.
 MAX_CONNECTIONS = 64
 BACKLOG = 512
+# For the last bytes to reach clients that take them.
+FINISH_S = 1.0
 
 
 class Relay:
@@ -37,6 +40,8 @@ class Relay:
         self._fronts: set[_Half] = set()
         self._links: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def start(self) -> None:
         """Begin to accept, with what waits in the backlog."""
@@ -48,6 +53,14 @@ class Relay:
         if self._server is not None:
             self._server.close()
 
+    async def finish(self) -> None:
+        """Return when nothing is joined any more; what grpcio did not end within ``FINISH_S`` is cut off."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), FINISH_S)
+        for front in self._fronts:
+            front.abort()
+        await self._idle.wait()
+
     def take(self, front: _Half) -> None:
         """Join a new connection with grpcio."""
         if len(self._fronts) >= self._max_connections:
@@ -55,6 +68,7 @@ class Relay:
             front.abort()
             return
         self._fronts.add(front)
+        self._idle.clear()
         link = asyncio.get_running_loop().create_task(self._link(front))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
@@ -62,6 +76,8 @@ class Relay:
     def drop(self, front: _Half) -> None:
         """Forget a connection that ended."""
         self._fronts.discard(front)
+        if not self._fronts:
+            self._idle.set()
 
     async def _link(self, front: _Half) -> None:
         back = _Half()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from agent.serving.grpc.health import HealthService
-from agent.serving.grpc.methods import Methods
+from agent.serving.grpc.methods import MAX_OPEN, Methods
 from agent.serving.grpc.relay import Relay
 from agent.serving.grpc.service import InferenceService
 
@@ -40,14 +40,17 @@ class GrpcServer:
         listener: the inherited TCP socket.
         path: of the Unix socket that grpcio listens on; only this process's user can connect to it.
         max_body_bytes: of a request; larger ones are RESOURCE_EXHAUSTED.
+        max_open: how many inference calls are answered at once; more are UNAVAILABLE.
     """
 
-    def __init__(self, plane: DataPlane, listener: socket.socket, path: Path, max_body_bytes: int) -> None:
+    def __init__(
+        self, plane: DataPlane, listener: socket.socket, path: Path, max_body_bytes: int, max_open: int = MAX_OPEN
+    ) -> None:
         self._path = path
         self._inference, self._health = InferenceService(plane), HealthService(plane)
         self._relay = Relay(listener, path)
         self._server = grpc.aio.server(
-            handlers=(Methods(self._inference, self._health, plane.rpc_codes),),
+            handlers=(Methods(self._inference, self._health, plane.rpc_codes, max_open),),
             options=(
                 ("grpc.max_receive_message_length", max_body_bytes + ENVELOPE_BYTES),
                 ("grpc.max_send_message_length", -1),
@@ -77,4 +80,5 @@ class GrpcServer:
         self._health.end()
         self._inference.end_streams()
         await self._server.stop(grace_s)
+        await self._relay.finish()
         self._path.unlink(missing_ok=True)
