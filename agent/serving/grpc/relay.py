@@ -69,7 +69,9 @@ class Relay:
             return
         self._fronts.add(front)
         self._idle.clear()
-        link = asyncio.get_running_loop().create_task(self._link(front))
+        back = _Half()
+        front.join(back)  # now: the client's first bytes may come before the task below runs
+        link = asyncio.get_running_loop().create_task(self._link(front, back))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
 
@@ -79,9 +81,7 @@ class Relay:
         if not self._fronts:
             self._idle.set()
 
-    async def _link(self, front: _Half) -> None:
-        back = _Half()
-        front.join(back)
+    async def _link(self, front: _Half, back: _Half) -> None:
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: back, str(self._path))
         except OSError as error:
