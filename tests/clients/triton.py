@@ -101,7 +101,9 @@ def over_http(checks: Checks, address: str, model: str, given: Any, names: tuple
         answers[way] = checks.run(way, lambda options=options: infer(**options))
     many = [th.InferInput(name, list(given.shape), "FP32").set_data_from_numpy(given)]
     running = [client.async_infer(model, many) for _ in range(8)]
-    answers["http async"] = checks.run("http async", lambda: {hexed(each.get_result(), output) for each in running}.pop())
+    answers["http async"] = checks.run(
+        "http async", lambda: {hexed(each.get_result(), output) for each in running}.pop()
+    )
     checks.refused("http unknown model", lambda: client.infer("nope", many), "404")
     client.close()
     return answers
