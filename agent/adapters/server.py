@@ -50,6 +50,7 @@ class ServerProcess:
         options: further arguments of the server.
         on_exit: called from a watching thread when the server ends without being asked to.
         start_timeout_s: how long it may take to answer.
+        residency: asked at every load: ``mode``, and ``allowed_bytes`` for weights that are kept unpacked.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ServerProcess:
         options: tuple[str, ...] = (),
         on_exit: Callable[[str], None] = lambda _detail: None,
         start_timeout_s: float = 120.0,
+        residency: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._sockets = {"--http-fd": http, "--control-fd": control, **({"--grpc-fd": grpc} if grpc else {})}
         self._path = control_path
@@ -70,6 +72,7 @@ class ServerProcess:
         self._start_timeout_s = start_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
+        self._residency = residency
         self.starts = 0
 
     @property
@@ -127,6 +130,7 @@ class ServerProcess:
             "release": release.id,
             "activate": False,
             "unload_first": unload_first,
+            "residency": dict(self._residency()),
         }
         answer: dict[str, Any] = self._repository(model, "load", parameters)
         return answer

@@ -1,9 +1,9 @@
 """The process around the servers: its tie to the supervisor, its sockets, its log, and how it ends.
 
 Two uvicorn servers, and gRPC's where it is configured, share one event loop. At SIGTERM readiness turns to 503 and
-every reply closes its connection; for ``LINGER_S`` new connections are still taken, so that clients between two requests
-learn of it by a reply instead of a reset; then the sockets are left to the supervisor, in whose backlog new connections
-wait for the next server.
+every reply closes its connection; for ``LINGER_S`` new connections are still taken, so that clients between two
+requests learn of it by a reply instead of a reset; then the sockets are left to the supervisor, in whose backlog new
+connections wait for the next server.
 """
 
 from __future__ import annotations

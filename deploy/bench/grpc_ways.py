@@ -1,6 +1,6 @@
 """What each way to put grpcio beside an event loop adds to a call: `python -m deploy.bench.grpc_ways`.
 
-An echo of 12 KiB, one caller and eight, each way in a process of its own, in turns; the figures are medians of the rounds.
+An echo of 12 KiB, one caller and eight, each way in a process of its own, in turns; figures are medians of the rounds.
 
 - port: grpcio's asyncio server on a port of its own.
 - relay: the same behind the socket that the supervisor holds; what the server does.

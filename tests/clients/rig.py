@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +16,8 @@ from agent.adapters.control import ControlError, call
 from agent.adapters.sockets import listen_tcp, listen_unix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 FAKES = "tests.fakes.grpc_server"
@@ -38,11 +37,11 @@ class Running:
 
     @property
     def http(self) -> str:
-        return "127.0.0.1:{}".format(self.http_socket.getsockname()[1])
+        return f"127.0.0.1:{self.http_socket.getsockname()[1]}"
 
     @property
     def grpc(self) -> str:
-        return "127.0.0.1:{}".format(self.grpc_socket.getsockname()[1])
+        return f"127.0.0.1:{self.grpc_socket.getsockname()[1]}"
 
     def start(self) -> None:
         """Start a server, and return when it can be spoken to."""
@@ -53,19 +52,24 @@ class Running:
                 [sys.executable, "-m", self.module, *words, *self.options],
                 pass_fds=[each.fileno() for each in numbered.values()],
                 cwd=ROOT,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
             )
-        ends_at = time.monotonic() + 60
-        while not self._answers():
-            assert self.process.poll() is None, self.log()
-            assert time.monotonic() < ends_at, self.log()
+        until(self._answers)
+
+    def release(self) -> None:
+        """Let the fake server compute a row that it holds."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
 
     def stop(self) -> int:
         """End the server as the supervisor does; return its exit status."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(30)
+        return self.ended()
 
     def serve(self, model: str, artifact: Path | None = None, version: str = "1") -> None:
         """Load and activate a model; of the fake server's, an artifact is only a name."""
@@ -82,27 +86,43 @@ class Running:
     def events(self) -> list[str]:
         return [json.loads(line)["event"] for line in self.log().splitlines() if line.startswith("{")]
 
+    def ended(self) -> int:
+        """Return the exit status once there is one."""
+        assert self.process is not None
+        status = self.process.wait(30)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return status
+
     def _answers(self) -> bool:
         try:
             self.control("GET", "/v2/control/status")
         except ControlError:
-            threading.Event().wait(0.05)
+            assert self.process is not None
+            assert self.process.poll() is None, self.log()
             return False
         return True
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
+    """Ask again until ``condition`` holds: another process offers nothing to wait on."""
+    ends_at = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < ends_at
+        threading.Event().wait(0.02)
 
 
 @contextmanager
 def running(folder: Path, *options: str, module: str = FAKES) -> Iterator[Running]:
     """Yield a running server without models; it ends with the block."""
-    sockets = [listen_tcp("127.0.0.1", 0), listen_tcp("127.0.0.1", 0), listen_unix(folder / "control.sock")]
-    it = Running(folder, module, options, *sockets)
+    http, grpc, control = listen_tcp("127.0.0.1", 0), listen_tcp("127.0.0.1", 0), listen_unix(folder / "control.sock")
+    it = Running(folder, module, options, http, grpc, control)
     try:
         it.start()
         yield it
     finally:
         if it.process is not None:
             it.process.kill()
-            it.process.wait()
-        with contextlib.ExitStack() as stack:
-            for each in sockets:
-                stack.callback(each.close)
+            it.ended()
+        for listener in (http, grpc, control):
+            listener.close()

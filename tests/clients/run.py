@@ -1,7 +1,7 @@
 """Run client scripts against a server of fakes: ``python -m tests.clients.run PYTHON SCRIPT…``.
 
-``PYTHON`` is the interpreter of the clients' environment; each script gets the HTTP address, the gRPC address and the name
-of a model. Status 1 when one of them fails.
+``PYTHON`` is the interpreter of the clients' environment; each script gets the HTTP address, the gRPC address and the
+name of a model. Status 1 when one of them fails.
 """
 
 from __future__ import annotations

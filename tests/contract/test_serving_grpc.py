@@ -1,4 +1,4 @@
-"""The data plane over gRPC: every method, every refusal, deadlines, streams, health, the end. Server in this process."""
+"""The data plane over gRPC: every method, every refusal, deadlines, streams, health, the end. In-process."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +17,13 @@ grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
 
 from agent.serving.grpc import inference_pb2 as pb  # noqa: E402 - only with the extra
 from agent.serving.grpc.methods import INFER, INFERENCE  # noqa: E402
-from tests.clients.rig import ROOT, Running, running  # noqa: E402
+from tests.clients.rig import ROOT, Running, running, until  # noqa: E402
 from tests.fakes.grpc_client import raw_request  # noqa: E402
-from tests.fakes.grpc_server import SLOW  # noqa: E402
+from tests.fakes.grpc_server import HELD  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 PROTOS = ("agent/serving/grpc/inference.proto", "agent/serving/grpc/health.proto")
@@ -78,11 +78,14 @@ def test_sigterm_lets_a_call_finish_and_the_next_server_answers_those_that_came_
         early = infer(channel, [ROW], timeout=60)
         it.control("POST", "/v2/control/open", {})
         assert early.result().model_version == "1"
-        slow = infer(channel, [[SLOW, 0, 0, 0]], timeout=60)
-        while it.control("GET", "/v2/control/status")["models"]["linear"]["in_flight"] == 0:
-            pass
-        assert it.stop() == 0
-        assert slow.result().outputs
+        held = infer(channel, [[HELD, 0, 0, 0]], timeout=60)
+        until(lambda: it.control("GET", "/v2/control/status")["models"]["linear"]["in_flight"])
+        assert it.process is not None
+        it.process.terminate()
+        until(lambda: "draining" in it.events())
+        it.release()
+        assert it.ended() == 0
+        assert held.result().outputs
         assert not (tmp_path / "grpc.sock").exists()
         # Neither waits for a server on its own account: their connection does, in the supervisor's backlog.
         between = infer(channel, [ROW], timeout=60)
@@ -131,7 +134,7 @@ def test_without_the_extra_the_agent_does_not_start_and_says_what_to_install(mon
 def test_a_port_that_is_taken_is_told_by_its_key() -> None:
     listener = parts.listen_grpc(Serving(grpc_port=0))
     assert listener is not None
-    with listener, pytest.raises(parts.StartError, match="serving.grpc_port"):
+    with listener, pytest.raises(parts.StartError, match=r"serving\.grpc_port"):
         parts.listen_grpc(Serving(grpc_port=listener.getsockname()[1]))
 
 
@@ -187,7 +190,7 @@ def test_names_numbers_and_types_are_those_of_triton_s_client() -> None:
     messages, methods, enums = json.loads(done.stdout)
     compared = 0
     for ours in _messages(pb.DESCRIPTOR.message_types_by_name.values()):
-        theirs = messages[ours.full_name] if ours.full_name in messages else None
+        theirs = messages.get(ours.full_name)
         if ours.full_name.startswith("inference.ModelMetadataResponse"):
             continue  # compared below: Triton lacks the specification's `properties`
         assert theirs is not None, ours.full_name

@@ -59,7 +59,7 @@ async def grpc_harness(folder: Path, *, max_body_bytes: int = 2**26, **limits: A
         server = GrpcServer(base.plane, listener, folder / "grpc.sock", max_body_bytes, **limits)
         await server.start()
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        address = "127.0.0.1:{}".format(listener.getsockname()[1])
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         async with grpc.aio.insecure_channel(address, options) as channel:
             yield GrpcHarness(base, server, channel)
         await server.stop(0)

@@ -1,19 +1,19 @@
 """The server process with models that need no torch: ``python -m tests.fakes.grpc_server --http-fd …``.
 
-``linear`` is the fake network of the other tests; ``image`` takes what the protocol's public check scripts send; ``types``
-has an input and an output of every datatype. A row of ``linear`` whose first number is ``SLOW`` takes a moment.
+``linear`` is the fake network of the other tests; ``image`` takes pictures, as public check scripts send them. A row of
+``linear`` whose first number is ``HELD`` is computed when a line arrives at the process's standard input.
 """
 
 from __future__ import annotations
 
-import time
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agent.serving.__main__ import main
-from agent.serving.tensors import DATATYPES, TensorSpec
+from agent.serving.tensors import TensorSpec
 from tests.fakes.serving import FakeLoader, FakeNetwork
 
 if TYPE_CHECKING:
@@ -21,17 +21,16 @@ if TYPE_CHECKING:
 
     from agent.serving.tensors import Array
 
-SLOW = -2.0
-SLOW_S = 1.0
+HELD = -2.0
 
 
 @dataclass
 class Linear(FakeNetwork):
-    """Slow on demand."""
+    """Waits when it is told to."""
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
-        if (arrays[0][:, 0] == SLOW).any():
-            time.sleep(SLOW_S)
+        if (arrays[0][:, 0] == HELD).any():
+            sys.stdin.readline()
         return super().run(arrays)
 
 
@@ -50,22 +49,5 @@ class Image(FakeNetwork):
         return rows
 
 
-class Types(FakeNetwork):
-    """Gives back what it is given."""
-
-    def __init__(self) -> None:
-        specs = [(f"{name}_in", f"{name}_out", name) for name in DATATYPES]
-        super().__init__(
-            inputs=tuple(TensorSpec(given, datatype, (-1, 2)) for given, _, datatype in specs),
-            outputs=tuple(TensorSpec(answer, datatype, (-1, 2)) for _, answer, datatype in specs),
-        )
-
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        return list(arrays)
-
-    def warm_up(self, rows: int) -> int:
-        return rows
-
-
 if __name__ == "__main__":
-    main(loader=FakeLoader(networks={"linear": Linear(), "image": Image(), "types": Types()}))
+    main(loader=FakeLoader(networks={"linear": Linear(), "image": Image()}))
