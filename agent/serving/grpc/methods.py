@@ -7,6 +7,7 @@ UNIMPLEMENTED, as gRPC itself answers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from agent.serving.grpc.service import parse
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from agent.serving.grpc.health import HealthService
     from agent.serving.grpc.service import InferenceService
@@ -50,6 +51,8 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no ty
         self._codes = codes
         self._max_open = max_open
         self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._busy = grpc.stream_unary_rpc_method_handler(self._refuse)
         unary = {
             INFERENCE + "ServerLive": (inference.server_live, inference_pb2.ServerLiveRequest),
@@ -75,6 +78,22 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no ty
             return self._busy
         return self._handlers.get(details.method)
 
+    async def finished(self, timeout_s: float) -> None:
+        """Return when no inference call is open, at the latest after ``timeout_s`` seconds."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), max(0.0, timeout_s))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[None]:
+        self._open += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+
     def _unary(self, answer: Callable[[Any], Awaitable[Any]], kind: Any) -> Any:
         async def call(raw: bytes, context: Any) -> bytes:
             async with self._counted(context):
@@ -84,24 +103,18 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no ty
         return grpc.unary_unary_rpc_method_handler(call)
 
     async def _infer(self, raw: bytes, context: Any) -> bytes:
-        self._open += 1
-        try:
+        with self._opened():
             async with self._counted(context):
                 request = parse(raw, inference_pb2.ModelInferRequest)
                 answer = await self._inference.infer(request, context.time_remaining())
                 reply: bytes = answer.SerializeToString()
-        finally:
-            self._open -= 1
         return reply
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        self._open += 1
-        try:
+        with self._opened():
             async with self._counted(context), aclosing(self._inference.stream(requests, context)) as answers:
                 async for answer in answers:
                     yield answer.SerializeToString()
-        finally:
-            self._open -= 1
 
     async def _watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         async with self._counted(context):

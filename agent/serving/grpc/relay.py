@@ -1,7 +1,9 @@
 """From the inherited TCP socket to the Unix socket of grpcio, which cannot listen on a socket that it did not open.
 
-Bytes are passed on as they are. What this gains over a port of grpcio's own: connections wait in the backlog of the
-supervisor's socket while the server is replaced, the address is bound exactly as configured, connections are bounded.
+Bytes are passed on as they are, but for one frame: at the end every client is told to ask elsewhere, while what it has
+asked and what is on its way is still answered; grpcio's own farewell cancels the latter. What this gains over a port of
+grpcio's own: connections wait in the backlog of the supervisor's socket while the server is replaced, the address is
+bound exactly as configured, connections are bounded.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import contextlib
 from typing import TYPE_CHECKING, cast
 
 import structlog
+
+from agent.serving.grpc.frames import GO_AWAY, Boundaries
 
 if TYPE_CHECKING:
     import socket
@@ -37,7 +41,7 @@ class Relay:
         self._listener = listener
         self._path = path
         self._max_connections = max_connections
-        self._fronts: set[_Half] = set()
+        self._fronts: set[_Front] = set()
         self._links: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._idle = asyncio.Event()
@@ -53,6 +57,11 @@ class Relay:
         if self._server is not None:
             self._server.close()
 
+    def send_away(self) -> None:
+        """Tell every client to open no more calls on its connection."""
+        for front in self._fronts:
+            front.send_away()
+
     async def finish(self) -> None:
         """Return when nothing is joined any more; what grpcio did not end within ``FINISH_S`` is cut off."""
         with contextlib.suppress(asyncio.TimeoutError):
@@ -61,7 +70,7 @@ class Relay:
             front.abort()
         await self._idle.wait()
 
-    def take(self, front: _Half) -> None:
+    def take(self, front: _Front) -> None:
         """Join a new connection with grpcio."""
         if len(self._fronts) >= self._max_connections:
             log.warning("connection_refused", open=len(self._fronts))
@@ -75,7 +84,7 @@ class Relay:
         self._links.add(link)
         link.add_done_callback(self._links.discard)
 
-    def drop(self, front: _Half) -> None:
+    def drop(self, front: _Front) -> None:
         """Forget a connection that ended."""
         self._fronts.discard(front)
         if not self._fronts:
@@ -163,10 +172,26 @@ class _Front(_Half):
     def __init__(self, relay: Relay) -> None:
         super().__init__()
         self._relay = relay
+        self._boundaries = Boundaries()
+        self._is_leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._relay.take(self)
+
+    def send(self, data: bytes) -> None:
+        """Send ``data``; the first place in it where that is possible takes the farewell, if there is one to say."""
+        place = self._boundaries.follow(data)
+        if self._is_leaving and place is not None:
+            self._is_leaving = False
+            data = data[:place] + GO_AWAY + data[place:]
+        super().send(data)
+
+    def send_away(self) -> None:
+        """Tell the client to open no more calls here, now or behind the frame that is being sent."""
+        self._is_leaving = not self._boundaries.is_at
+        if not self._is_leaving:
+            super().send(GO_AWAY)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._relay.drop(self)

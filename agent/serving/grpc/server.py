@@ -1,12 +1,14 @@
 """grpcio's server on the event loop of the others, with every limit said aloud, and how it ends.
 
-At the end clients are sent away (GOAWAY) at once: what they asked is answered, what they ask next goes to a new
+At the end clients are sent away at once (GOAWAY): what they asked is answered, what they ask next goes to a new
 connection, which waits for the next server.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from agent.serving.dataplane import DataPlane
 
+# For calls that were on their way when their client was sent away.
+SETTLE_S = 0.5
 # What surrounds the tensors of a message that is as large as a body may be.
 ENVELOPE_BYTES = 64 * 1024
 HANDSHAKE_MS = 10_000
@@ -49,8 +53,9 @@ class GrpcServer:
         self._path = path
         self._inference, self._health = InferenceService(plane), HealthService(plane)
         self._relay = Relay(listener, path)
+        self._methods = Methods(self._inference, self._health, plane.rpc_codes, max_open)
         self._server = grpc.aio.server(
-            handlers=(Methods(self._inference, self._health, plane.rpc_codes, max_open),),
+            handlers=(self._methods,),
             options=(
                 ("grpc.max_receive_message_length", max_body_bytes + ENVELOPE_BYTES),
                 ("grpc.max_send_message_length", -1),
@@ -79,6 +84,10 @@ class GrpcServer:
         self._relay.stop()
         self._health.end()
         self._inference.end_streams()
-        await self._server.stop(grace_s)
+        self._relay.send_away()
+        ends_at = time.monotonic() + grace_s
+        await asyncio.sleep(min(SETTLE_S, grace_s))
+        await self._methods.finished(ends_at - time.monotonic())
+        await self._server.stop(max(0.0, ends_at - time.monotonic()))
         await self._relay.finish()
         self._path.unlink(missing_ok=True)
