@@ -6,6 +6,8 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,6 +100,36 @@ def test_sigterm_lets_a_call_finish_and_the_next_server_answers_those_that_came_
             assert (between.result().model_version, stranger.result().model_version) == ("2", "2")
             assert it.stop() == 0
     assert it.events().count("stopped") == 2
+
+
+def test_no_call_of_busy_clients_fails_while_the_server_is_replaced_as_planned(tmp_path: Path) -> None:
+    done, counts = threading.Event(), [0, 0, 0]
+
+    def hammer(address: str, caller: int) -> None:
+        with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            while not done.is_set():
+                assert infer(channel, [ROW], timeout=60).result().outputs
+                counts[caller] += 1
+
+    def go_on() -> None:
+        before = list(counts)
+        until(lambda: all(now > then + 20 for now, then in zip(counts, before, strict=True)))
+
+    with running(tmp_path, "--closed") as it, ThreadPoolExecutor(3) as pool:
+        callers = []
+        try:
+            for version in ("1", "2", "3"):
+                it.serve("linear", version=version)
+                it.control("POST", "/v2/control/open", {})
+                callers = callers or [pool.submit(hammer, it.grpc, caller) for caller in range(3)]
+                go_on()
+                if version != "3":
+                    assert it.stop() == 0
+                    it.start()
+        finally:
+            done.set()
+        for caller in callers:
+            caller.result()
 
 
 def test_connections_beyond_the_limit_are_closed_and_the_others_go_on(tmp_path: Path) -> None:
