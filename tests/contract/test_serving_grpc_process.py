@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -116,7 +116,7 @@ def test_no_call_of_busy_clients_fails_while_the_server_is_replaced_as_planned(t
         until(lambda: all(now > then + 20 for now, then in zip(counts, before, strict=True)))
 
     with running(tmp_path, "--closed") as it, ThreadPoolExecutor(3) as pool:
-        callers = []
+        callers: list[Future[None]] = []
         try:
             for version in ("1", "2", "3"):
                 it.serve("linear", version=version)
