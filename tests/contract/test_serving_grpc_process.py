@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent import parts
+from agent.adapters.server import ServerProcess
+from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.settings import Serving
 
 grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
@@ -32,6 +34,7 @@ PROTOS = ("agent/serving/grpc/inference.proto", "agent/serving/grpc/health.proto
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("tritonclient") is None, reason="the extra clients is not installed"
 )
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the child itself needs torch")
 needs_tools = pytest.mark.skipif(
     importlib.util.find_spec("grpc_tools") is None, reason="the extra clients is not installed"
 )
@@ -147,6 +150,21 @@ def test_connections_beyond_the_limit_are_closed_and_the_others_go_on(tmp_path: 
             for channel in channels:
                 channel.close()
         assert "connection_refused" in it.events()
+
+
+@needs_torch
+def test_the_supervisor_s_adapter_hands_the_socket_on(tmp_path: Path) -> None:
+    http, listener = listen_tcp("127.0.0.1", 0), parts.listen_grpc(Serving(grpc_port=0))
+    assert listener is not None
+    path = tmp_path / "control.sock"
+    with http, listener, listen_unix(path) as control:
+        process = ServerProcess(http, control, path, grpc=listener, options=("--device", "cpu"))
+        try:
+            process.restore({})
+            with grpc.insecure_channel(f"127.0.0.1:{listener.getsockname()[1]}") as channel:
+                assert channel.unary_unary(INFERENCE + "ServerLive")(b"", timeout=60)
+        finally:
+            process.stop(drain_s=1.0)
 
 
 @pytest.mark.parametrize("module", ["agent.supervisor", "agent.serving.__main__"])
