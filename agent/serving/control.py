@@ -220,6 +220,8 @@ class ControlPlane:
             del model.slots[release]
             # Replies that are still being written look at the slot, and must not keep its weights.
             slot.network.close()
+            if slot.engine is not None:
+                slot.engine.close()
 
     def index(self, request: JsonObject) -> list[JsonObject]:
         """Return every release that is loaded, being loaded, or failed to load last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.serving.exposition import Family, Labels, expose
+from agent.serving.generation.stats import families
 from agent.serving.memory import rss_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             each("batch_rows", "histogram", "Rows of each forward pass.", lambda slot: slot.stats.batch_rows),
             each("in_flight", "gauge", "Requests that hold the release.", lambda slot: slot.in_flight),
             each("resident_bytes", "gauge", "Weights.", lambda slot: slot.network.resident_bytes, "nibbled_model"),
+            *families({labels: slot.generated for labels, slot in slots.items() if slot.network.text is not None}),
             Family("nibbled_model_active", "gauge", "Whether the release answers.", _active(plane)),
             Family("nibbled_inference_queue_length", "gauge", "Requests that wait.", _queues(plane)),
             of_rooms("waiting", "gauge", "Requests that wait for a switch.", len),

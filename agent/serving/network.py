@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from agent import architectures
 from agent.quantization import artifact as artifacts
+from agent.planning.model_types import HUGGING_FACE
 from agent.quantization import kernels, modules
 from agent.serving.memory import trim_heap
 from agent.serving.tensors import DATATYPES, TensorSpec
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from agent.serving.generation.model import LanguageModel
     from agent.serving.tensors import Array
 
+LANGUAGE = "agent.serving.generation.language"
 WARM_UP_S = 1.0
 """How long the largest batch of a warm-up may take: clients may be waiting for its end."""
 
@@ -61,7 +64,10 @@ def load(artifact: Path, device: str) -> TorchNetwork:
     module = artifacts.load(artifact, device=device)
     examples = architectures.synthetic_inputs(sidecar["model_type"], sidecar["options"], rows=2, seed=0)
     arrays = [examples[spec["name"]].numpy() for spec in sidecar["inputs"]]
-    return TorchNetwork(module, sidecar, modules.resident_bytes(module), arrays)
+    network = TorchNetwork(module, sidecar, modules.resident_bytes(module), arrays)
+    if sidecar["model_type"] == HUGGING_FACE:
+        network.learn_to_write(artifact, sidecar)
+    return network
 
 
 def release_memory() -> None:
@@ -117,6 +123,8 @@ class TorchNetwork:
         counts_rows = all(spec.shape and spec.shape[0] == -1 for spec in self.inputs + self.outputs)
         self.is_batchable = counts_rows and bool(sidecar["batchable"])
         self.resident_bytes = resident_bytes
+        self.text: LanguageModel | None = None
+        self.no_text = "it answers tensors"
         self._module: torch.nn.Module | None = module.eval()
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         self._examples = examples
@@ -143,9 +151,21 @@ class TorchNetwork:
             self._compute(largest)
         return largest
 
+    def learn_to_write(self, artifact: Path, sidecar: dict[str, Any]) -> None:
+        """Find out whether the artifact makes texts."""
+        try:
+            language = importlib.import_module(LANGUAGE)
+        except ImportError as error:  # of the optional package, one that is older than what is used of it
+            self.no_text = str(error)
+            return
+        try:
+            self.text = language.language_model(artifact, sidecar, self._module, self._device)
+        except language.NoTextError as error:
+            self.no_text = str(error)
+
     def close(self) -> None:
         """Let go of the module and the examples."""
-        self._module, self._examples = None, ()
+        self._module, self.text, self._examples = None, None, ()
 
     def _compute(self, rows: int) -> None:
         self.run([np.resize(array, (rows, *array.shape[1:])) for array in self._examples])

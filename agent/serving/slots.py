@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.serving.errors import NotFoundError, UnavailableError
+from agent.serving.generation.stats import Generated
 from agent.serving.stats import Stats
 
 if TYPE_CHECKING:
@@ -22,8 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.serving.batcher import Batcher
+    from agent.serving.generation.engine import Engine
+    from agent.serving.generation.model import LanguageModel
     from agent.serving.tensors import Array, TensorSpec
     from agent.serving.waiting import WaitingRoom
+
+
+# A text can take minutes; whoever unloads its release has waited for its end for long enough.
+DRAIN_S = 10.0
 
 
 class Network(Protocol):
@@ -34,6 +41,8 @@ class Network(Protocol):
         inputs, outputs: what it takes and gives, in order.
         is_batchable: whether rows of several requests may be computed together without changing an answer.
         resident_bytes: what its weights occupy.
+        text: what makes texts of it, None where nothing does.
+        no_text: why not, a sentence without its end.
     """
 
     model_type: str
@@ -42,6 +51,8 @@ class Network(Protocol):
     outputs: tuple[TensorSpec, ...]
     is_batchable: bool
     resident_bytes: int
+    text: LanguageModel | None
+    no_text: str
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs; the arrays may be read-only. Called from one thread at a time."""
@@ -94,7 +105,9 @@ class Slot:
         release: the supervisor's id for it.
         version: the operator's word for it; what clients see.
         figures: what its load took, see ``loading``.
+        generated: what texts were made.
         in_flight: requests that hold it.
+        engine: makes its texts, None before the first.
     """
 
     model: str
@@ -103,7 +116,9 @@ class Slot:
     network: Network
     figures: Mapping[str, Any] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
+    generated: Generated = field(default_factory=Generated)
     in_flight: int = 0
+    engine: Engine | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def acquire(self) -> None:
@@ -118,9 +133,16 @@ class Slot:
             self._idle.set()
 
     async def drained(self) -> None:
-        """Return when no request holds the slot."""
-        if self.in_flight:
-            await self._idle.wait()
+        """Return when no request holds the slot; texts that take longer than ``DRAIN_S`` are cut off."""
+        if not self.in_flight:
+            return
+        timer = asyncio.get_running_loop().call_later(DRAIN_S, self._cut_off)
+        await self._idle.wait()
+        timer.cancel()
+
+    def _cut_off(self) -> None:
+        if self.engine is not None:
+            self.engine.end(UnavailableError(f"the release that made this text was unloaded {DRAIN_S:g} s ago"))
 
 
 @dataclass(eq=False)

@@ -45,6 +45,8 @@ class FakeNetwork:
     model_type: str = "fake"
     method: str = "nf4"
     resident_bytes: int = 48
+    text: Any = None
+    no_text: str = "it answers tensors"
     calls: list[int] = field(default_factory=list)
     warm_up_rows: int = 0
     is_closed: bool = False
