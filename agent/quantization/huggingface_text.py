@@ -89,7 +89,7 @@ def _tokenizer(held: Files, vocabulary: int) -> bytes:
 
 
 def _template(held: Files, told: Mapping[str, Any]) -> str | None:
-    """Return the chat template: a file of its own, or a text or list of named texts in the tokenizer's configuration."""
+    """Return the chat template: from its own file, else from the tokenizer's configuration, alone or among others."""
     if files.TEMPLATE in held:
         size = held[files.TEMPLATE].size
         if size > MAX_TEMPLATE_BYTES:

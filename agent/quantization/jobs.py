@@ -126,7 +126,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
     data = gate.evaluation(found, job.dataset, job.rows, job.seed)
     job.output_dir.mkdir(parents=True, exist_ok=True)
     path = job.output_dir / artifact.file_name(found.model_type, file_tag(job.method))
-    origin = {"source_sha256": job.source_sha256 or _digest(job.checkpoint), "decision": job.decision}
+    origin: JsonObject = {"source_sha256": job.source_sha256 or _digest(job.checkpoint), "decision": job.decision}
     if huggingface_text.is_language_model(found):
         generation, notes = huggingface_text.carry(job.checkpoint, found, path)
         origin["generation"] = generation

@@ -1,4 +1,4 @@
-"""Networks that compute with torch. The only file of the server that imports it; see ``loader``."""
+"""Networks that compute with torch. Only this and what it imports knows torch; see ``loader``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from agent import architectures
-from agent.quantization import artifact as artifacts
 from agent.planning.model_types import HUGGING_FACE
+from agent.quantization import artifact as artifacts
 from agent.quantization import kernels, modules
 from agent.serving.memory import trim_heap
 from agent.serving.tensors import DATATYPES, TensorSpec

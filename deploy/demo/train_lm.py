@@ -39,7 +39,7 @@ TEMPLATE = (
 )
 VOCABULARY = 1024
 CONTEXT = 512
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
     "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True,
 }  # fmt: skip
@@ -138,7 +138,7 @@ def make(output: Path, recipe: Recipe) -> dict[str, Any]:
     loss = train(model, ids, recipe)
     folder = output / "lm"
     model.save_pretrained(folder)
-    wrapped = transformers.PreTrainedTokenizerFast(
+    wrapped: Any = transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # the library's gap
         tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=END, chat_template=TEMPLATE,
         extra_special_tokens=[USER, ASSISTANT], model_max_length=CONTEXT,
     )  # fmt: skip

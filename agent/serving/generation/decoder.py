@@ -69,10 +69,10 @@ class CachedDecoder:
             given["attention_mask"] = self._tensor(mask)
         with torch.inference_mode():
             answer = self._network(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, **given)
-            logits: Logits = answer.logits[:, -1].float().cpu().numpy()
+            logits = answer.logits[:, -1].float().cpu().numpy()
         for row in rows:
             row.length += count
-        return logits
+        return list(logits)
 
     def _tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(np.asarray(rows, dtype=np.int64), device=self._device)
@@ -145,11 +145,11 @@ class Row:
         return like.new_empty((like.shape[0], self._capacity, like.shape[2]))
 
 
-class _RowsLayer(cache_utils.DynamicLayer):
+class _RowsLayer(cache_utils.DynamicLayer):  # type: ignore[no-untyped-call]  # the library's gap
     """One layer of a batch of sequences, as the library's attention asks for it."""
 
     def __init__(self, rows: Sequence[Row], index: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.is_initialized = True
         self._rows = rows
         self._index = index

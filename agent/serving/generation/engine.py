@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger("generation")
 
 
+@dataclass(frozen=True)
+class _Load:
+    """What a release makes just now."""
+
+    running: int
+    reserved_tokens: int
+    passes: int
+
+
 @dataclass(eq=False)
 class Stream:
     """An answer as the event loop sees it: pieces, the last of which has a reason, or an error.
@@ -163,10 +172,14 @@ class Engine:
         if error is not None:
             stream.put(error)
 
-    def _deliver(self, dropped: Sequence[TokenSequence], outcomes: Sequence[Outcome], at: float, load: _Load) -> None:
-        generated = self._slot.generated
-        generated.running, generated.reserved_tokens = load.running, load.reserved_tokens
-        generated.waiting, generated.steps = len(self._waiting), load.passes
+    def _forget(self, dropped: Sequence[TokenSequence], load: _Load) -> None:
+        self._count(load)
+        for sequence in dropped:
+            if sequence in self._streams:
+                self._settle(self._streams[sequence])
+
+    def _deliver(self, outcomes: Sequence[Outcome], at: float, load: _Load) -> None:
+        self._count(load)
         for sequence, outcome in outcomes:
             stream = self._streams.get(sequence)
             if stream is None:
@@ -175,9 +188,11 @@ class Engine:
                 self._settle(stream, self._explain(outcome))
             else:
                 self._tell(stream, outcome, at)
-        for sequence in dropped:
-            if sequence in self._streams:
-                self._settle(self._streams[sequence])
+
+    def _count(self, load: _Load) -> None:
+        generated = self._slot.generated
+        generated.running, generated.reserved_tokens = load.running, load.reserved_tokens
+        generated.waiting, generated.steps = len(self._waiting), load.passes
 
     def _tell(self, stream: Stream, piece: Piece, at: float) -> None:
         generated = self._slot.generated
@@ -199,9 +214,7 @@ class Engine:
         if is_out_of_memory(error):
             return UnavailableError("the device has not enough free memory to go on with this text")
         kind = type(error).__name__
-        log.error(
-            "model_failed", model=self._slot.model, release=self._slot.release, error=f"{kind}: {error}"[:2000]
-        )
+        log.error("model_failed", model=self._slot.model, release=self._slot.release, error=f"{kind}: {error}"[:2000])
         return ModelFailedError(f"the model failed: {kind}")
 
     # What follows runs in the thread.
@@ -213,19 +226,16 @@ class Engine:
             dropped, self._dropped = self._dropped, []
             for sequence in dropped:
                 stepper.drop(sequence)
+            before = len(stepper)
             while self._waiting and stepper.has_room(self._waiting[0].order):
                 stepper.begin(self._waiting.popleft())
+        if dropped or len(stepper) != before:
+            # Told before the step, which may take long: a place that became free is free now.
+            self._loop.call_soon_threadsafe(self._forget, dropped, self._load())
         outcomes = stepper.step()
-        load = _Load(len(stepper), stepper.reserved_tokens, stepper.passes)
-        self._loop.call_soon_threadsafe(self._deliver, dropped, outcomes, time.perf_counter(), load)
+        self._loop.call_soon_threadsafe(self._deliver, outcomes, time.perf_counter(), self._load())
         with self._lock:
             return bool(len(stepper) or self._waiting or self._dropped)
 
-
-@dataclass(frozen=True)
-class _Load:
-    """What a release makes just now."""
-
-    running: int
-    reserved_tokens: int
-    passes: int
+    def _load(self) -> _Load:
+        return _Load(len(self._stepper), self._stepper.reserved_tokens, self._stepper.passes)

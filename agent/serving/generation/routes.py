@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.serving.body import DisconnectedError
 from agent.serving.disconnect import DisconnectWatch
@@ -50,7 +50,7 @@ class TextRoutes:
         read: returns a request's body.
     """
 
-    def __init__(self, plane: DataPlane, read: Callable[[Request], Awaitable[bytes]]) -> None:
+    def __init__(self, plane: DataPlane, read: Callable[[Any], Awaitable[bytes]]) -> None:
         self._plane = plane
         self._read = read
         self._created = int(time.time())

@@ -26,7 +26,7 @@ CHUNK_TOKENS = 128
 
 
 class Decoder(Protocol):
-    """A language model with memory. Called by one thread at a time; a call that raises leaves the states as they were."""
+    """A language model with memory. One call at a time; a call that raises leaves the states as they were."""
 
     def begin(self, tokens: int) -> Any:
         """Return an empty state with room for so many tokens."""
