@@ -14,7 +14,7 @@ import numpy as np
 from agent.serving.errors import BadRequestError
 from agent.serving.generation.limits import Limits
 from agent.serving.generation.model import LanguageModel
-from tests.fakes.serving import FakeNetwork, Harness, harness
+from tests.fakes.serving import FakeNetwork, Harness, harness, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -186,6 +186,22 @@ class Writer:
     def stream(self, text: str, *, app: Any = None, **parameters: Any) -> Call:
         body = {"text_input": text, "parameters": {"temperature": 0, "max_tokens": 8, **parameters}}
         return Call(app or self.it.app, "/v2/models/m/generate_stream", body).start()
+
+    async def held(self, *texts: str, **parameters: Any) -> list[Call]:
+        """Start streams and hold the model in its first call, with the others queued behind it in order."""
+        self.decoder.hold()
+        calls = [self.stream(texts[0], **parameters)]
+        await until(lambda: self.decoder.entered == 1)
+        for count, text in enumerate(texts[1:], 1):
+            calls.append(self.stream(text, **parameters))
+            await until(lambda: self.waiting == count)  # noqa: B023 - it is awaited here
+        return calls
+
+    @property
+    def waiting(self) -> int:
+        """How many texts wait for their first step."""
+        active = self.it.plane.models.active("m")
+        return 0 if active.engine is None else len(active.engine._waiting)
 
     async def text(self, text: str, **parameters: Any) -> str:
         body = {"text_input": text, "parameters": {"temperature": 0, "max_tokens": 8, **parameters}}

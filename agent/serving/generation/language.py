@@ -58,7 +58,8 @@ def language_model(artifact: Path, sidecar: Mapping[str, Any], module: Any, devi
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         log.warning("makes_no_texts", artifact=artifact.name, reason=reason)
         raise NoTextError(reason) from error
-    context = sidecar["options"]["inputs"]["max_length"] or DEFAULT_CONTEXT
+    # By the library's object, which knows this figure under its older names as well.
+    context = getattr(module.network.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
     limits = limits_of(int(context), token_bytes, _available_bytes(device))
     return LanguageModel(codec, decoder, limits, vocabulary, frozenset(told["eos_token_ids"]), token_bytes)
 
