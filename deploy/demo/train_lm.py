@@ -1,6 +1,6 @@
 """Trains a small language model from nothing, so that generated texts can be tried without anybody's weights.
 
-    python -m deploy.demo.train_lm deploy/demo/out/lm --steps 1500
+    python -m deploy.demo.train_lm deploy/demo/out --steps 1500
 
 It writes what a Hugging Face directory has (configuration, weights, tokenizer with a chat template), the same as
 ``lm.tar``, which a command can name, and ``evaluation.safetensors``: held-out texts, each with the token that follows.

@@ -1,4 +1,4 @@
-"""Making texts over HTTP: several at once, the ways in which they end, and what is refused. In-process, without torch."""
+"""Making texts over HTTP: several at once, how they end, and what is refused. In-process, without torch."""
 
 from __future__ import annotations
 

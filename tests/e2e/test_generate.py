@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def test_a_chat_streams_with_a_seed_and_again(client: Any) -> None:
 def test_two_streams_advance_side_by_side(writer: Device) -> None:
     async def scenario() -> None:
         order: list[int] = []
+        note = order.append
         async with openai.AsyncOpenAI(base_url=url(writer), api_key="none", max_retries=0, timeout=120.0) as client:
 
             async def read(number: int) -> None:
@@ -111,10 +113,10 @@ def test_two_streams_advance_side_by_side(writer: Device) -> None:
                     model=MODEL, prompt=PROMPT, max_tokens=60, temperature=1, seed=number, stream=True
                 )
                 async for _ in stream:
-                    order.append(number)
+                    note(number)
 
             await asyncio.gather(read(1), read(2))
-        switches = sum(before != after for before, after in zip(order, order[1:], strict=False))
+        switches = sum(before != after for before, after in itertools.pairwise(order))
         assert switches > len(order) // 4, order
 
     asyncio.run(scenario())

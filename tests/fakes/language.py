@@ -1,4 +1,4 @@
-"""A language model that counts through the alphabet, and a client that reads a stream as it comes. No torch, no sleep."""
+"""A language model that counts through the alphabet, and a client that reads as it comes. No torch, no sleep."""
 
 from __future__ import annotations
 

@@ -145,10 +145,11 @@ class TestOpenAI:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("model", 5), ("model", ""), ("prompt", None), ("prompt", ["a", "b"]), ("prompt", [1, True]), ("prompt", {}),
+            ("model", 5), ("model", ""), ("prompt", None), ("prompt", ["a", "b"]), ("prompt", [1, True]),
             ("temperature", -1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True), ("top_p", 1.5),
             ("top_k", -2), ("top_k", 1.5), ("max_tokens", 0), ("max_tokens", 2**40), ("seed", 1.5), ("seed", 2**70),
-            ("stop", [""]), ("stop", 5), ("stop", ["a"] * 17), ("stop", "x" * 257), ("stream", 1), ("stream_options", 3),
+            ("stop", [""]), ("stop", 5), ("stop", ["a"] * 17), ("stop", "x" * 257), ("stream", 1),
+            ("stream_options", 3), ("prompt", {}),
         ],
     )  # fmt: skip
     def test_a_bad_value_is_told_with_its_field(self, key: str, value: Any) -> None:
