@@ -438,13 +438,10 @@ def test_a_request_that_comes_during_a_switch_waits_for_the_next_release() -> No
 
 
 def test_the_queue_limit_in_time_is_the_servers_where_the_client_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "QUEUE_S", 0.0)
-
     async def scenario() -> None:
         async with writer(max_sequences=1) as it:
-            it.decoder.hold()
-            running = it.stream("a", max_tokens=1)
-            await until(lambda: it.decoder.entered == 1)
+            (running,) = await it.held("a", max_tokens=1)
+            monkeypatch.setattr(engines, "QUEUE_S", 0.0)
             late = it.stream("b")
             assert "waited 0 s" in (await late.events())[0]["error"]
             it.decoder.permit(100)
