@@ -29,7 +29,7 @@ test-supervisor:
 	if [ -z "$$PYTHON310" ]; then echo "test-supervisor: SKIPPED, no Python 3.10 on this machine"; exit 0; fi; \
 	"$$PYTHON310" -m venv .venv-3.10 && \
 	.venv-3.10/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' && \
-	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu"
+	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu and not minutes"
 
 # The real timm imports torchvision, which has to be built for its torch: an environment of its own, several gigabytes.
 .PHONY: test-timm
@@ -52,7 +52,7 @@ format: install
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
 
-bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
+bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency bench-serving bench-swaps
 
 # The figures of docs/benchmarks.md, each in its own part of that page. They give way to other work (nice).
 .PHONY: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
@@ -75,6 +75,22 @@ bench-minilm: install
 
 bench-latency: install
 	nice -n 10 $(BIN)/python -m deploy.bench.latency
+
+# The servers that nibbled is measured beside, in an environment of their own (Triton needs Linux on x86-64).
+.venv-peers/.installed:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check orjson httptools \
+		litserve==0.2.19 mlserver==1.7.1 uvloop==0.21.0 nvidia-pytriton==0.7.0
+	touch $@
+
+# Not nice: the servers shall have the machine, which should have nothing else to do.
+.PHONY: bench-serving bench-swaps
+bench-serving: install .venv-peers/.installed
+	$(BIN)/python -m deploy.bench.beside
+
+bench-swaps: install .venv-peers/.installed
+	$(BIN)/python -m deploy.bench.beside.changes
 
 # The tables of docs/decisions.md.
 .PHONY: decisions
@@ -107,15 +123,54 @@ sequences: install
 attacks: install
 	nice -n 10 $(BIN)/python -m deploy.bench.attacks
 
-# Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
-.PHONY: torture torture-random
+# Whole operations in which something fails; see tests/torture/campaign.py for shares of it. START= starts processes as
+# a device does, which takes ten times as long; PUBLISH=--publish puts the sum into docs/reliability.md.
+.PHONY: torture torture-random torture-ci
 SEED ?= 1
+START ?= --fork
 torture: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign points
+	nice -n 10 $(BIN)/python -m tests.torture.campaign points $(START) $(PUBLISH)
 
 torture-random: N ?= 1000
 torture-random: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
+	nice -n 10 $(BIN)/python -m tests.torture.campaign random $(START) --count $(N) --seed $(SEED) $(PUBLISH)
+
+# What CI has time for: all fail points, and a hundred kills.
+torture-ci: install
+	$(BIN)/python -m tests.torture.campaign points $(START)
+	$(BIN)/python -m tests.torture.campaign random $(START) --count 100 --seed $(SEED)
+
+# How soon the last good release serves again after each kind of bad one.
+.PHONY: poison
+poison: install
+	nice -n 10 $(BIN)/python -m tests.torture.poisoned $(PUBLISH)
+
+# Faults that take minutes: links cut in every phase of a deploy, 1,500 commands that waited, and the like.
+.PHONY: faults
+faults: install
+	nice -n 10 $(BIN)/python -m pytest -m minutes tests/faults
+
+# Everything around the agent fails; the normal suite leaves out the long ones. Disks, control groups and mounts need root.
+.PHONY: faults
+faults: install
+	FAULTS=all nice -n 10 $(BIN)/python -m pytest tests/faults
+
+# Bytes thrown at commands, manifests, the journal's file and checkpoints, SECONDS each. atheris leads them by coverage
+# where its wheel exists; elsewhere they are drawn by chance.
+.PHONY: fuzz
+fuzz: SECONDS ?= 900
+fuzz: install
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .fuzz/site 'atheris>=3,<4'
+	@for target in commands manifest journal checkpoint; do \
+	  PYTHONPATH="$$PWD/.fuzz/site" nice -n 10 $(BIN)/python -m tests.fuzz.campaign $$target $(SECONDS) --keep .fuzz/findings \
+	    || failed="$$failed $$target"; \
+	done; test -z "$$failed"
+
+# Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
+.PHONY: interruptions
+interruptions: N ?= 1000
+interruptions: install
+	nice -n 10 $(BIN)/python -m tests.torture.interruptions --count $(N) --seed $(SEED)
 
 # The contract as an AsyncAPI document; a test compares it with the code.
 .PHONY: asyncapi
@@ -123,4 +178,4 @@ asyncapi: install
 	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz

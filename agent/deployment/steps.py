@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.errors import ErrorCode
 from agent.deployment import comparison
+from agent.deployment.admission import room_hint, unloads_first
 from agent.deployment.facts import (
     amended,
     checkpoint_facts,
     gate_of,
     is_current,
+    latency_before,
     lesson,
     mix_job,
     previous_release,
@@ -27,6 +29,7 @@ from agent.deployment.facts import (
 from agent.deployment.machine import Done
 from agent.deployment.models import Release
 from agent.deployment.phases import Phase
+from agent.deployment.planner import budget_for
 from agent.deployment.ports import StepError
 from agent.deployment.selection import select
 from agent.planning.gate import judge
@@ -35,11 +38,12 @@ from agent.planning.methods import METHODS, MIXED
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.contract.commands import DatasetRef
+    from agent.deployment.facts import Source
     from agent.deployment.machine import Operation
     from agent.deployment.models import Served
     from agent.deployment.planner import Planner
     from agent.deployment.ports import Ports, Watch
-    from agent.planning.budget import Budget
     from agent.planning.gate import Thresholds
     from agent.planning.memory import Footprint
 
@@ -89,28 +93,37 @@ class Steps:
         return self._table[phase](operation, served, watch)
 
     def _download(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
-        source = source_of(operation.request)
-        self._fetch(source.url, source.sha256, source.size, watch)
-        dataset = gate_of(operation).dataset
-        if dataset is not None:
-            self._fetch(dataset.url, dataset.sha256, dataset.size, watch)
-        return Done(Phase.DOWNLOADING)
+        files = [source_of(operation.request), gate_of(operation).dataset]
+        pieced = [file.sha256 for file in files if file is not None and self._fetch(file, watch)]
+        return Done(Phase.DOWNLOADING, {"pieced": pieced} if pieced else {})
 
-    def _fetch(self, url: str, sha256: str, size: int | None, watch: Watch) -> None:
+    def _fetch(self, file: Source | DatasetRef, watch: Watch) -> bool:
+        """Fetch a file that is not in the store; return whether it came in pieces."""
         store = self._ports.store
-        if store.source(sha256) is not None:
-            return
-        partial = store.partial(sha256)
+        if store.source(file.sha256) is not None:
+            return False
+        partial = store.partial(file.sha256)
         have = partial.stat().st_size if partial.exists() else 0
-        store.ensure_space((size or 0) - have)
-        self._ports.sources.fetch(url, partial, size, watch)
+        store.ensure_space((file.size or 0) - have)
+        return self._ports.sources.fetch(file.url, partial, file.size, watch)
+
+    def _admit(self, file: Source | DatasetRef, operation: Operation, watch: Watch) -> None:
+        """Admit what was fetched. Pieces that do not make the file are fetched in one, once: the error deletes them."""
+        store = self._ports.store
+        try:
+            store.admit(file.sha256, file.size, watch)
+        except StepError as error:
+            if error.code is not ErrorCode.CHECKSUM_MISMATCH or file.sha256 not in operation.facts.get("pieced", ()):
+                raise
+            self._fetch(file, watch)
+            store.admit(file.sha256, file.size, watch)
 
     def _verify(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
         if operation.command == "self_test":
             return self._self_test()
         store = self._ports.store
         source = source_of(operation.request)
-        store.admit(source.sha256, source.size, watch)
+        self._admit(source, operation, watch)
         store.numels(source.sha256)  # a malformed or deceiving container is refused before anything is decided
         facts: JsonObject = {
             "sha256": source.sha256,
@@ -120,7 +133,7 @@ class Steps:
         }
         dataset = gate_of(operation).dataset
         if dataset is not None:
-            store.admit(dataset.sha256, dataset.size, watch)
+            self._admit(dataset, operation, watch)
             facts["dataset"] = dataset.sha256
         return Done(Phase.VERIFYING, facts)
 
@@ -145,7 +158,7 @@ class Steps:
             raise StepError(
                 ErrorCode.UNSUPPORTED_METHOD if unusable else ErrorCode.INSUFFICIENT_MEMORY,
                 chosen.reason,
-                "see capabilities for the methods that work here" if unusable else _room_hint(chosen.budget),
+                "see capabilities for the methods that work here" if unusable else room_hint(chosen.budget),
                 retryable=not unusable,
                 facts=chosen.to_json(),
             )
@@ -246,9 +259,13 @@ class Steps:
         if operation.command == "rollback":
             facts["release"] = previous_release(operation, served).to_json()
         release = Release.from_json(facts["release"])
-        unload_first = (operation.decision or {}).get("admission") == "unload_first"
-        loaded = self._ports.server.load(str(operation.model), release, unload_first=unload_first)
+        model = str(operation.model)
+        budget = budget_for(model, self._ports.device.budget(), served)
+        unload_first = unloads_first(operation.decision or {}, release.method, budget)
+        loaded = self._ports.server.load(model, release, unload_first=unload_first)
         decision = amended(operation, **{name: loaded.get(name) for name in _LOADED})
+        if unload_first:
+            decision["admission"] = "unload_first"
         if operation.command == "rollback":
             decision |= {"method": release.method, "reason": f"{release.id} was served before and is whole"}
         decision |= self._learn(decision, release.method, loaded)
@@ -263,12 +280,13 @@ class Steps:
             lessons.keep(after)
         return {} if errors is None else {"estimate_error": errors}
 
-    def _canary(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+    def _canary(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
         watch.check()
         release = Release.from_json(operation.facts["release"])
         measured = self._ports.server.canary(str(operation.model), release)
         gate = (operation.decision or {}).get("measured", {}).get("gate", {})
         measured = {**measured, "accuracy_source": release.accuracy_source, "inputs": gate.get("inputs")}
+        measured["replaces_p50_ms"] = latency_before(operation, served)
         complaints = judge(measured, thresholds_of(operation))
         decision = amended(operation, canary=measured)
         if complaints:
@@ -320,10 +338,3 @@ class Steps:
     def _roll_back(self, _operation: Operation, served: Mapping[str, Served], _watch: Watch) -> Done:
         self._ports.server.restore(served)
         return Done(Phase.ROLLING_BACK)
-
-
-def _room_hint(budget: Budget) -> str:
-    """Return what makes room: what is free helps nobody where the configured budget is what binds."""
-    if budget.limit_bytes is not None and budget.limit_bytes < budget.available_bytes - budget.reserve_bytes:
-        return "raise memory.budget, or undeploy another model"
-    return "free memory, undeploy another model, or lower memory.reserve"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import time
@@ -15,8 +16,9 @@ from safetensors import safe_open
 from agent import architectures
 from agent.planning.model_types import HUGGING_FACE
 from agent.quantization import artifact as artifacts
-from agent.quantization import kernels, modules
+from agent.quantization import kernels, modules, residency
 from agent.serving.memory import trim_heap
+from agent.serving.residency import decide
 from agent.serving.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.serving.generation.model import LanguageModel
+    from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
 
 LANGUAGE = "agent.serving.generation.language"
+JOINED = 8
+"""Rows of the batch that stands for joined requests when times are compared."""
 WARM_UP_S = 1.0
 """How long the largest batch of a warm-up may take: clients may be waiting for its end."""
 
@@ -125,6 +130,7 @@ class TorchNetwork:
         self.resident_bytes = resident_bytes
         self.text: LanguageModel | None = None
         self.no_text = "it answers tensors"
+        self.unpacked_bytes = 0
         self._module: torch.nn.Module | None = module.eval()
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         self._examples = examples
@@ -162,6 +168,27 @@ class TorchNetwork:
             self.text = language.language_model(artifact, sidecar, self._module, self._device)
         except language.NoTextError as error:
             self.no_text = str(error)
+
+    def reside(self, wish: Wish) -> Residency:
+        """Keep weights packed or unpacked; one row is timed, and where rows are joined ``JOINED`` too."""
+        module = self._module
+        if module is None:
+            raise RuntimeError("the model was closed")
+
+        def compute() -> None:
+            self._compute(1)
+            if self.is_batchable:
+                self._compute(JOINED)
+
+        found = decide(
+            wish,
+            residency.unpacked_bytes(module),
+            functools.partial(residency.keep, module),
+            functools.partial(residency.drop, module),
+            compute,
+        )
+        self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
+        return found
 
     def close(self) -> None:
         """Let go of the module and the examples."""

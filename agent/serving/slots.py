@@ -14,6 +14,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agent.planning.memory import SERVED_ROWS
 from agent.serving.errors import NotFoundError, UnavailableError
 from agent.serving.generation.stats import Generated
 from agent.serving.stats import Stats
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from agent.serving.batcher import Batcher
     from agent.serving.generation.engine import Engine
     from agent.serving.generation.model import LanguageModel
+    from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array, TensorSpec
     from agent.serving.waiting import WaitingRoom
 
@@ -40,7 +42,8 @@ class Network(Protocol):
         model_type, method: what it is, and how its weights are stored.
         inputs, outputs: what it takes and gives, in order.
         is_batchable: whether rows of several requests may be computed together without changing an answer.
-        resident_bytes: what its weights occupy.
+        resident_bytes: what its weights occupy as they were loaded.
+        unpacked_bytes: what weights that are kept unpacked occupy besides; 0 if none are.
         text: what makes texts of it, None where nothing does.
         no_text: why not, a sentence without its end.
     """
@@ -53,6 +56,7 @@ class Network(Protocol):
     resident_bytes: int
     text: LanguageModel | None
     no_text: str
+    unpacked_bytes: int
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs; the arrays may be read-only. Called from one thread at a time."""
@@ -66,6 +70,9 @@ class Network(Protocol):
         Returns:
             The rows of the largest batch that was computed: fewer where so many take too long.
         """
+
+    def reside(self, wish: Wish) -> Residency:
+        """Keep weights packed or unpacked, see ``residency``; called after the warm-up."""
 
     def close(self) -> None:
         """Let go of the weights; nothing is computed any more, while what describes the model stays."""
@@ -106,6 +113,7 @@ class Slot:
         version: the operator's word for it; what clients see.
         figures: what its load took, see ``loading``.
         generated: what texts were made.
+        max_rows: rows that are computed together at most.
         in_flight: requests that hold it.
         engine: makes its texts, None before the first.
     """
@@ -117,6 +125,7 @@ class Slot:
     figures: Mapping[str, Any] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
     generated: Generated = field(default_factory=Generated)
+    max_rows: int = SERVED_ROWS
     in_flight: int = 0
     engine: Engine | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)

@@ -126,7 +126,13 @@ class TestOpenAI:
         assert chat.wish.prompt == [{"role": "user", "content": "hi"}]
 
     def test_fields_nobody_knows_and_neutral_values_are_ignored(self) -> None:
-        neutral = {"n": 1, "logprobs": None, "tools": [], "presence_penalty": 0.0, "response_format": {"type": "text"}}
+        neutral: dict[str, Any] = {
+            "n": 1,
+            "logprobs": None,
+            "tools": [],
+            "presence_penalty": 0.0,
+            "response_format": {"type": "text"},
+        }
         assert ask(user="me", store=False, metadata={"a": "b"}, **neutral).wish == ask().wish
 
     @pytest.mark.parametrize(
