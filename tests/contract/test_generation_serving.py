@@ -226,8 +226,8 @@ def test_what_cannot_fit_at_all_is_refused_with_the_numbers() -> None:
                 assert (reply.status_code, error["param"]) == (400, param)
                 assert error["code"] == "context_length_exceeded"
                 assert "this device's memory holds 10" in error["message"]
-            for prompt in ("", [], [500]):
-                reply = await it.it.data.post(COMPLETIONS, json={"model": "m", "prompt": prompt})
+            for content in ("", [], [500]):
+                reply = await it.it.data.post(COMPLETIONS, json={"model": "m", "prompt": content})
                 assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
 
     run(scenario)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import socket
 import threading
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 CHUNK = 64 * 1024
 READY_S = 150.0
 """How long a start may take when other tests want the same processor cores."""
-minutes = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="takes minutes: make faults")
+minutes = pytest.mark.minutes
 """Marks what the normal suite leaves out."""
 
 

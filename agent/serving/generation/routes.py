@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.serving.body import DisconnectedError
@@ -142,7 +142,7 @@ class TextRoutes:
 
 def openai_error_reply(error: ServingError) -> Reply:
     """Return a refusal under ``/v1``."""
-    return dataclasses.replace(error_reply(error), body=openai.failure(error))
+    return replace(error_reply(error), body=openai.failure(error))
 
 
 def _unknown_model(name: str) -> openai.UnknownModelError:
