@@ -101,6 +101,12 @@ decisions: install
 deploy/bench/out/%.pt: | $(STAMP)
 	nice -n 10 $(BIN)/python -m deploy.bench.train_kanji $*
 
+# A language model from nothing, in minutes, to try texts with; see docs/texts.md.
+.PHONY: demo-lm
+demo-lm: STEPS ?= 1500
+demo-lm: install
+	nice -n 10 $(BIN)/python -m deploy.demo.train_lm deploy/demo/out --steps $(STEPS)
+
 # A day of noisy memory per trace and model; SEEDS="4 5 6" plays others.
 .PHONY: flap
 flap: install

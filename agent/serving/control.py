@@ -234,6 +234,8 @@ class ControlPlane:
             del model.slots[release]
             # Replies that are still being written look at the slot, and must not keep its weights.
             slot.network.close()
+            if slot.engine is not None:
+                slot.engine.close()
 
     def status(self) -> JsonObject:
         """Return counters of every model that answers, how every model was switched last, and the memory."""
