@@ -87,7 +87,7 @@ class Supervisor:
         self._journal = SqliteJournal(state_dir / "journal.db")
         self._live = LiveSettings(settings, self._journal.config(), fixed=fixed_by_environment())
         self._keys = KeyDirectory(settings.trust.keys_dir)
-        self._relaxations = () if settings.trust.require_signature else ("trust.require_signature is off",)
+        self._relaxations = parts.relaxations(settings)
         self._builder = BuilderProcess(settings.deployment.build_threads)
         live = self._live
         self._probe = DeviceProbe(reserve_bytes=live.reserve_bytes(), limit_bytes=None, self_test=self._self_test)
@@ -156,14 +156,11 @@ class Supervisor:
         self._logbook.close()
 
     def _make_server(self) -> ServerProcess:
-        serving = self._settings.serving
-        limits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
-        options = ("--device", serving.device, "--threads", str(serving.threads), *limits)
         return ServerProcess(
             self._http,
             self._control,
             self._control_path,
-            options=options,
+            options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
         )
 
@@ -316,4 +313,5 @@ class Supervisor:
 
     def _inference_url(self) -> str:
         host, port = self._http.getsockname()[:2]
-        return f"http://{host}:{port}/v2"
+        scheme = "https" if self._settings.serving.cert_file else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v2"

@@ -73,21 +73,19 @@ class ControlPlane:
             case ("repository", ["index"] | ["models", _, "load" | "canary" | "activate" | "unload"]):
                 wanted = "POST"
             case _:
-                raise NotFoundError(f"there is no route {path}")
-        if method != wanted:
-            raise MethodNotAllowedError(method, path, wanted)
+                raise NotFoundError(f"there is no route {path[:128]}")
+        if method != wanted and (method, wanted) != ("HEAD", "GET"):
+            raise MethodNotAllowedError(method, path[:128], wanted)
         if rest == ["status"]:
             return self.status()
         if rest == ["open"]:
             self._plane.is_open.set()
             return {"open": True}
-        request = _parse(body)
+        request = parse_body(body)
         return self.index(request) if rest == ["index"] else await self._change(rest[1], rest[2], request)
 
     async def _change(self, name: str, action: str, request: JsonObject) -> JsonObject:
-        parameters = request.get("parameters") or {}
-        if not isinstance(parameters, dict):
-            raise BadRequestError("'parameters' must be an object")
+        parameters = parse_parameters(request)
         match action:
             case "load":
                 release, version = _text(parameters, "release"), _text(parameters, "version")
@@ -236,6 +234,14 @@ class ControlPlane:
                 entries.append(_entry(model.name, version, "UNAVAILABLE", reason, release))
         return [entry for entry in entries if entry["state"] == "READY" or not request.get("ready")]
 
+    def loaded(self, name: str) -> JsonObject:
+        """Return the release that answers: a load that names no artifact asks for what is there.
+
+        Raises ``NotFoundError`` if none does.
+        """
+        slot = self._plane.models.active(name)
+        return {"release": slot.release, "resident_bytes": slot.network.resident_bytes}
+
     def status(self) -> JsonObject:
         """Return counters of every model that answers, how every model was switched last, and the memory."""
         return {
@@ -259,7 +265,8 @@ async def _change(model: Model) -> AsyncIterator[None]:
             model.room.touch()
 
 
-def _parse(body: bytes) -> JsonObject:
+def parse_body(body: bytes) -> JsonObject:
+    """Return the request's JSON object, an empty one for an empty body; raises ``BadRequestError``."""
     try:
         request = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
@@ -267,6 +274,14 @@ def _parse(body: bytes) -> JsonObject:
     if not isinstance(request, dict):
         raise BadRequestError("the request must be a JSON object")
     return request
+
+
+def parse_parameters(request: JsonObject) -> JsonObject:
+    """Return the request's parameters; raises ``BadRequestError``."""
+    parameters = request.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise BadRequestError("'parameters' must be an object")
+    return parameters
 
 
 def _text(parameters: JsonObject, key: str) -> str:

@@ -3,7 +3,8 @@
 Rules: routes are matched on the undecoded path, so that an encoded slash stays inside its segment; no header but
 lengths and encodings is ever looked at (strict clients send no Content-Type); every reply that is not 200 is
 ``{"error": …}`` as ``application/json``; a client's mistake is never a 500. The socket of the supervisor gets the same
-application with a ``ControlPlane``; without one its routes do not exist.
+application with a ``ControlPlane``; without one its routes do not exist. What is answered, and with which statuses, is
+described in ``openapi``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, unquote
 
 import structlog
 
-from agent.serving.body import MAX_BODY_BYTES, DisconnectedError, discard_body, read_body
+from agent.serving.body import DisconnectedError, discard_body, read_body
 from agent.serving.dataplane import model_config, model_metadata, model_statistics, server_metadata
 from agent.serving.disconnect import DisconnectWatch
 from agent.serving.errors import (
@@ -26,16 +27,18 @@ from agent.serving.errors import (
     ServingError,
 )
 from agent.serving.exposition import CONTENT_TYPE
+from agent.serving.limits import DEFAULT, Limits
 from agent.serving.metrics import render
 from agent.serving.oip import format_response, parse_request
+from agent.serving.openapi import document
 from agent.serving.replies import Reply, error_reply, infer_reply, json_reply, send_reply
 from agent.serving.validation import timeout_s
 
 if TYPE_CHECKING:
     from collections import Counter
 
+    from agent.serving.access import Access
     from agent.serving.body import Receive
-    from agent.serving.control import ControlPlane
     from agent.serving.dataplane import DataPlane
     from agent.serving.oip import InferRequest
     from agent.serving.replies import Send
@@ -46,27 +49,42 @@ HEADER_LENGTH = b"inference-header-content-length"
 MAX_PATH_BYTES = 4096
 
 
+class Control(Protocol):
+    """Answers the routes by which models are changed: a ``ControlPlane``, or what of it is offered."""
+
+    async def answer(self, group: str, rest: list[str], method: str, body: bytes) -> Any:
+        """Answer ``/v2/<group>/<rest>`` with a JSON value."""
+
+
 class HttpApp:
     """Answers one listening socket.
 
     Args:
         plane: what is shared with the other sockets.
         responses: replies by status, counted for all sockets together.
-        control: the supervisor's routes, None where they must not exist.
-        max_body_bytes: larger bodies are refused, before and after decompression.
+        control: the routes of ``groups``, None where they must not exist.
+        limits: see there.
+        access: None answers whoever can connect.
+        groups: what ``control`` answers below ``/v2``.
     """
 
     def __init__(
         self,
         plane: DataPlane,
         responses: Counter[int],
-        control: ControlPlane | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        control: Control | None = None,
+        *,
+        limits: Limits = DEFAULT,
+        access: Access | None = None,
+        groups: tuple[str, ...] = ("repository", "control"),
     ) -> None:
         self._plane = plane
         self._responses = responses
         self._control = control
-        self._max_body_bytes = max_body_bytes
+        self._groups = groups if control is not None else ()
+        self._limits = limits
+        self._access = access
+        self._description: Reply | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -95,18 +113,30 @@ class HttpApp:
     async def _answer(self, request: _Request) -> Reply:
         if len(request.path) > MAX_PATH_BYTES:
             raise NotFoundError(f"the path has {len(request.path)} characters, at most {MAX_PATH_BYTES} are matched")
+        if self._access is not None:
+            self._access.check(request.route, request.headers)
         match request.route:
             case ["metrics"]:
                 request.expect("GET")
                 return Reply(200, render(self._plane, self._responses), CONTENT_TYPE)
             case ["v2", "models", name, *rest] if rest:
                 return await self._model(request, name, rest)
-            case ["v2", "repository" | "control" as group, *rest] if self._control is not None:
+            case ["openapi.json"]:
+                request.expect("GET")
+                return self._describe_all()
+            case ["v2", group, *rest] if self._control is not None and group in self._groups:
                 body = await self._body(request) if request.method == "POST" else b""
                 return json_reply(await self._control.answer(group, rest, request.method, body))
             case ["v2", *rest]:
                 return self._describe(request, rest)
         raise request.unknown()
+
+    def _describe_all(self) -> Reply:
+        if self._description is None:
+            is_closed = self._access is not None and self._access.covers_inference
+            has_repository = "repository" in self._groups
+            self._description = json_reply(document(has_tokens=is_closed, has_repository=has_repository))
+        return self._description
 
     def _describe(self, request: _Request, rest: list[str]) -> Reply:
         models = self._plane.models
@@ -114,7 +144,7 @@ class HttpApp:
         body: Any
         match rest:
             case [] | [""]:
-                body = server_metadata(("model_repository",) if self._control else ())
+                body = server_metadata(("model_repository",) if self._control is not None else ())
             case ["health", "live"]:
                 body = {"live": True}
             case ["health", "ready"]:
@@ -198,7 +228,7 @@ class HttpApp:
         return slot, question, time.perf_counter() - began
 
     async def _body(self, request: _Request) -> bytes:
-        return await read_body(request.headers, request.receive, self._max_body_bytes)
+        return await read_body(request.headers, request.receive, self._limits)
 
 
 @dataclass(frozen=True)

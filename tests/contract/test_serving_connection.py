@@ -11,7 +11,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from agent.serving import connection
+from agent.serving.connection import Connection
+from agent.serving.limits import DEFAULT, Limits
 from tests.fakes.serving import harness, run
 
 if TYPE_CHECKING:
@@ -21,13 +22,13 @@ HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[int]:
+async def listening(limits: Limits = DEFAULT) -> AsyncIterator[int]:
     """Yield the port of a server whose connections are ours."""
-    async with harness() as it:
+    async with harness(limits=limits) as it:
         config = uvicorn.Config(it.app, loop="none", ws="none", lifespan="off", log_config=None, access_log=False)
         state = ServerState()
         server = await asyncio.get_running_loop().create_server(
-            lambda: connection.Connection(config, state, {}), "127.0.0.1", 0
+            lambda: Connection(config, state, {}, limits=limits), "127.0.0.1", 0
         )
         try:
             yield server.sockets[0].getsockname()[1]
@@ -61,10 +62,9 @@ def test_what_is_no_http_gets_the_protocols_error_object() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v2/health/live HTTP/1.1\r\nHost: "])
-def test_a_head_that_is_not_complete_in_time_ends_its_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_is_not_complete_in_time_ends_its_connection(sent: bytes) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.02)
-        async with listening() as port:
+        async with listening(Limits(head_s=0.02)) as port:
             head, body = await say(port, sent)
         assert head.startswith(b"HTTP/1.1 408 ")
         assert "not complete" in body["error"]
@@ -72,13 +72,12 @@ def test_a_head_that_is_not_complete_in_time_ends_its_connection(sent: bytes, mo
     run(scenario)
 
 
-def test_a_second_request_on_a_connection_has_a_deadline_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_request_on_a_connection_has_a_deadline_of_its_own() -> None:
     async def scenario() -> None:
-        async with listening() as port:
+        async with listening(Limits(head_s=0.1)) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(HEALTH)
             assert b"200 OK" in await reader.readuntil(b'{"live":true}')
-            monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.02)
             writer.write(HEALTH[:20])
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
             writer.close()
@@ -86,10 +85,9 @@ def test_a_second_request_on_a_connection_has_a_deadline_of_its_own(monkeypatch:
     run(scenario)
 
 
-def test_a_connection_too_many_is_told_to_come_back_and_the_others_live(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_too_many_is_told_to_come_back_and_the_others_live() -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(connection, "MAX_CONNECTIONS", 1)
-        async with listening() as port:
+        async with listening(Limits(max_connections=1)) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(HEALTH)
             await reader.readuntil(b'{"live":true}')

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from agent.serving import body as bodies
+from agent.serving.limits import Limits
 from tests.fakes.serving import POISON, WEIGHTS, FakeNetwork, Harness, harness, json_request, run, until
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ class TestBodyLimit:
             async def send(message: dict[str, Any]) -> None:
                 sent.append({**message, "asked": asked})
 
-            async with harness(max_body_bytes=1000) as it:
+            async with harness(limits=Limits(max_body_bytes=1000)) as it:
                 await it.serve("m", FakeNetwork())
                 scope = {"type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode()}
                 await it.app({**scope, "headers": [(b"content-length", b"1001")]}, receive, send)
@@ -256,7 +257,7 @@ class TestBodyLimit:
                     yield b" " * 100
                 yield b" " * (size % 100)
 
-            async with harness(max_body_bytes=1000) as it:
+            async with harness(limits=Limits(max_body_bytes=1000)) as it:
                 await it.serve("m", FakeNetwork())
                 reply = await it.data.post(INFER, content=pieces())
             assert reply.status_code == (413 if size > 1000 else 400)
@@ -266,7 +267,7 @@ class TestBodyLimit:
 
     def test_a_decompression_bomb_is_cut_off_at_the_limit(self) -> None:
         async def scenario() -> None:
-            async with harness(max_body_bytes=100_000) as it:
+            async with harness(limits=Limits(max_body_bytes=100_000)) as it:
                 await it.serve("m", FakeNetwork())
                 bomb = gzip.compress(bytes(10_000_000), 1)
                 reply = await it.data.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"})
@@ -277,14 +278,13 @@ class TestBodyLimit:
 
     def test_a_body_that_drips_is_ended_at_its_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def scenario() -> None:
-            monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.01)
             never = asyncio.Event()
 
             async def pieces() -> Any:
                 yield b"{"
                 await never.wait()
 
-            async with harness() as it:
+            async with harness(limits=Limits(body_grace_s=0.01)) as it:
                 await it.serve("m", FakeNetwork())
                 monkeypatch.setattr(bodies, "DISCARD_S", 0.0)
                 reply = await it.data.post(INFER, content=pieces())

@@ -16,6 +16,8 @@ from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
 from agent.serving.errors import LoadFailedError
 from agent.serving.http import HttpApp
+from agent.serving.limits import DEFAULT, Limits
+from agent.serving.repository import Repository
 from agent.serving.slots import Models
 from agent.serving.tensors import TensorSpec
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from agent.serving.access import Access
     from agent.serving.tensors import Array
 
 POISON = -1.0
@@ -149,15 +152,18 @@ class Harness:
 
 
 @asynccontextmanager
-async def harness(*, max_body_bytes: int = 64 * 1024 * 1024, hold_s: float = 30.0) -> AsyncIterator[Harness]:
-    """Yield a server with no model; its threads end with the block."""
+async def harness(
+    *, limits: Limits = DEFAULT, hold_s: float = 30.0, access: Access | None = None, store: Path | None = None
+) -> AsyncIterator[Harness]:
+    """Yield a server with no model; its threads end with the block. With a store, the repository is on ``data`` too."""
     plane, loader = DataPlane(Models()), FakeLoader()
     responses: Counter[int] = Counter()
     control = ControlPlane(plane, loader, hold_s)
-    app = HttpApp(plane, responses, None, max_body_bytes)
+    repository = Repository(control, store) if store is not None else None
+    app = HttpApp(plane, responses, repository, limits=limits, access=access, groups=("repository",))
     async with (
         _client(app) as data,
-        _client(HttpApp(plane, responses, control, max_body_bytes)) as supervisor,
+        _client(HttpApp(plane, responses, control, limits=limits)) as supervisor,
     ):
         yield Harness(plane, loader, data, supervisor, app)
     loader.gate.set()
