@@ -1,7 +1,8 @@
-"""TLS to the broker, and a look at the files of our own server: certificates read again at every connection, and words for what is wrong with them.
+"""TLS to the broker: certificates read again at every connection, and words for what is wrong with them.
 
 A long-lived process must not be restarted for a certificate that was renewed, and must not end over one that was not:
-files that cannot be read, or do not fit together, are an ``OSError`` of the one connection that was tried.
+files that cannot be read, or do not fit together, are an ``OSError`` of the one connection that was tried. The files of
+the server's own port are only looked at here, before it starts.
 """
 
 from __future__ import annotations

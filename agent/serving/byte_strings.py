@@ -38,7 +38,7 @@ def from_json(name: str, shape: tuple[int, ...], data: Any) -> Array:
 
 
 def to_json(tensor: Tensor) -> list[str]:
-    """Return the elements, flat; raises ``BadRequestError`` for one that is no text: the client has to ask for binary."""
+    """Return the elements, flat; raises ``BadRequestError`` for one that is no text, which goes out in binary only."""
     try:
         return [value.decode() for value in tensor.data.flat]
     except UnicodeDecodeError:

@@ -2,13 +2,15 @@
 
 Rules: what is no HTTP gets the protocol's error object; a request's head has a deadline and a size; a reply has to be
 read; there is a limit to how many connections one socket has. Nothing is written between the lines of a reply that
-is still due: a mistake behind a complete request ends the connection after its answer.
+is still due: a mistake behind a complete request ends the connection after its answer. Offers of other protocols are
+not taken up, and cost nothing.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -51,6 +53,7 @@ class Connection(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._half_closed_timer: asyncio.TimerHandle | None = None
         self._ends = False
+        self._is_resuming = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or refuse it at once when there are too many."""
@@ -70,7 +73,19 @@ class Connection(HttpToolsProtocol):
         """Parse what came, as long as a head does not grow without end."""
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        left = data
+        while left:
+            try:
+                self.parser.feed_data(left)
+            except httptools.HttpParserUpgrade as upgrade:
+                left = left[upgrade.args[0] :]
+                self._ignore_upgrade()
+            except httptools.HttpParserError:
+                self.send_400_response("this is no HTTP request")
+                return
+            else:
+                break
         if self._head_timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.max_head_bytes:
@@ -98,12 +113,16 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to wait for a request's headers."""
+        if self._is_resuming:
+            return
         super().on_message_begin()
         if self._head_timer is None:
             self._await_head()
 
     def on_headers_complete(self) -> None:
         """Hand the request to the application."""
+        if self._is_resuming:
+            return
         self._stop_head_timer()
         super().on_headers_complete()
 
@@ -120,10 +139,39 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Take note of the end of a body."""
+        if self.parser.should_upgrade() and self._framing():
+            return  # the parser believes that what follows is another protocol; see _ignore_upgrade
         if self._tail_timer is not None:
             self._tail_timer.cancel()
             self._tail_timer = None
         super().on_message_complete()
+
+    def on_url(self, url: bytes) -> None:
+        """Collect a request's target."""
+        if not self._is_resuming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a header."""
+        if not self._is_resuming:
+            super().on_header(name, value)
+
+    def _framing(self) -> list[bytes]:
+        """Return the headers that announce a body, as lines."""
+        names = (b"content-length", b"transfer-encoding")
+        return [b"%b: %b\r\n" % (name, value) for name, value in self.headers if name in names]
+
+    def _ignore_upgrade(self) -> None:
+        """Read on as HTTP/1.1: clients that offer another protocol send the request's body all the same.
+
+        The parser stops behind the headers of such a request, so a new one is told of the body that is to come.
+        """
+        framing = self._framing()
+        self.parser = httptools.HttpRequestParser(self)
+        if framing:
+            self._is_resuming = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n")
+            self._is_resuming = False
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser could not read."""

@@ -84,7 +84,6 @@ class HttpApp:
         self._groups = groups if control is not None else ()
         self._limits = limits
         self._access = access
-        self._description: Reply | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -123,7 +122,7 @@ class HttpApp:
                 return await self._model(request, name, rest)
             case ["openapi.json"]:
                 request.expect("GET")
-                return self._describe_all()
+                return json_reply(self.description())
             case ["v2", group, *rest] if self._control is not None and group in self._groups:
                 body = await self._body(request) if request.method == "POST" else b""
                 return json_reply(await self._control.answer(group, rest, request.method, body))
@@ -131,12 +130,10 @@ class HttpApp:
                 return self._describe(request, rest)
         raise request.unknown()
 
-    def _describe_all(self) -> Reply:
-        if self._description is None:
-            is_closed = self._access is not None and self._access.covers_inference
-            has_repository = "repository" in self._groups
-            self._description = json_reply(document(has_tokens=is_closed, has_repository=has_repository))
-        return self._description
+    def description(self) -> dict[str, Any]:
+        """Return what this socket answers, as an OpenAPI document."""
+        is_closed = self._access is not None and self._access.covers_inference
+        return document(has_tokens=is_closed, has_repository="repository" in self._groups)
 
     def _describe(self, request: _Request, rest: list[str]) -> Reply:
         models = self._plane.models

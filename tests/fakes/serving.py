@@ -20,6 +20,7 @@ from agent.serving.limits import DEFAULT, Limits
 from agent.serving.repository import Repository
 from agent.serving.slots import Models
 from agent.serving.tensors import TensorSpec
+from tests.fakes.described import Described
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -138,6 +139,7 @@ class Harness:
     data: httpx.AsyncClient
     control: httpx.AsyncClient
     app: HttpApp
+    responses: Counter[int] = field(default_factory=Counter)
 
     async def serve(self, name: str, network: Any, version: str = "1", release: str = "r1") -> None:
         """Load and activate ``network``."""
@@ -162,10 +164,10 @@ async def harness(
     repository = Repository(control, store) if store is not None else None
     app = HttpApp(plane, responses, repository, limits=limits, access=access, groups=("repository",))
     async with (
-        _client(app) as data,
+        _client(app, Described(app.description())) as data,
         _client(HttpApp(plane, responses, control, limits=limits)) as supervisor,
     ):
-        yield Harness(plane, loader, data, supervisor, app)
+        yield Harness(plane, loader, data, supervisor, app, responses)
     loader.gate.set()
     for model in plane.models:
         for slot in model.slots.values():
@@ -174,8 +176,9 @@ async def harness(
         model.batcher.stop()
 
 
-def _client(app: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server")
+def _client(app: Any, described: Described | None = None) -> httpx.AsyncClient:
+    hooks = {"response": [described.check]} if described else {}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=hooks)
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
