@@ -76,20 +76,22 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         left = data
         while left:
-            try:
-                self.parser.feed_data(left)
-            except httptools.HttpParserUpgrade as upgrade:
-                left = left[upgrade.args[0] :]
-                self._ignore_upgrade()
-            except httptools.HttpParserError:
-                self.send_400_response("this is no HTTP request")
-                return
-            else:
-                break
+            left = self._parse(left)
         if self._head_timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.max_head_bytes:
                 self._refuse(431, f"the request's headers have more than {self._limits.max_head_bytes} bytes")
+
+    def _parse(self, data: bytes) -> bytes:
+        """Read ``data``, or up to an offer of another protocol, and return what is left."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade()
+            return data[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            self.send_400_response("this is no HTTP request")
+        return b""
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Answer a client that closed its end only, if that does not take long; return whether it may."""
