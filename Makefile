@@ -101,6 +101,11 @@ sequences: install
 attacks: install
 	nice -n 10 $(BIN)/python -m deploy.bench.attacks
 
+# Requests made up from the OpenAPI document, against a real server. EXAMPLES=2000 SEED=3 plays others.
+.PHONY: fuzz-http
+fuzz-http: install
+	nice -n 10 $(BIN)/python -m tests.e2e.harness.fuzz --examples $(or $(EXAMPLES),500) --seed $(or $(SEED),1)
+
 # Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
 .PHONY: torture torture-random
 SEED ?= 1

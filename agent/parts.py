@@ -76,6 +76,7 @@ def server_options(serving: Serving, store: Path) -> tuple[str, ...]:
         "max-connections": serving.max_connections,
         "head-s": serving.head_s,
         "body-s": serving.body_s,
+        "log-every": serving.log_every,
         "token-file": serving.token_file,
         "admin-token-file": serving.admin_token_file,
         "store": store,

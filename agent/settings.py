@@ -109,6 +109,7 @@ class Serving(_Section):
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 768
     head_s: Annotated[float, Field(gt=0, le=600)] = 10.0
     body_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    log_every: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0

@@ -73,7 +73,15 @@ def _data(
     access = Access(users, administrators) if users or administrators else None
     repository = Repository(control, options.store) if administrators else None
     limits = fitting(limits)
-    app = HttpApp(plane, responses, repository, limits=limits, access=access, groups=("repository",))
+    app = HttpApp(
+        plane,
+        responses,
+        repository,
+        limits=limits,
+        access=access,
+        groups=("repository",),
+        log_every=options.log_every,
+    )
     tls = RenewedContext(options.cert_file, options.key_file).context if options.cert_file else None
     return Listener(app, socket.socket(fileno=options.http_fd), limits, responses, tls)
 
@@ -105,6 +113,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", type=Path, help="directory that administrators load artifacts from")
     parser.add_argument("--cert-file", type=Path, help="certificate of the TCP socket; none leaves it unencrypted")
     parser.add_argument("--key-file", type=Path, help="its key")
+    parser.add_argument("--log-every", type=int, default=0, help="requests to a line of the log; 0 for none")
     options = parser.parse_args(arguments)
     if (options.cert_file is None) != (options.key_file is None):
         parser.error("--cert-file and --key-file belong together")

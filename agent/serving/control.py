@@ -221,6 +221,7 @@ class ControlPlane:
 
     def index(self, request: JsonObject) -> list[JsonObject]:
         """Return every release that is loaded, being loaded, or failed to load last."""
+        is_ready_only = _flag(request, "ready")
         entries: list[JsonObject] = []
         for model in self._plane.models:
             for slot in model.slots.values():
@@ -232,7 +233,7 @@ class ControlPlane:
             if model.failure is not None:
                 release, version, reason = model.failure
                 entries.append(_entry(model.name, version, "UNAVAILABLE", reason, release))
-        return [entry for entry in entries if entry["state"] == "READY" or not request.get("ready")]
+        return [entry for entry in entries if entry["state"] == "READY" or not is_ready_only]
 
     def loaded(self, name: str) -> JsonObject:
         """Return the release that answers: a load that names no artifact asks for what is there.

@@ -66,6 +66,7 @@ class HttpApp:
         limits: see there.
         access: None answers whoever can connect.
         groups: what ``control`` answers below ``/v2``.
+        log_every: how many requests make a line of the log; 0 for none.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class HttpApp:
         limits: Limits = DEFAULT,
         access: Access | None = None,
         groups: tuple[str, ...] = ("repository", "control"),
+        log_every: int = 0,
     ) -> None:
         self._plane = plane
         self._responses = responses
@@ -84,6 +86,8 @@ class HttpApp:
         self._groups = groups if control is not None else ()
         self._limits = limits
         self._access = access
+        self._log_every = log_every
+        self._until_logged = log_every
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -103,11 +107,25 @@ class HttpApp:
             log.exception("request_failed", path=request.path)
             reply = error_reply(ServingError("internal error"))
         self._responses[reply.status] += 1
+        if self._log_every:
+            self._log(scope, request, reply)
         closes = is_unread or self._plane.is_draining
         await send_reply(send, reply, request.headers, closes=closes, ends=not is_unread)
         if is_unread:
             await discard_body(receive)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _log(self, scope: Any, request: _Request, reply: Reply) -> None:
+        self._until_logged -= 1
+        if self._until_logged > 0:
+            return
+        self._until_logged = self._log_every
+        client = (scope.get("client") or ("",))[0]
+        took_ms = round((time.perf_counter() - request.began) * 1e3, 3)
+        log.info(
+            "request", method=request.method, path=request.path[:256], status=reply.status, took_ms=took_ms,
+            sent_bytes=len(reply.body), client=client, one_of=self._log_every,
+        )  # fmt: skip
 
     async def _answer(self, request: _Request) -> Reply:
         if len(request.path) > MAX_PATH_BYTES:
@@ -185,7 +203,7 @@ class HttpApp:
         return json_reply(model_metadata(slot))
 
     async def _infer(self, request: _Request, name: str, version: str | None) -> Reply:
-        began = time.perf_counter()
+        began = request.began
         self._plane.expect(name, version)
         body = await self._body(request)
         # Looked up again: another release may have been activated while the body came in.
@@ -237,13 +255,19 @@ class _Request:
     route: list[str]
     headers: dict[bytes, bytes]
     receive: Receive
+    began: float
 
     @classmethod
     def of(cls, scope: Any, receive: Receive) -> _Request:
         """Read an ASGI scope."""
         path = (scope.get("raw_path") or quote(scope["path"]).encode()).partition(b"?")[0].decode("latin-1")
         return cls(
-            scope["method"], path, [unquote(part) for part in path.split("/")[1:]], dict(scope["headers"]), receive
+            scope["method"],
+            path,
+            [unquote(part) for part in path.split("/")[1:]],
+            dict(scope["headers"]),
+            receive,
+            time.perf_counter(),
         )
 
     def expect(self, method: str) -> None:

@@ -390,6 +390,7 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "status by POST": ("POST", "/v2/control/status", {}, 405),
     "load by GET": ("GET", "/v2/repository/models/m/load", {}, 405),
     "index with a list": ("POST", "/v2/repository/index", {"json": []}, 400),
+    "index of what is ready, by a word": ("POST", "/v2/repository/index", {"json": {"ready": "yes"}}, 400),
     "cut JSON": ("POST", "/v2/repository/models/m/load", {"content": b"{"}, 400),
     "load without artifact": ("POST", "/v2/repository/models/m/load", {"json": {}}, 400),
     "parameters as list": ("POST", "/v2/repository/models/m/load", {"json": {"parameters": [1]}}, 400),
