@@ -106,7 +106,8 @@ def fuzz(port: int, folder: Path, *, examples: int, leave_out: str = "", seed: i
     schema.write_text(json.dumps(schema_for(port)))
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", str(schema), "--url", f"http://127.0.0.1:{port}",
-        "--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--seed", str(seed),
+        "--checks", CHECKS, "--phases", "examples,coverage,fuzzing",
+        "--max-examples", str(examples), "--seed", str(seed),
         "--header", f"Authorization: Bearer {ADMIN}", "--request-timeout", "30", "--no-color", "--warnings", "off",
         "--generation-database", "none", "--suppress-health-check", "all", "--continue-on-failure",
         *(("--exclude-path-regex", leave_out) if leave_out else ()),
