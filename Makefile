@@ -52,7 +52,7 @@ format: install
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
 
-bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
+bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency bench-serving bench-swaps
 
 # The figures of docs/benchmarks.md, each in its own part of that page. They give way to other work (nice).
 .PHONY: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
@@ -75,6 +75,22 @@ bench-minilm: install
 
 bench-latency: install
 	nice -n 10 $(BIN)/python -m deploy.bench.latency
+
+# The servers that nibbled is measured beside, in an environment of their own (Triton needs Linux on x86-64).
+.venv-peers/.installed:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check orjson httptools \
+		litserve==0.2.19 mlserver==1.7.1 uvloop==0.21.0 nvidia-pytriton==0.7.0
+	touch $@
+
+# Not nice: the servers shall have the machine, which should have nothing else to do.
+.PHONY: bench-serving bench-swaps
+bench-serving: install .venv-peers/.installed
+	$(BIN)/python -m deploy.bench.beside
+
+bench-swaps: install .venv-peers/.installed
+	$(BIN)/python -m deploy.bench.beside.changes
 
 # The tables of docs/decisions.md.
 .PHONY: decisions
@@ -115,6 +131,12 @@ torture: install
 torture-random: N ?= 1000
 torture-random: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
+
+# Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
+.PHONY: interruptions
+interruptions: N ?= 1000
+interruptions: install
+	nice -n 10 $(BIN)/python -m tests.torture.interruptions --count $(N) --seed $(SEED)
 
 # The contract as an AsyncAPI document; a test compares it with the code.
 .PHONY: asyncapi

@@ -162,7 +162,13 @@ class Supervisor:
             self._control_path,
             options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
+            residency=self._residency,
         )
+
+    def _residency(self) -> dict[str, Any]:
+        mode, budget = self._settings.serving.residency, self._device.last_budget()
+        # Half of what is left: requests and the next release need memory too.
+        return {"mode": mode, "allowed_bytes": budget.bytes // 2 if budget and mode != "packed" else 0}
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(
@@ -177,8 +183,9 @@ class Supervisor:
         )
 
     def _make_ports(self, state_dir: Path) -> Ports:
-        store, lessons = ArtifactStore(state_dir), LessonFile(state_dir / "learned.json")
-        downloader = parts.downloader(self._settings)
+        store = ArtifactStore(state_dir, self._settings.downloads.disk_reserve)
+        lessons = LessonFile(state_dir / "learned.json")
+        downloader = parts.downloader(self._settings, self._live.download_rate)
         return Ports(self._clock, downloader, store, self._builder, self._device, self._server, lessons)
 
     def _make_guard(self) -> MemoryGuard:

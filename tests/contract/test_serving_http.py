@@ -479,7 +479,7 @@ def test_one_request_of_many_makes_a_line_of_the_log(monkeypatch: pytest.MonkeyP
     async def scenario() -> None:
         async with harness() as it:
             await it.serve("m", FakeNetwork())
-            app = HttpApp(it.plane, it.responses, log_every=3)
+            app: Any = HttpApp(it.plane, it.responses, log_every=3)
             with structlog.testing.capture_logs() as lines:
                 async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
                     for _ in range(7):
@@ -522,8 +522,8 @@ def test_every_route_of_the_document_is_answered() -> None:
             for path, operations in it.app.description()["paths"].items():
                 where = path.replace("{model}", "m").replace("{version}", "1")
                 for method in operations:
-                    arguments = {"json": json_request([ROW])} if method == "post" else {}
-                    assert (await it.data.request(method, where, **arguments)).status_code == 200, where
+                    body = json_request([ROW]) if method == "post" else None
+                    assert (await it.data.request(method, where, json=body)).status_code == 200, where
                 assert (await it.data.options(where)).status_code == 405
 
     run(scenario)
@@ -541,7 +541,7 @@ def test_strings_go_in_and_out_where_a_model_takes_them() -> None:
         spec = (TensorSpec("text", "BYTES", (-1, 2)),)
         async with harness() as it:
             await it.serve("m", Upper(inputs=spec, outputs=spec))
-            entry = {"name": "text", "datatype": "BYTES", "shape": [1, 2]}
+            entry: dict[str, Any] = {"name": "text", "datatype": "BYTES", "shape": [1, 2]}
             plain = await it.data.post(INFER, json={"inputs": [{**entry, "data": ["a", "ü"]}]})
             assert plain.json()["outputs"][0]["data"] == ["A", "ü"]
             raw = b"\1\0\0\0a\2\0\0\0bc"

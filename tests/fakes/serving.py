@@ -18,6 +18,7 @@ from agent.serving.errors import LoadFailedError
 from agent.serving.http import HttpApp
 from agent.serving.limits import DEFAULT, Limits
 from agent.serving.repository import Repository
+from agent.serving.residency import decide
 from agent.serving.slots import Models
 from agent.serving.tensors import TensorSpec
 from tests.fakes.described import Described
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.serving.access import Access
+    from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
 
 POISON = -1.0
@@ -49,6 +51,8 @@ class FakeNetwork:
     model_type: str = "fake"
     method: str = "nf4"
     resident_bytes: int = 48
+    unpacked_bytes: int = 0
+    needs_unpacked_bytes: int = 96
     calls: list[int] = field(default_factory=list)
     warm_up_rows: int = 0
     is_closed: bool = False
@@ -73,6 +77,11 @@ class FakeNetwork:
         self.calls.clear()
         self.entered.clear()
         return self.warm_up_rows
+
+    def reside(self, wish: Wish) -> Residency:
+        found = decide(wish, self.needs_unpacked_bytes, lambda: None, lambda: None, lambda: None)
+        self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
+        return found
 
     def close(self) -> None:
         self.is_closed = True

@@ -287,7 +287,7 @@ class TestByteStrings:
     ELEMENTS = np.array([[b"", b"\x00\xff"], ["ü".encode(), b"a" * 300]], dtype=object)
 
     def request(self, raw: bytes, shape: list[int] | None = None, size: int | None = None) -> tuple[bytes, int]:
-        entry = {"name": "text", "datatype": "BYTES", "shape": shape or [2, 2]}
+        entry: dict[str, Any] = {"name": "text", "datatype": "BYTES", "shape": shape or [2, 2]}
         entry["parameters"] = {"binary_data_size": len(raw) if size is None else size}
         header = orjson.dumps({"inputs": [entry]})
         return header + raw, len(header)

@@ -1,0 +1,116 @@
+"""nibbled's own server as the supervisor keeps it, with the bench's module as a user's plug-in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from agent.adapters.server import ServerProcess
+from agent.adapters.sockets import listen_tcp, listen_unix
+from agent.deployment.models import Release, Served
+from deploy.bench.beside.network import SHAPE, build
+from deploy.bench.beside.plugin import NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODEL = "cnn"
+_DISTRIBUTION = "nibbled_bench-0.dist-info"
+
+
+def announce(folder: Path) -> None:
+    """Make the plug-in known to the processes started from here on, as an installed package would."""
+    info = folder / _DISTRIBUTION
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nibbled-bench\nVersion: 0\n", encoding="utf-8")
+    entry = f"[nibbled.architectures]\n{NAME} = deploy.bench.beside.plugin:MODEL_TYPE\n"
+    (info / "entry_points.txt").write_text(entry, encoding="utf-8")
+    root = Path(__file__).parents[3]
+    os.environ["PYTHONPATH"] = os.pathsep.join((str(root), str(folder)))
+
+
+def artifact(folder: Path, method: str, seed: int = 0) -> Path:
+    """Quantize the module's weights with ``method`` and return the file."""
+    checkpoint = folder / f"cnn-{seed}.pt"
+    torch.save(build(seed).state_dict(), checkpoint)
+    out = folder / f"{method}-{seed}"
+    options = ("--model-path", str(checkpoint), "--model-type", NAME, "--method", method, "--output", str(out))
+    subprocess.run(
+        [sys.executable, "-m", "agent", "quantize", *options],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return next(out.glob("*.safetensors"))
+
+
+def release(name: str, artifact_file: Path, method: str) -> Release:
+    """Return a release that nobody deployed."""
+    return Release(
+        name, name, "0" * 64, NAME, method, str(artifact_file), "", 0, 0, 1.0, None, None, None
+    )  # fmt: skip
+
+
+def first_score(module: torch.nn.Module) -> float:
+    """Return the first score that ``module`` gives the row that ``load`` sends."""
+    row = np.random.default_rng(0).standard_normal((1, *SHAPE), dtype=np.float32)
+    with torch.inference_mode():
+        return float(module(torch.from_numpy(row))[0, 0])
+
+
+class Ours:
+    """A running server; when it dies it is brought back with what it served, as the supervisor does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._control = folder / "control.sock"
+        self._http, self._unix = listen_tcp("127.0.0.1", 0), listen_unix(self._control)
+        self.port: int = self._http.getsockname()[1]
+        self._served: dict[str, Served] = {}
+        self._lock = threading.Lock()
+        self.server = ServerProcess(
+            self._http,
+            self._unix,
+            self._control,
+            options=("--device", "cpu", "--threads", "1"),
+            on_exit=lambda _detail: self.restore(),
+        )
+
+    def serve(self, wanted: Release) -> None:
+        """Answer with a release."""
+        self._served = {MODEL: Served(MODEL, wanted, None)}
+        self.restore()
+
+    def replace(self, wanted: Release) -> None:
+        """Load a release beside the one that answers, switch, and let the other go, as a deploy does."""
+        self.server.load(MODEL, wanted)
+        self.server.activate(MODEL, wanted)
+        self.serve(wanted)
+
+    def restore(self) -> None:
+        """Make the server answer with what it should."""
+        with self._lock:
+            self.server.restore(self._served)
+
+    def close(self) -> None:
+        """End it."""
+        self.server.stop(drain_s=1.0)
+        self._http.close()
+        self._unix.close()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, wanted: Release) -> Iterator[Ours]:
+    """Run the server with one release."""
+    ours = Ours(folder)
+    try:
+        ours.serve(wanted)
+        yield ours
+    finally:
+        ours.close()
