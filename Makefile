@@ -29,7 +29,7 @@ test-supervisor:
 	if [ -z "$$PYTHON310" ]; then echo "test-supervisor: SKIPPED, no Python 3.10 on this machine"; exit 0; fi; \
 	"$$PYTHON310" -m venv .venv-3.10 && \
 	.venv-3.10/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' && \
-	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu"
+	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu and not minutes"
 
 # The real timm imports torchvision, which has to be built for its torch: an environment of its own, several gigabytes.
 .PHONY: test-timm
@@ -122,15 +122,43 @@ attacks: install
 fuzz-http: install
 	nice -n 10 $(BIN)/python -m tests.e2e.harness.fuzz --examples $(or $(EXAMPLES),500) --seed $(or $(SEED),1)
 
-# Whole deploys in which something fails; see tests/torture/campaign.py for shares of it.
-.PHONY: torture torture-random
+# Whole operations in which something fails; see tests/torture/campaign.py for shares of it. START= starts processes as
+# a device does, which takes ten times as long; PUBLISH=--publish puts the sum into docs/reliability.md.
+.PHONY: torture torture-random torture-ci
 SEED ?= 1
+START ?= --fork
 torture: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign points
+	nice -n 10 $(BIN)/python -m tests.torture.campaign points $(START) $(PUBLISH)
 
 torture-random: N ?= 1000
 torture-random: install
-	nice -n 10 $(BIN)/python -m tests.torture.campaign random --count $(N) --seed $(SEED)
+	nice -n 10 $(BIN)/python -m tests.torture.campaign random $(START) --count $(N) --seed $(SEED) $(PUBLISH)
+
+# What CI has time for: all fail points, and a hundred kills.
+torture-ci: install
+	$(BIN)/python -m tests.torture.campaign points $(START)
+	$(BIN)/python -m tests.torture.campaign random $(START) --count 100 --seed $(SEED)
+
+# How soon the last good release serves again after each kind of bad one.
+.PHONY: poison
+poison: install
+	nice -n 10 $(BIN)/python -m tests.torture.poisoned $(PUBLISH)
+
+# Everything around the agent fails; the normal suite leaves out the long ones. Disks, control groups and mounts need root.
+.PHONY: faults
+faults: install
+	nice -n 10 $(BIN)/python -m pytest -m "minutes or not minutes" tests/faults
+
+# Bytes thrown at commands, manifests, the journal's file and checkpoints, SECONDS each. atheris leads them by coverage
+# where its wheel exists; elsewhere they are drawn by chance.
+.PHONY: fuzz
+fuzz: SECONDS ?= 900
+fuzz: install
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .fuzz/site 'atheris>=3,<4'
+	@for target in commands manifest journal checkpoint; do \
+	  PYTHONPATH="$$PWD/.fuzz/site" nice -n 10 $(BIN)/python -m tests.fuzz.campaign $$target $(SECONDS) --keep .fuzz/findings \
+	    || failed="$$failed $$target"; \
+	done; test -z "$$failed"
 
 # Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
 .PHONY: interruptions
@@ -144,4 +172,4 @@ asyncapi: install
 	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import agent
-from agent import parts
+from agent import parts, self_test
 from agent.adapters import systemd
 from agent.adapters.artifacts import ArtifactStore
 from agent.adapters.builder import BuilderProcess
@@ -36,19 +36,18 @@ from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
 from agent.deployment.planner import Planner
-from agent.deployment.ports import Ports, StepError
+from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
-from agent.deployment.runner import Runner, WorkWatch
+from agent.deployment.runner import Runner
 from agent.deployment.steps import Steps
 from agent.devices import system
-from agent.devices.probe import DeviceProbe, SelfTest
+from agent.devices.probe import DeviceProbe
 from agent.health.reporter import HealthReporter
 from agent.health.web import StatusSite
 from agent.live import LiveSettings
 from agent.logbook import Logbook
 from agent.parts import StartError
-from agent.planning.methods import METHODS
 from agent.planning.model_types import MODEL_TYPES
 from agent.settings import fixed_by_environment
 
@@ -90,7 +89,9 @@ class Supervisor:
         self._relaxations = parts.relaxations(settings)
         self._builder = BuilderProcess(settings.deployment.build_threads)
         live = self._live
-        self._probe = DeviceProbe(reserve_bytes=live.reserve_bytes(), limit_bytes=None, self_test=self._self_test)
+        self._probe = DeviceProbe(
+            reserve_bytes=live.reserve_bytes(), limit_bytes=None, self_test=lambda: self_test.run(self._builder)
+        )
         self._device = LimitedDevice(self._probe, reserve_bytes=live.reserve_bytes, limit_bytes=live.limit_bytes)
         self._boot_id = system.boot_id()
         self._server = self._make_server()
@@ -99,11 +100,16 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
+        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._reporting = Reporting(
-            self._topics, self._clock, boot_id=self._boot_id, agent=agent.__version__, facts=self._facts
+            self._topics,
+            self._clock,
+            boot_id=self._boot_id,
+            agent=agent.__version__,
+            facts=self._facts,
+            selected=self._keeper.selected,
         )
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
-        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
         self._health = self._make_health(state_dir)
@@ -131,7 +137,7 @@ class Supervisor:
             log.info("page", url=self._site.url)
         systemd.notify("READY=1", "STATUS=supervising")
         try:
-            self._engine.run()
+            self._engine.run(systemd.Watchdog().feed)
         finally:
             self._stop()
 
@@ -161,6 +167,7 @@ class Supervisor:
             self._control,
             self._control_path,
             options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
+            silence_s=self._settings.serving.silence_s,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
             residency=self._residency,
         )
@@ -264,17 +271,6 @@ class Supervisor:
                 f"status.port {status.port} on {status.host}: {error.strerror}; choose another status.port"
             ) from None
 
-    def _self_test(self) -> SelfTest:
-        watch = WorkWatch(lambda _done, _total, _unit: None)
-        try:
-            found = self._builder.build({"job": "probe", "methods": list(METHODS)}, watch)
-        except StepError as error:
-            log.error("self_test_failed", detail=error.detail, hint=error.hint)  # noqa: TRY400 - one line says it all
-            methods = {name: {"ok": False, "detail": error.detail} for name in METHODS}
-            return SelfTest(methods, None, {})
-        versions = {name: found.get(name) for name in ("torch", "bitsandbytes")}
-        return SelfTest(found["methods"], found["cuda"], versions)
-
     def _learn_capabilities(self) -> None:
         self._probe.self_test()
         self._device.budget()  # looked at here, so that no report has to wait for a driver
@@ -306,7 +302,7 @@ class Supervisor:
         }
 
     def _status(self) -> dict[str, Any]:
-        served = self._journal.served()
+        served = self._keeper.selected(self._journal.served())
         recent = self._journal.recent_operations(20)
         return {
             "device_id": self._settings.device_id,

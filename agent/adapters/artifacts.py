@@ -5,6 +5,7 @@
     artifacts/<sha256>/footprint.json  what it will need in memory
     artifacts/<sha256>/<method>/    a finished artifact: packed weights, sidecar, gate inputs, result.json
     artifacts/<sha256>/<method>.tmp what is being built
+    artifacts/<sha256>/<method>.old what a newer build of the same is about to replace
 
 A rename after fsync, and fsync of the directory after the rename, make each move survive a power cut (rename(2)
 alone promises order to other processes, not to the disk).
@@ -16,18 +17,21 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from agent.adapters import headers
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.failpoints import around
+from agent.planning.methods import MIXED
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from agent.deployment.ports import Watch
 
+log = structlog.get_logger("store")
 CHUNK = 4 * 2**20
 RESERVE_BYTES = 64 * 2**20
 """Disk space that stays free so that journal and logs can go on."""
@@ -149,23 +153,36 @@ class ArtifactStore:
     def keep_footprint(self, sha256: str, footprint: dict[str, Any]) -> None:
         """Remember a checkpoint's needs; what a power cut spoils is found out again."""
         path = self._artifacts / sha256 / FOOTPRINT
-        partial = path.with_suffix(".tmp.json")
+        partial = path.with_name(_drafted(FOOTPRINT))
         partial.write_text(json.dumps(footprint), encoding="utf-8")
         with around("store.footprint.rename"):
             partial.replace(path)
 
-    def sweep(self, keep: set[str]) -> None:
-        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``, and what builds left.
+    def sweep(self, keep: set[str], in_use: set[str]) -> None:
+        """Delete sources, artifacts and partial downloads of digests that are not in ``keep``, and what was cut short.
 
-        Not to be called during a build: what is half made then is being made.
+        Of the mixes of a digest that stays only those remain that are ``in_use``: there may be any number of them,
+        where the other methods are few. Not to be called during a build: what is half made then is being made.
+
+        Args:
+            keep: digests.
+            in_use: paths of artifacts.
         """
+        self._mend()
+        used = {Path(artifact).parts[-3:-1] for artifact in in_use}
+        for mix in self._artifacts.glob(f"*/{MIXED}-*"):
+            if mix.parts[-2:] not in used:
+                shutil.rmtree(mix, ignore_errors=True)
         for directory in self._artifacts.iterdir():
             if directory.name not in keep:
                 shutil.rmtree(directory, ignore_errors=True)
         for staging in self._artifacts.glob("*/*.tmp"):
             shutil.rmtree(staging, ignore_errors=True)
+        for partial in self._artifacts.glob(f"*/{_drafted(FOOTPRINT)}"):
+            partial.unlink(missing_ok=True)
         for path in self._downloads.iterdir():
-            if path.name.partition(".")[0] not in keep:
+            digest = path.name.partition(".")[0]
+            if digest not in keep or self.source(digest) is not None:
                 path.unlink(missing_ok=True)
 
     def _mend(self) -> None:
@@ -174,10 +191,13 @@ class ArtifactStore:
             final = old.with_suffix("")
             if final.exists():
                 shutil.rmtree(old, ignore_errors=True)
-            else:
+                continue
+            try:
                 with around("store.mend.rename"):
                     old.rename(final)
                 _sync(final.parent, "mend")
+            except OSError as error:  # the agent starts all the same, and the next sweep tries again
+                log.error("artifact_not_mended", path=str(old), error=str(error))  # noqa: TRY400 - one line says it
 
     def used_bytes(self) -> int:
         """Return the bytes of everything in the store."""
@@ -221,6 +241,10 @@ def _sync(path: Path, why: str) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _drafted(name: str) -> str:
+    return f"{name}.new"
 
 
 def _discard(partial: Path) -> None:

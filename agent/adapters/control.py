@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -25,6 +28,42 @@ class ControlError(Exception):
         self.code = code
 
 
+class Calls:
+    """The calls that wait for a server, so that they end when it does.
+
+    The socket is the supervisor's: a connection to a server that is dead is taken by the kernel's backlog, and nothing
+    would ever come of it.
+
+    Args:
+        is_alive: whether there is a server; asked once a connection is made.
+    """
+
+    def __init__(self, is_alive: Callable[[], bool]) -> None:
+        self._is_alive = is_alive
+        self._lock = threading.Lock()
+        self._waiting: set[socket.socket] = set()
+
+    @contextlib.contextmanager
+    def watched(self, connection: socket.socket) -> Iterator[None]:
+        """Let ``hang_up`` end what is said on a connection; raises ``ControlError`` if there is no server any more."""
+        with self._lock:
+            self._waiting.add(connection)
+        try:
+            if not self._is_alive():
+                raise ControlError("there is no server to ask")
+            yield
+        finally:
+            with self._lock:
+                self._waiting.remove(connection)
+
+    def hang_up(self) -> None:
+        """End every call under way; its caller gets a ``ControlError``."""
+        with self._lock:
+            for connection in self._waiting:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
@@ -36,8 +75,24 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def call(path: Path, method: str, route: str, body: dict[str, Any] | None = None, *, timeout_s: float = 30.0) -> Any:
+def call(
+    path: Path,
+    method: str,
+    route: str,
+    body: dict[str, Any] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    calls: Calls | None = None,
+) -> Any:
     """Send one request and return the parsed JSON answer (None for an empty one).
+
+    Args:
+        path: of the server's socket.
+        method: of the request.
+        route: of the request.
+        body: of the request, None for none.
+        timeout_s: how long a single wait for the server may take, in seconds.
+        calls: ends the call when the server ends.
 
     Raises:
         ControlError: no connection, no answer in time, or a status other than 200.
@@ -45,9 +100,11 @@ def call(path: Path, method: str, route: str, body: dict[str, Any] | None = None
     connection = _UnixConnection(path, timeout_s)
     try:
         payload = json.dumps(body).encode() if body is not None else None
-        connection.request(method, route, payload, {"Content-Type": "application/json"} if payload else {})
-        response = connection.getresponse()
-        raw = response.read()
+        connection.connect()
+        with calls.watched(connection.sock) if calls else contextlib.nullcontext():
+            connection.request(method, route, payload, {"Content-Type": "application/json"} if payload else {})
+            response = connection.getresponse()
+            raw = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise ControlError(f"{method} {route}: {type(error).__name__}: {error}") from None
     finally:

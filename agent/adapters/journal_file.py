@@ -3,7 +3,9 @@
 A file that SQLite, a record's own form or the second copy of what is served shows to be damaged is set aside as
 ``journal.db.damaged``, and a new one is begun with every row that can still be read. What is served then comes from the
 second copy: SQLite keeps no checksums of pages, the copy has one. A WAL that is missing leaves a file that looks whole
-and is older; the copy's revision shows it.
+and is older; the copy's revision shows it. The new file is made beside the damaged one and takes its place, as
+``journal.db.recovered`` for a moment, when it is whole: a start that is cut short before that is begun again by the
+next one, and after it ended by the next one.
 
 A newer agent's file is never touched.
 """
@@ -11,7 +13,9 @@ A newer agent's file is never touched.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
 import sqlite3
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -19,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.adapters.served_copy import Essence
+from agent.contract.commands import is_response_topic
 from agent.contract.errors import ErrorInfo
+from agent.contract.reports import Report
 from agent.contract.secrets import forgotten
 from agent.deployment.convergence import Goal
 from agent.deployment.machine import Operation
@@ -65,6 +71,8 @@ _STEPS = {0: _SCHEMA, 1: _CONFIG, 2: _DESIRED}
 is not taken for a newer agent's. Records need none: a key that is missing has its default."""
 _PASSING = ("database is locked", "disk I/O error", "unable to open", "database or disk is full", "readonly database")
 """Errors of the disk or of another process, which a new file would not cure."""
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What a damaged file raises; the second one when SQLite's own words quote bytes of it."""
 
 
 class JournalVersionError(Exception):
@@ -83,6 +91,7 @@ def open_database(path: Path, copy: ServedCopy) -> sqlite3.Connection:
         sqlite3.Error: the disk does not let it be read or written.
     """
     known = copy.read()
+    _take_place(path)
     try:
         db = _ready(path)
     except _DamagedError as damage:
@@ -130,6 +139,21 @@ def load_operation(record: str) -> Operation:
     return Operation(**body)
 
 
+def load_report(row: tuple[Any, ...]) -> Report:
+    """Read a row of the outbox.
+
+    Raises:
+        ValueError: it could not be published: one such row would hold up all behind it.
+    """
+    topic, payload, retain, expiry_s, correlation = row
+    is_sound = isinstance(topic, str) and is_response_topic(topic) and isinstance(payload, bytes)
+    if not (is_sound and isinstance(expiry_s, (int, type(None))) and isinstance(correlation, (bytes, type(None)))):
+        raise ValueError("no report")
+    if expiry_s is not None and not 0 <= expiry_s < 2**32:
+        raise ValueError("no report")
+    return Report(topic, payload, retain=bool(retain), expiry_s=expiry_s, correlation=correlation)
+
+
 _TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] = {
     # table: its columns, and what reads a row or raises
     "operation": (("id", "is_open", "record"), lambda row: load_operation(row[2])),
@@ -140,6 +164,7 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] 
     "desired": (("source", "document"), lambda row: dict(json.loads(row[1]))),
     "goal": (("operation_id", "body", "outcome"), lambda row: Goal(**json.loads(row[1]))),
     "note": (("name", "value"), lambda row: json.loads(row[1])),
+    "outbox": (("topic", "payload", "retain", "expiry_s", "correlation"), load_report),
 }
 
 
@@ -173,7 +198,7 @@ def _ready(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA secure_delete=ON")
         _migrate(db)
         _check(db)
-    except sqlite3.DatabaseError as error:
+    except _DAMAGE as error:
         db.close()
         if isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in _PASSING):
             raise
@@ -202,7 +227,7 @@ def _noted_version(db: sqlite3.Connection) -> int | None:
     try:
         row = db.execute("SELECT value FROM note WHERE name = 'schema'").fetchone()
         return None if row is None else int(json.loads(row[0]))
-    except (sqlite3.Error, ValueError, TypeError):
+    except (sqlite3.Error, ValueError, TypeError):  # among them UnicodeDecodeError
         return None
 
 
@@ -217,14 +242,30 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 
 def _check(db: sqlite3.Connection) -> None:
-    """Look at every page, and read every row that a later start depends on."""
-    told = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    """Look at every page, every index and the tables' definitions, and read every row that a later start depends on."""
+    told = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if told != "ok":
         raise _DamagedError(str(told))
+    odd = _made_anew() - _definitions(db)
+    if odd:
+        raise _DamagedError(f"it lacks {min(odd):.60}")
     for table, (columns, read) in _TABLES.items():
         for row in db.execute(f"SELECT {', '.join(columns)} FROM {table}"):  # noqa: S608 - names of our own
             if not _is_readable(read, row):
                 raise _DamagedError(f"a row of {table} cannot be read: {row[0]!r:.80}")
+
+
+def _definitions(db: sqlite3.Connection) -> frozenset[str]:
+    rows = db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return frozenset(" ".join(str(sql).split()) for (sql,) in rows)
+
+
+@functools.cache
+def _made_anew() -> frozenset[str]:
+    """Return the definitions that a new file has; a byte changed in one is no damage to SQLite."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        _migrate(db)
+        return _definitions(db)
 
 
 def _disagreement(db: sqlite3.Connection, known: Essence | None) -> str | None:
@@ -240,16 +281,15 @@ def _disagreement(db: sqlite3.Connection, known: Essence | None) -> str | None:
 
 def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connection:
     rows = {table: list(_salvage(path, table)) for table in _TABLES}
-    kept_as = path.with_name(f"{path.name}.damaged")
-    for suffix in ("", "-wal", "-shm"):
-        file = path.with_name(path.name + suffix)
-        if file.exists():
-            file.replace(kept_as.with_name(kept_as.name + suffix))
     if known is not None:
         rows["served"] = [(name, json.dumps(item.to_json())) for name, item in known.served.items()]
-    told = {"reason": reason, "kept_as": kept_as.name, "rows": {table: len(found) for table, found in rows.items()}}
+    kept_as = f"{path.name}.damaged"
+    told = {"reason": reason, "kept_as": kept_as, "rows": {table: len(found) for table, found in rows.items()}}
     log.error("journal_recovered", **told)
-    db = _ready(path)
+    draft = path.with_name(f"{path.name}.draft")
+    for file in _files(draft):
+        file.unlink(missing_ok=True)
+    db = _ready(draft)
     with Transaction(db, "recover"):
         for table, (columns, _) in _TABLES.items():
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
@@ -258,7 +298,39 @@ def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connecti
         _raise_counters(db, known or Essence())
         db.execute("INSERT OR REPLACE INTO note VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
         db.execute("INSERT OR REPLACE INTO note VALUES ('recovered', ?)", (json.dumps(told),))
-    return db
+    db.close()  # which leaves one file, without a log
+    _move(draft, _recovered(path))
+    _take_place(path)
+    return _ready(path)
+
+
+def _take_place(path: Path) -> None:
+    """Set the damaged file aside and put the recovered one in its place, if there is one; what is done is skipped."""
+    if not _recovered(path).exists():
+        return
+    for file, kept_as in zip(_files(path), _files(path.with_name(f"{path.name}.damaged")), strict=True):
+        if file.exists():
+            _move(file, kept_as)
+    _move(_recovered(path), path)
+
+
+def _move(source: Path, target: Path) -> None:
+    with around("journal.file.rename"):
+        source.replace(target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        with around("journal.file.fsync"):
+            os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _recovered(path: Path) -> Path:
+    return path.with_name(f"{path.name}.recovered")
+
+
+def _files(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
 
 
 def _raise_counters(db: sqlite3.Connection, known: Essence) -> None:
@@ -293,7 +365,7 @@ def _salvage(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
             for number, *row in db.execute(query):
                 if _is_readable(read, tuple(row)):
                     found.setdefault(number, tuple(row))
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             log.debug("salvage_ended", table=table, direction=direction, error=str(error))
         finally:
             db.close()

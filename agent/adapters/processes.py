@@ -12,6 +12,10 @@ import contextlib
 import ctypes
 import os
 import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 _M_ARENA_MAX = -8
 """From glibc's ``malloc.h``."""
@@ -27,6 +31,13 @@ def ending(status: int) -> str:
 def child_environment() -> dict[str, str]:
     """Return this process's environment without the agent's own settings."""
     return {name: value for name, value in os.environ.items() if not name.upper().startswith("NIBBLED_")}
+
+
+def end(child: subprocess.Popen[bytes] | None) -> None:
+    """Kill a child that nobody will speak to, if there is one."""
+    if child is not None:
+        child.kill()
+        child.wait()
 
 
 def use_one_arena() -> None:

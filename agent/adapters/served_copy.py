@@ -62,16 +62,20 @@ class ServedCopy:
             with partial.open("w", encoding="utf-8") as file:
                 file.write(_dump(essence))
                 file.flush()
-                self._sync(file.fileno())
+                self._make_durable(file.fileno())
             with around("served_copy.rename"):
                 partial.replace(self._path)
             directory = os.open(self._path.parent, os.O_RDONLY)
             try:
-                self._sync(directory)
+                self._make_durable(directory)
             finally:
                 os.close(directory)
         except OSError as error:
             log.warning("served_copy_not_kept", error=str(error))
+
+    def _make_durable(self, descriptor: int) -> None:
+        with around("served_copy.fsync"):
+            self._sync(descriptor)
 
     def read(self) -> Essence | None:
         """Return what was kept; None without a file, and for one that is not whole."""

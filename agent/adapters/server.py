@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.adapters.control import ControlError, call
-from agent.adapters.processes import child_environment, ending
+from agent.adapters.control import Calls, ControlError, call
+from agent.adapters.deaths import Coroner
+from agent.adapters.processes import child_environment, end, ending
+from agent.adapters.pulse import Pulse
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.failpoints import around
@@ -49,6 +51,7 @@ class ServerProcess:
         options: further arguments of the server.
         on_exit: called from a watching thread when the server ends without being asked to.
         start_timeout_s: how long it may take to answer.
+        silence_s: how long it may then leave questions unanswered before it is replaced.
         residency: asked at every load: ``mode``, and ``allowed_bytes`` for weights that are kept unpacked.
     """
 
@@ -61,6 +64,7 @@ class ServerProcess:
         options: tuple[str, ...] = (),
         on_exit: Callable[[str], None] = lambda _detail: None,
         start_timeout_s: float = 120.0,
+        silence_s: float = 30.0,
         residency: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._http = http
@@ -69,8 +73,11 @@ class ServerProcess:
         self._options = options
         self._on_exit = on_exit
         self._start_timeout_s = start_timeout_s
+        self._silence_s = silence_s
+        self._pulse: Pulse | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
+        self._calls = Calls(lambda: self.pid is not None)
         self._residency = residency
         self.starts = 0
 
@@ -154,7 +161,7 @@ class ServerProcess:
     def status(self) -> dict[str, Any]:
         """Return counters and memory."""
         try:
-            answer: dict[str, Any] = call(self._path, "GET", "/v2/control/status", timeout_s=10.0)
+            answer: dict[str, Any] = call(self._path, "GET", "/v2/control/status", timeout_s=10.0, calls=self._calls)
         except ControlError as error:
             raise StepError(ErrorCode.TRIAL_FAILED, f"the server does not answer: {error}", retryable=True) from None
         return {**answer, "pid": self.pid}
@@ -162,6 +169,8 @@ class ServerProcess:
     def stop(self, drain_s: float = 10.0) -> None:
         """Let the server finish its requests, then end it."""
         self._is_stopping = True
+        if self._pulse is not None:
+            self._pulse.stop()  # one that drains takes no more questions
         child = self._child
         if child is None or child.poll() is not None:
             return
@@ -187,14 +196,23 @@ class ServerProcess:
             str(fds[1]),
             "--closed",
         ]
-        with around("server.start"):
-            child = self._child = subprocess.Popen(
-                [*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL, env=child_environment()
-            )
+        child, coroner = None, Coroner()
+        try:
+            with around("server.start"):
+                child = subprocess.Popen(
+                    [*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL, env=child_environment()
+                )
+        except OSError as error:
+            end(child)
+            raise StepError(ErrorCode.LOAD_FAILED, f"the server cannot be started: {error}", retryable=True) from None
+        self._child = child
         self.starts += 1
         log.info("server_started", pid=child.pid, start=self.starts)
         self._await(child)
-        threading.Thread(target=self._wait, args=(child,), name=f"server-{child.pid}", daemon=True).start()
+        pulse = self._pulse = Pulse(lambda within_s: self._ask(within_s) is None, child.kill, self._silence_s)
+        pulse.start()
+        arguments = (child, pulse, coroner)
+        threading.Thread(target=self._wait, args=arguments, name=f"server-{child.pid}", daemon=True).start()
 
     def _await(self, child: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
@@ -222,15 +240,18 @@ class ServerProcess:
             return error
         return None
 
-    def _wait(self, child: subprocess.Popen[bytes]) -> None:
+    def _wait(self, child: subprocess.Popen[bytes], pulse: Pulse, coroner: Coroner) -> None:
         status = child.wait()
+        pulse.stop()
+        if child is self._child:
+            self._calls.hang_up()
         if not self._is_stopping and child is self._child:
-            self._on_exit(ending(status))
+            self._on_exit(pulse.verdict or coroner.words(status))
 
     def _open(self) -> None:
         """Let the server answer on its TCP socket, where connections have waited until its models were back."""
         try:
-            call(self._path, "POST", "/v2/control/open", {})
+            call(self._path, "POST", "/v2/control/open", {}, calls=self._calls)
         except ControlError as error:
             log.error("open_failed", error=str(error))  # noqa: TRY400 - its end, if it ended, is told elsewhere
 
@@ -240,7 +261,7 @@ class ServerProcess:
         A model of which nothing is loaded is known to the server too: its load has failed.
         """
         try:
-            rows = call(self._path, "POST", "/v2/repository/index", {})
+            rows = call(self._path, "POST", "/v2/repository/index", {}, calls=self._calls)
         except ControlError as error:
             raise StepError(ErrorCode.LOAD_FAILED, f"the server does not answer: {error}", retryable=True) from None
         held: dict[str, dict[str, bool]] = {}
@@ -254,7 +275,9 @@ class ServerProcess:
         route = f"/v2/repository/models/{model}/{verb}"
         try:
             with around(f"server.{verb}"):
-                return call(self._path, "POST", route, {"parameters": parameters}, timeout_s=300.0)
+                return call(self._path, "POST", route, {"parameters": parameters}, timeout_s=300.0, calls=self._calls)
         except ControlError as error:
             code = _CODES.get(error.code or "", _VERB_CODES[verb])
             raise StepError(code, f"{verb} of {model}: {error}", retryable=error.status is None) from None
+        except OSError as error:
+            raise StepError(_VERB_CODES[verb], f"{verb} of {model}: {error}", retryable=True) from None

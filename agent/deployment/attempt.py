@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import structlog
@@ -35,6 +36,8 @@ def attempt(
         return Failed(phase, error.info(str(phase)), error.is_transient, error.facts or None)
     except Exception as error:
         log.exception("step_error", id=operation.id, phase=str(phase))
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = ErrorCode.INSUFFICIENT_DISK if is_full else ErrorCode.INTERNAL
         detail = f"{type(error).__name__}: {error}"
-        info = ErrorInfo(code=ErrorCode.INTERNAL, detail=detail, phase=str(phase), retryable=True)
+        info = ErrorInfo(code=code, detail=detail, phase=str(phase), retryable=True)
         return Failed(phase, info)

@@ -4,12 +4,11 @@ INVARIANTS:
 - one thread calls ``handle``; everything else reaches the engine through ``post``;
 - a command is acknowledged to the broker only once the journal holds it;
 - a report of a change is committed with the change, so neither exists without the other;
-- nothing that a step, the server or an operator does ends the loop.
+- nothing that a step, the server, a full disk or an operator does ends the loop, and nothing said meanwhile is lost.
 """
 
 from __future__ import annotations
 
-import queue
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,9 +17,21 @@ from agent.contract.commands import Cancel
 from agent.contract.desired import DesiredMessage
 from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
+from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
 from agent.deployment.facts import with_kept
-from agent.deployment.inbox import BudgetSeen, Message, Moved, Outcome, ServerLost, Stop
+from agent.deployment.inbox import (
+    BudgetSeen,
+    Drained,
+    Inbox,
+    Message,
+    Moved,
+    Outcome,
+    Reopened,
+    ServerLost,
+    Started,
+    Stop,
+)
 from agent.deployment.intake import Accepted, Answered, CommandMessage, describe
 from agent.deployment.machine import (
     Begin,
@@ -43,12 +54,13 @@ from agent.deployment.runner import WorkWatch
 from agent.deployment.waiting import expiry, next_up, replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agent.deployment.answering import Answering
     from agent.deployment.guard import MemoryGuard
     from agent.deployment.intake import Intake
     from agent.deployment.keeper import Keeper
+    from agent.deployment.models import Served
     from agent.deployment.ports import Clock, Journal, Transport
     from agent.deployment.pursuit import Pursuit
     from agent.deployment.reporting import Reporting
@@ -106,7 +118,8 @@ class Engine:
         self._keeper = keeper
         self._clock = clock
         self._total_s = total_s
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._inbox = Inbox()
+        self._again = Again()
         self._open: dict[str, Operation] = {}
         self._watches: dict[str, WorkWatch] = {}
 
@@ -122,40 +135,43 @@ class Engine:
     def recover(self) -> None:
         """Serve what the journal says, then go on with every operation that it holds open."""
         self._open = {operation.id: operation for operation in self._journal.open_operations()}
-        lost = self._journal.notes().get("recovered")
-        if lost is not None:
-            self._journal.note({"recovered": None}, [self._reporting.event("journal_recovered", **lost)])
         self._keeper.restore("boot")
-        for operation in list(self._open.values()):
-            self._apply(operation, Restarted())
-        self._supersede_replaced()
-        self._pursuit.resume(self.open_operations)
-        self._converge()
-        self._begin_next()
+        self._keeper.sweep(self.open_operations)
+        for operation in self.open_operations:
+            self._guarded(Reopened(operation.id))
+        self._guarded(Started())
 
-    def run(self) -> None:
-        """Handle messages until ``Stop`` arrives."""
+    def run(self, on_turn: Callable[[], None] = lambda: None) -> None:
+        """Handle messages until ``Stop`` arrives; ``on_turn`` hears of every turn, once a second at least."""
         while self.turn():
-            pass
+            on_turn()
 
     def turn(self, *, wait_s: float = IDLE_S) -> bool:
         """Handle one message, or look at deadlines when none comes; return whether to go on."""
+        message = self._next(wait_s)
+        goes_on = message is None or self._guarded(message)
         try:
-            message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
-        except queue.Empty:
-            message = None
-        goes_on = True
-        try:
-            if message is not None:
-                goes_on = self.handle(message)
             self._check_deadlines()
+            self._keeper.look(self._clock.monotonic(), self.open_operations)
             self._check_deferred()
             self._converge()
         except Exception:
+            log.exception("engine_error", message="turn")
+        return goes_on
+
+    def _next(self, wait_s: float) -> Message | None:
+        return self._again.due(self._clock.monotonic()) or self._inbox.get(wait_s)
+
+    def _guarded(self, message: Message) -> bool:
+        """Handle a message; one that fails is kept, and handled again. Return whether to go on."""
+        try:
+            return self.handle(message)
+        except Exception:
             log.exception("engine_error", message=type(message).__name__)
+            self._again.keep(message, self._clock.monotonic())
             if isinstance(message, CommandMessage):
                 self._take_up()
-        return goes_on
+        return True
 
     def _take_up(self) -> None:
         """Take up commands that the journal holds and this engine does not: the error came after the commit."""
@@ -167,7 +183,7 @@ class Engine:
         except Exception:
             log.exception("engine_error", message="take up")  # the next start reads the journal again
 
-    def handle(self, message: Message) -> bool:
+    def handle(self, message: Message) -> bool:  # noqa: C901 - one line per kind of message
         """Act on one message; return whether to go on."""
         if isinstance(message, Stop):
             return False
@@ -179,15 +195,31 @@ class Engine:
             self._transport.flush()
         elif isinstance(message, Outcome):
             self._outcome(message)
+        elif isinstance(message, Reopened):
+            if message.operation_id in self._open:
+                self._apply(self._open[message.operation_id], Restarted())
+        elif isinstance(message, Started):
+            self._go_on()
         elif isinstance(message, Moved):
             self._moved(message)
         elif isinstance(message, BudgetSeen):
             self._budget_seen(message)
         elif isinstance(message, ServerLost):
             self._server_lost(message)
+        elif isinstance(message, Drained):
+            self._transport.flush()
         else:
             self._tell_everything()
         return True
+
+    def _go_on(self) -> None:
+        lost = self._journal.notes().get("recovered")
+        if lost is not None:
+            self._journal.note({"recovered": None}, [self._reporting.event("journal_recovered", **lost)])
+        self._supersede_replaced()
+        self._pursuit.resume(self.open_operations)
+        self._converge()
+        self._begin_next()
 
     def interrupt_steps(self) -> None:
         """Ask the running step to stop; its operation stays open and goes on at the next start."""
@@ -266,10 +298,11 @@ class Engine:
         self._transport.flush()
 
     def _server_lost(self, message: ServerLost) -> None:
-        self._keeper.crashed(self._clock.monotonic())
-        mode = str(self._keeper.mode)
-        log.error("server_lost", detail=message.detail, mode=mode)
-        self._journal.queue([self._reporting.event("server_lost", detail=message.detail, mode=mode)])
+        self._keeper.crashed(self._clock.monotonic(), self.open_operations)
+        facts = {"detail": message.detail, "mode": str(self._keeper.mode)}
+        log.error("server_lost", **facts)
+        told = self._reporting.reported(self._journal.served())
+        self._journal.queue([self._reporting.event("server_lost", **facts), *told])
         self._transport.flush()
 
     def _begin_next(self) -> None:
@@ -311,14 +344,15 @@ class Engine:
     def _apply(self, operation: Operation, event: Event) -> None:
         """Advance an operation: persist the record with its reports, then take the steps."""
         after, steps = advance(operation, event, self._clock.monotonic())
-        after = with_kept(after, self._journal.served())
+        served = self._journal.served()  # read before anything changes: it may fail
+        after = with_kept(after, served)
         if after != operation:
             self._persist(operation, after)
         for step in steps:
             if isinstance(step, Interrupt):
                 self._interrupt(after)
             else:
-                self._perform(after, step.phase)
+                self._perform(after, step.phase, served)
         if after.state.is_terminal and operation.id in self._open:
             del self._open[operation.id]
             self._keeper.tidy(list(self._open.values()))
@@ -330,13 +364,13 @@ class Engine:
         if after.state is not State.SUCCEEDED or after.model is None:
             self._journal.save(after, reports)
         else:
+            self._keeper.proved()
             served = self._journal.served()
             item = settle(served.get(str(after.model)), after, rfc3339(self._clock.now()))
             rest = {name: other for name, other in served.items() if name != after.model}
             now_served = {**rest, item.name: item} if item else rest
             told = [*reports, *self._reporting.reported(now_served)]
             self._journal.save(after, told, served=item, remove=item is None)
-            self._keeper.proved()
         if not after.state.is_terminal:
             self._open[after.id] = after
         log.info(
@@ -350,16 +384,16 @@ class Engine:
         )
         self._transport.flush()
 
-    def _perform(self, operation: Operation, phase: Phase) -> None:
+    def _perform(self, operation: Operation, phase: Phase, served: Mapping[str, Served]) -> None:
         def moved(done: int, total: int | None, unit: str) -> None:
             self.post(Moved(operation.id, Progress(done, total, unit)))
 
         watch = WorkWatch(moved, self._clock.monotonic)
         self._watches[operation.id] = watch
-        served = dict(self._journal.served())
+        known = self._keeper.selected(served) if phase is Phase.ROLLING_BACK else served
 
         def work() -> None:
-            event = attempt(self._steps(), phase, operation, served, watch)
+            event = attempt(self._steps(), phase, operation, known, watch)
             if event is not None:
                 self.post(Outcome(operation.id, event))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,15 +79,24 @@ def demands(operation: Operation, item: Served | None) -> JsonObject:
 def thresholds_of(operation: Operation) -> Thresholds:
     """Return the thresholds to judge measurements by."""
     if operation.command == "rollback":  # it proved itself when it was committed; now it only has to answer
-        return Thresholds(min_agreement=0.0, max_accuracy_drop=1.0)
+        return Thresholds(min_agreement=0.0, max_accuracy_drop=1.0, max_slowdown=math.inf)
     gate = gate_of(operation)
     return Thresholds(
         gate.min_agreement,
         gate.max_accuracy_drop,
         gate.min_accuracy,
         gate.max_latency_ms,
+        gate.max_slowdown,
         judges_synthetic="min_agreement" in gate.model_fields_set,
     )
+
+
+def latency_before(operation: Operation, served: Mapping[str, Served]) -> float | None:
+    """Return the p50 in milliseconds that the canary of the release now served measured, None if nobody did."""
+    item = served.get(str(operation.model))
+    measured = ((item.current.decision if item else None) or {}).get("measured") or {}
+    p50: float | None = ((measured.get("canary") or {}).get("latency_ms") or {}).get("p50")
+    return p50
 
 
 def checkpoint_facts(operation: Operation, served: Mapping[str, Served]) -> JsonObject:

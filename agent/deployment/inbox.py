@@ -1,7 +1,9 @@
-"""What reaches the engine: the messages of its inbox, beside the commands from the broker."""
+"""What reaches the engine: its inbox and the messages in it, beside the commands from the broker."""
 
 from __future__ import annotations
 
+import itertools
+import queue
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Reopened:
+    """An operation that the agent found open when it started is to go on."""
+
+    operation_id: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """The agent started: what an earlier life could not say is said, and what it wanted is wanted again."""
+
+
+@dataclass(frozen=True)
 class Moved:
     """A step got further."""
 
@@ -33,6 +47,11 @@ class Moved:
 @dataclass(frozen=True)
 class Connected:
     """The broker is there (again): it may have forgotten everything."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """The broker has acknowledged much of what it was handed: there is room for more reports."""
 
 
 @dataclass(frozen=True)
@@ -61,5 +80,43 @@ class Stop:
 
 
 Message = (
-    CommandMessage | DesiredMessage | Outcome | Moved | Connected | ServerLost | CapabilitiesKnown | BudgetSeen | Stop
+    CommandMessage
+    | DesiredMessage
+    | Outcome
+    | Reopened
+    | Started
+    | Moved
+    | Connected
+    | Drained
+    | ServerLost
+    | CapabilitiesKnown
+    | BudgetSeen
+    | Stop
 )
+
+
+class Inbox:
+    """Messages in order, from any thread; what goes on with work that was begun comes before what asks for more.
+
+    Whoever floods a device with commands makes others wait, but no operation, and neither a rollback nor the end.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.PriorityQueue[tuple[bool, int, Message]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+
+    def is_empty(self) -> bool:
+        """Whether nothing waits now."""
+        return self._queue.empty()
+
+    def put(self, message: Message) -> None:
+        """Take a message in."""
+        goes_first = isinstance(message, (Outcome, ServerLost, Stop))
+        self._queue.put((not goes_first, next(self._numbers), message))
+
+    def get(self, wait_s: float) -> Message | None:
+        """Return the next message, or None if none comes within ``wait_s`` seconds."""
+        try:
+            return self._queue.get(timeout=wait_s)[2] if wait_s else self._queue.get_nowait()[2]
+        except queue.Empty:
+            return None

@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.deployment.phases import MAX_ATTEMPTS, State
+from agent.deployment.phases import MAX_ATTEMPTS, RULES, OnFailure, Phase, State
 from agent.deployment.recovery import Mode, mode, select
-from agent.deployment.retention import needed
+from agent.deployment.retention import in_use, needed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from agent.deployment.machine import Operation
+    from agent.deployment.models import Served
     from agent.deployment.ports import Journal, Server, Store
     from agent.deployment.runner import Runner
 
 log = structlog.get_logger("keeper")
+_TRYING = {phase for phase, rule in RULES.items() if rule.on_failure is OnFailure.ROLL_BACK} | {Phase.ROLLING_BACK}
+"""Phases in which the server may hold a release that has not proved itself."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 300.0
+"""Pauses between tries to restore what could not be restored; they double."""
 
 
 class Keeper:
@@ -41,19 +46,30 @@ class Keeper:
         self._runner = runner
         self._crashes: deque[float] = deque(maxlen=2 * MAX_ATTEMPTS)
         self._mode = Mode.CURRENT
+        self._has_failed = False
+        self._try_at, self._pause_s = 0.0, FIRST_PAUSE_S
 
     @property
     def mode(self) -> Mode:
         """How much of what should be served is tried."""
         return self._mode
 
-    def crashed(self, now: float) -> None:
+    def selected(self, served: Mapping[str, Served]) -> dict[str, Served]:
+        """Return what of the served is made to answer, after the deaths so far."""
+        return select(served, self._mode)
+
+    def crashed(self, now: float, open_now: Sequence[Operation]) -> None:
         """Count a death of the server; restore it, except after so many that it is left alone until somebody deploys.
+
+        Not counted against what is served is a death while an operation brings another release into the server: it
+        fails for it.
 
         Args:
             now: monotonic seconds.
+            open_now: the operations without an end.
         """
-        self._crashes.append(now)
+        if not any(operation.state is State.RUNNING and operation.phase in _TRYING for operation in open_now):
+            self._crashes.append(now)
         before, self._mode = self._mode, mode(self._crashes, now)
         if before is not Mode.SAFE:
             self.restore("server_lost")
@@ -68,20 +84,44 @@ class Keeper:
 
         def work() -> None:
             try:
-                self._server.restore(select(self._journal.served(), self._mode))
+                self._server.restore(self.selected(self._journal.served()))
             except Exception as error:  # noqa: BLE001 - whatever stops the server must not stop the agent
                 log.error("restore_failed", why=why, error=str(error))  # noqa: TRY400 - one line; the server logs more
+                self._has_failed = True
+            else:
+                self._has_failed, self._pause_s = False, FIRST_PAUSE_S
 
         self._runner.submit(work)
+
+    def look(self, now: float, open_now: Sequence[Operation]) -> None:
+        """Restore again, after pauses, what could not be restored: a disk or a driver may be in order by now.
+
+        Args:
+            now: monotonic seconds.
+            open_now: the operations without an end; never under a running one, which restores when it ends.
+        """
+        if not self._has_failed or any(operation.state is State.RUNNING for operation in open_now):
+            return
+        if not self._try_at:
+            self._try_at = now + self._pause_s
+        elif now >= self._try_at:
+            self._try_at, self._pause_s = 0.0, min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._has_failed = False
+            self.restore("again")
 
     def tidy(self, open_now: Sequence[Operation]) -> None:
         """After an operation: the server lets go of what is no longer served, the store of what nobody needs."""
         if all(operation.state is not State.RUNNING for operation in open_now):
             self.restore("tidy")  # never under a running one, whose release is loaded and not yet in the journal
+        self.sweep(open_now)
+
+    def sweep(self, open_now: Sequence[Operation]) -> None:
+        """Delete what neither a served model nor an open operation needs, and what cut-short builds left."""
 
         def work() -> None:
             try:
-                self._store.sweep(needed(self._journal.served(), open_now))
+                served = self._journal.served()
+                self._store.sweep(needed(served, open_now), in_use(served, open_now))
             except Exception:
                 log.exception("sweep_failed")
 

@@ -224,8 +224,8 @@ class Store(Protocol):
     def keep_footprint(self, sha256: str, footprint: JsonObject) -> None:
         """Remember a checkpoint's needs for as long as the checkpoint is there."""
 
-    def sweep(self, keep: set[str]) -> None:
-        """Delete sources, artifacts and leftovers of digests that are not in ``keep``."""
+    def sweep(self, keep: set[str], in_use: set[str]) -> None:
+        """Delete digests that are not in ``keep``, mixes whose path is not ``in_use``, and what was cut short."""
 
 
 class Builder(Protocol):

@@ -43,14 +43,25 @@ class Reporting:
         agent: version of this software.
         facts: returns ``memory``, ``trust``, ``config``, ``generation``, ``desired`` and ``capabilities`` as they are
             known now; given what is served.
+        selected: returns what of the served is made to answer.
     """
 
-    def __init__(self, topics: Topics, clock: Clock, *, boot_id: str, agent: str, facts: Facts) -> None:
+    def __init__(
+        self,
+        topics: Topics,
+        clock: Clock,
+        *,
+        boot_id: str,
+        agent: str,
+        facts: Facts,
+        selected: Callable[[Mapping[str, Served]], Mapping[str, Served]] = lambda served: served,
+    ) -> None:
         self._topics = topics
         self._clock = clock
         self._boot_id = boot_id
         self._agent = agent
         self._facts = facts
+        self._selected = selected
         self._seq = 0
         self._told: dict[str, tuple[float, str, float]] = {}
 
@@ -128,9 +139,9 @@ class Reporting:
         return Report(report.topic, report.payload, qos=0, retain=True, expiry_s=report.expiry_s)
 
     def reported(self, served: Mapping[str, Served]) -> list[Report]:
-        """Build what is served now."""
+        """Build what is served now: after many deaths of the server that is the release before, or nothing."""
         facts = self._facts(served)
-        models = {name: describe_served(item) for name, item in served.items()}
+        models = {name: describe_served(item) for name, item in self._selected(served).items()}
 
         def build(models: Mapping[str, JsonObject]) -> Report:
             return reports.reported(

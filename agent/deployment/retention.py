@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from agent.deployment.models import Served
 
 
+def in_use(served: Mapping[str, Served], operations: Iterable[Operation]) -> set[str]:
+    """Return the paths of the artifacts that are served, could be rolled back to, or are being brought into service."""
+    releases = [release for item in served.values() for release in (item.current, item.previous) if release]
+    begun = [operation.facts["release"]["artifact"] for operation in operations if operation.facts.get("release")]
+    return {*(release.artifact for release in releases), *begun}
+
+
 def needed(served: Mapping[str, Served], operations: Iterable[Operation]) -> set[str]:
     """Return the digests of every checkpoint and dataset that must stay in the store."""
     keep: set[str | None] = set()

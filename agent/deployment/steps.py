@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.errors import ErrorCode
 from agent.deployment import comparison
+from agent.deployment.admission import room_hint, unloads_first
 from agent.deployment.facts import (
     amended,
     checkpoint_facts,
     gate_of,
     is_current,
+    latency_before,
     lesson,
     mix_job,
     previous_release,
@@ -27,6 +29,7 @@ from agent.deployment.facts import (
 from agent.deployment.machine import Done
 from agent.deployment.models import Release
 from agent.deployment.phases import Phase
+from agent.deployment.planner import budget_for
 from agent.deployment.ports import StepError
 from agent.deployment.selection import select
 from agent.planning.gate import judge
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from agent.deployment.models import Served
     from agent.deployment.planner import Planner
     from agent.deployment.ports import Ports, Watch
-    from agent.planning.budget import Budget
     from agent.planning.gate import Thresholds
     from agent.planning.memory import Footprint
 
@@ -156,7 +158,7 @@ class Steps:
             raise StepError(
                 ErrorCode.UNSUPPORTED_METHOD if unusable else ErrorCode.INSUFFICIENT_MEMORY,
                 chosen.reason,
-                "see capabilities for the methods that work here" if unusable else _room_hint(chosen.budget),
+                "see capabilities for the methods that work here" if unusable else room_hint(chosen.budget),
                 retryable=not unusable,
                 facts=chosen.to_json(),
             )
@@ -257,9 +259,13 @@ class Steps:
         if operation.command == "rollback":
             facts["release"] = previous_release(operation, served).to_json()
         release = Release.from_json(facts["release"])
-        unload_first = (operation.decision or {}).get("admission") == "unload_first"
-        loaded = self._ports.server.load(str(operation.model), release, unload_first=unload_first)
+        model = str(operation.model)
+        budget = budget_for(model, self._ports.device.budget(), served)
+        unload_first = unloads_first(operation.decision or {}, release.method, budget)
+        loaded = self._ports.server.load(model, release, unload_first=unload_first)
         decision = amended(operation, **{name: loaded.get(name) for name in _LOADED})
+        if unload_first:
+            decision["admission"] = "unload_first"
         if operation.command == "rollback":
             decision |= {"method": release.method, "reason": f"{release.id} was served before and is whole"}
         decision |= self._learn(decision, release.method, loaded)
@@ -274,12 +280,13 @@ class Steps:
             lessons.keep(after)
         return {} if errors is None else {"estimate_error": errors}
 
-    def _canary(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
+    def _canary(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
         watch.check()
         release = Release.from_json(operation.facts["release"])
         measured = self._ports.server.canary(str(operation.model), release)
         gate = (operation.decision or {}).get("measured", {}).get("gate", {})
         measured = {**measured, "accuracy_source": release.accuracy_source, "inputs": gate.get("inputs")}
+        measured["replaces_p50_ms"] = latency_before(operation, served)
         complaints = judge(measured, thresholds_of(operation))
         decision = amended(operation, canary=measured)
         if complaints:
@@ -331,10 +338,3 @@ class Steps:
     def _roll_back(self, _operation: Operation, served: Mapping[str, Served], _watch: Watch) -> Done:
         self._ports.server.restore(served)
         return Done(Phase.ROLLING_BACK)
-
-
-def _room_hint(budget: Budget) -> str:
-    """Return what makes room: what is free helps nobody where the configured budget is what binds."""
-    if budget.limit_bytes is not None and budget.limit_bytes < budget.available_bytes - budget.reserve_bytes:
-        return "raise memory.budget, or undeploy another model"
-    return "free memory, undeploy another model, or lower memory.reserve"

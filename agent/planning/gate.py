@@ -9,11 +9,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+MAX_SLOWDOWN = 20.0
+"""How much slower a release may be than the one it replaces: far beyond what a busy device does to a measurement."""
+UNNOTICED_MS = 25.0
+"""An answer that takes no longer is not called slow, however fast the one before was."""
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """What a model has to prove; None is not asked for.
 
     Attributes:
+        max_slowdown: how many times the latency of the release that it replaces, as that one's canary measured it.
         judges_synthetic: whether ``min_agreement`` was demanded by somebody, and so holds on made-up inputs too. As a
             default it does not: on noise a classifier's best classes lie so close together that the smallest change
             of a weight reorders them. There the cosine between the answers is judged instead.
@@ -23,6 +30,7 @@ class Thresholds:
     max_accuracy_drop: float = 0.02
     min_accuracy: float | None = None
     max_latency_ms: float | None = None
+    max_slowdown: float = MAX_SLOWDOWN
     judges_synthetic: bool = False
 
 
@@ -36,7 +44,8 @@ def judge(measured: Mapping[str, Any], demanded: Thresholds) -> list[str]:
         measured: ``agreement`` (None for embeddings of too few rows), ``non_finite``, ``accuracy`` and
             ``accuracy_source`` (None without labels and for embeddings) and ``latency_ms.p50``, as the builder's gate
             and the server's canary report them; ``inputs`` says whether they are a ``dataset`` or ``synthetic``,
-            ``answer`` whether the model answers with ``classes``, as it does if nothing is said, or an ``embedding``.
+            ``answer`` whether the model answers with ``classes``, as it does if nothing is said, or an ``embedding``;
+            ``replaces_p50_ms`` is what the release before took, None or absent without one.
         demanded: the thresholds.
     """
     complaints = []
@@ -47,9 +56,19 @@ def judge(measured: Mapping[str, Any], demanded: Thresholds) -> list[str]:
     else:
         complaints += _judge_agreement(measured, demanded.min_agreement)
     complaints += _judge_accuracy(measured, demanded)
-    latency = measured["latency_ms"]["p50"]
+    return complaints + _judge_latency(measured, demanded)
+
+
+def _judge_latency(measured: Mapping[str, Any], demanded: Thresholds) -> list[str]:
+    latency, before = measured["latency_ms"]["p50"], measured.get("replaces_p50_ms")
+    complaints = []
     if demanded.max_latency_ms is not None and not latency <= demanded.max_latency_ms:
         complaints.append(f"latency p50 {latency:.2f} ms, at most {demanded.max_latency_ms} ms demanded")
+    if before is not None and not latency <= max(UNNOTICED_MS, demanded.max_slowdown * before):
+        complaints.append(
+            f"latency p50 {latency:.2f} ms, {before:.2f} ms before: more than {demanded.max_slowdown:g} times as long; "
+            "gate.max_slowdown allows more"
+        )
     return complaints
 
 

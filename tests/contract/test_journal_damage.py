@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent import failpoints
 from agent.adapters import served_copy
 from agent.adapters.journal import SCHEMA_VERSION, JournalVersionError, SqliteJournal
 from agent.adapters.served_copy import Essence, ServedCopy
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FINISHED = 60
+
+
+class ProcessDeathError(BaseException):
+    """The process ends here."""
 
 
 def release(version: str) -> Release:
@@ -115,6 +121,31 @@ def _copy_of(path: Path) -> None:
     ServedCopy(path.with_name("served.json")).keep(Essence(1, {"kanji": SERVED}, {"kanji": 9}, 7))
 
 
+@pytest.mark.parametrize("point", [f"journal.{place}" for place in ("recover", "file.rename", "file.fsync")])
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_recovery_that_is_cut_short_loses_nothing_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch, point: str, side: str, number: int
+) -> None:
+    spoil_a_record(path)
+    left = number
+
+    def die(_name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise ProcessDeathError
+
+    with monkeypatch.context() as patch:
+        patch.setitem(failpoints.armed, f"{point}.{side}", die)
+        with contextlib.suppress(ProcessDeathError):
+            SqliteJournal(path).close()
+    journal = SqliteJournal(path)
+    assert len(journal.recent_operations(2 * FINISHED)) == FINISHED + 1
+    assert journal.notes()["recovered"]["rows"]["operation"] == FINISHED + 1
+    journal.close()
+
+
 def overwrite(path: Path) -> None:
     path.write_bytes(random.Random(3).randbytes(20_000))
 
@@ -142,9 +173,47 @@ def raise_the_version(path: Path) -> None:
     db.close()
 
 
+def rename_a_column(path: Path) -> None:
+    """One letter of a table's definition: every page is whole to SQLite."""
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_master SET sql = replace(sql, 'payload', 'paxload') WHERE name = 'outbox'")
+    db.close()
+
+
+def spoil_a_name(path: Path) -> None:
+    """A table's name that is no text: SQLite's own complaint then cannot be read."""
+    content = path.read_bytes()
+    assert b"CREATE TABLE operation" in content
+    path.write_bytes(content.replace(b"CREATE TABLE operation", b"CREATE TA\x93LE operation"))
+
+
+def spoil_a_report(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE outbox SET payload = 7 WHERE number = 9")
+    db.close()
+
+
+def spoil_a_topic(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE outbox SET topic = 'a/#' WHERE number = 9")
+    db.close()
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [overwrite, cut_in_the_middle, spoil_a_record, spoil_what_is_served, raise_the_version, lambda path: path.unlink()],
+    [
+        spoil_a_report,
+        spoil_a_topic,
+        overwrite,
+        cut_in_the_middle,
+        spoil_a_record,
+        spoil_what_is_served,
+        raise_the_version,
+        rename_a_column,
+        spoil_a_name,
+        lambda path: path.unlink(),
+    ],
 )
 def test_what_is_damaged_is_set_aside_and_said(path: Path, spoil: Callable[[Path], None]) -> None:
     spoil(path)

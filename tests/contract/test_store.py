@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent import failpoints
 from agent.adapters.artifacts import ArtifactStore
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import InterruptedStepError, StepError
@@ -38,11 +40,11 @@ def admitted(store: ArtifactStore, watch: WorkWatch, content: bytes = CONTENT) -
     return store.admit(sha256(content), len(content), watch)
 
 
-def build(store: ArtifactStore, word: str, *, dataset: str | None = None) -> dict[str, Any]:
-    staging = store.staging(DIGEST, "nf4")
-    for name in NAMES.values():
-        (staging / name).write_text(word)
-    return {**{key: str(staging / name) for key, name in NAMES.items()}, "dataset": dataset, "word": word}
+def build(store: ArtifactStore, word: str, name: str = "nf4", *, dataset: str | None = None) -> dict[str, Any]:
+    staging = store.staging(DIGEST, name)
+    for file in NAMES.values():
+        (staging / file).write_text(word)
+    return {**{key: str(staging / file) for key, file in NAMES.items()}, "dataset": dataset, "word": word}
 
 
 def test_a_download_that_matches_becomes_the_source(store: ArtifactStore, watch: WorkWatch) -> None:
@@ -174,7 +176,7 @@ def test_a_sweep_deletes_what_nobody_needs_and_nothing_else(store: ArtifactStore
     half_made = store.staging(DIGEST, "fp4")  # of a builder that was killed
     store.partial("e" * 64).write_bytes(b"half")
     store.partial("f" * 64).write_bytes(b"half")
-    store.sweep({DIGEST, "f" * 64})
+    store.sweep({DIGEST, "f" * 64}, set())
 
     assert store.source(DIGEST) is not None
     assert Path(result["artifact"]).exists()
@@ -182,8 +184,40 @@ def test_a_sweep_deletes_what_nobody_needs_and_nothing_else(store: ArtifactStore
     assert store.partial("f" * 64).exists()
     assert store.source(sha256(other)) is None
     assert not store.partial("e" * 64).exists()
-    store.sweep(set())
+    store.sweep(set(), set())
     assert store.used_bytes() == 0
+
+
+def test_of_the_mixes_of_a_checkpoint_a_sweep_leaves_those_that_are_used(
+    store: ArtifactStore, watch: WorkWatch
+) -> None:
+    admitted(store, watch)
+    served, uniform = (store.publish(DIGEST, name, build(store, name, name)) for name in ("mixed-0a1b2c3d", "nf4"))
+    other = store.publish(DIGEST, "mixed-4e5f6a7b", build(store, "other", "mixed-4e5f6a7b"))
+    store.sweep({DIGEST}, {served["artifact"]})
+    there = {each["artifact"]: Path(each["artifact"]).exists() for each in (served, uniform, other)}
+    assert there == {served["artifact"]: True, uniform["artifact"]: True, other["artifact"]: False}
+
+
+def test_a_replacement_that_fails_half_way_is_undone_by_the_next_sweep(
+    store: ArtifactStore, watch: WorkWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted(store, watch)
+    store.publish(DIGEST, "nf4", build(store, "old"))
+    staged = build(store, "new")
+
+    def fail(name: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", name)
+
+    monkeypatch.setitem(failpoints.armed, "store.aside.rename.after", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.publish(DIGEST, "nf4", staged)
+    assert store.built(DIGEST, "nf4", None) is None
+
+    store.sweep({DIGEST}, set())
+    found = store.built(DIGEST, "nf4", None)
+    assert found is not None
+    assert Path(found["artifact"]).read_text() == "old"
 
 
 def test_a_disk_without_room_is_told_with_its_numbers(store: ArtifactStore) -> None:

@@ -95,9 +95,16 @@ class Box:
         ports = Ports(self.clock, self.sources, self.store, self.builder, device, self.server, self.lessons)
         planner = Planner(ports, lambda: self.policy)
         self.guard = MemoryGuard(Foresight(planner).would_choose, self.live.watch_policy, on_alarm=self._count_status)
-        self.reporting = Reporting(TOPICS, self.clock, boot_id="boot", agent="0", facts=self._facts)
-        self.pursuit = Pursuit(self.journal, self.live, self.reporting, self.settings.mqtt.groups)
         self.keeper = Keeper(self.journal, self.server, self.store, self.runner)
+        self.reporting = Reporting(
+            TOPICS,
+            self.clock,
+            boot_id="boot",
+            agent="0",
+            facts=self._facts,
+            selected=self.keeper.selected,
+        )
+        self.pursuit = Pursuit(self.journal, self.live, self.reporting, self.settings.mqtt.groups)
         self.engine = Engine(
             journal=self.journal,
             transport=self.transport,
@@ -204,7 +211,7 @@ class Box:
         return {"memory": {}, "trust": {}, "config": self.live.overrides(), "capabilities": capabilities, **wanted}
 
     def _drain(self) -> None:
-        while not self.engine._inbox.empty():
+        while not self.engine._inbox.is_empty():
             self.engine.turn(wait_s=0)
 
     def _count_status(self) -> None:

@@ -234,7 +234,8 @@ def test_the_late_outcome_of_given_up_work_changes_nothing(serving_box: Box) -> 
     serving_box.send("set_method", {"id": "victim", "model": "kanji", "method": "fp4-dq"})
     serving_box.go_to("victim", Phase.LOADING)
     serving_box.runner.pump()  # loaded, but the engine hears of the cancel first
-    late = serving_box.engine._inbox.get_nowait()
+    late = serving_box.engine._inbox.get(0)
+    assert late is not None
     serving_box.send("cancel", {"id": "stop", "operation": "victim"})
     serving_box._drain()
     serving_box.engine.post(late)

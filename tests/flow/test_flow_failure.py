@@ -248,18 +248,46 @@ def test_an_idle_server_that_dies_comes_back_with_what_is_served(serving_box: Bo
 
 
 def test_a_server_that_keeps_dying_gets_the_release_before_and_then_none(serving_box: Box) -> None:
-    seen: list[tuple[Mode, str | None]] = []
+    seen: list[tuple[Mode, str | None, str | None]] = []
     for _ in range(6):
         serving_box.engine.post(ServerLost("was killed by SIGSEGV"))
         serving_box.settle()
         answer = serving_box.server.answers().get("kanji")
-        seen.append((serving_box.keeper.mode, answer.rpartition("-")[2] if answer else None))
+        told = serving_box.broker.bodies(TOPICS.reported)[-1]["models"].get("kanji", {}).get("method")
+        seen.append((serving_box.keeper.mode, answer.rpartition("-")[2] if answer else None, told))
 
     assert seen == [
-        *[(Mode.CURRENT, "nf4")] * 2,
-        *[(Mode.LAST_GOOD, "fp4")] * 3,
-        (Mode.SAFE, None),
+        *[(Mode.CURRENT, "nf4", "nf4")] * 2,
+        *[(Mode.LAST_GOOD, "fp4", "fp4")] * 3,
+        (Mode.SAFE, None, None),
     ]
+
+
+@pytest.mark.parametrize("verb", ["load", "canary", "activate", "status"])
+def test_deaths_for_which_a_release_on_trial_fails_are_not_held_against_the_one_before(
+    serving_box: Box, verb: str
+) -> None:
+    served = serving_box.serving()
+    for number in range(6):
+        serving_box.server.die_in(verb)
+        serving_box.send("set_method", {"id": f"bad-{number}", "model": "kanji", "method": "fp4-dq"})
+        serving_box.settle()
+        assert serving_box.report(f"bad-{number}")["state"] == "rolled_back"
+
+    assert serving_box.keeper.mode is Mode.CURRENT
+    assert serving_box.serving() == served
+
+
+def test_a_rollback_on_a_device_that_fell_back_leads_to_what_it_fell_back_to(serving_box: Box) -> None:
+    for _ in range(3):
+        serving_box.engine.post(ServerLost("was killed by SIGSEGV"))
+        serving_box.settle()
+    serving_box.server.fail("canary")
+    serving_box.send("set_method", {"id": "bad", "model": "kanji", "method": "fp4-dq"})
+    serving_box.go_to("bad", Phase.ROLLING_BACK)
+    serving_box.runner.pump()
+
+    assert serving_box.server.answers()["kanji"].endswith("-fp4")
 
 
 def test_a_device_in_safe_mode_still_takes_commands_and_leaves_it_by_a_success(serving_box: Box) -> None:

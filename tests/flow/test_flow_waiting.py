@@ -18,6 +18,8 @@ from tests.fakes.device import checkpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
+MANY = 50
+
 
 def ended(box: Box) -> list[str]:
     return [body["id"] for body in box.broker.bodies(TOPICS.event) if body["event"] == "operation_ended"]
@@ -216,3 +218,17 @@ def test_two_hundred_operations_in_one_life_leave_nothing_behind(box: Box, tmp_p
     assert not box.engine._watches
     assert len(list((tmp_path / "sources").glob("*"))) <= 3 * 2  # current, previous, and what is kept beside each
     assert len(box.journal.recent_operations(KEEP_FINISHED)) == 250
+
+
+def test_an_operation_goes_on_while_commands_without_end_come_in(serving_box: Box) -> None:
+    box, turns = serving_box, 0
+    box.send("set_method", {"id": "op", "model": "kanji", "method": "fp4-dq"})
+    box.go_to("op", Phase.BUILDING)
+    while box.report("op")["state"] == "running":
+        for number in range(3):
+            box.send("status", {"id": f"asked-{turns}-{number}"})
+        box.runner.pump()
+        box.engine.turn(wait_s=0)
+        turns += 1
+        assert turns < MANY
+    assert box.report("op")["state"] == "succeeded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from tests.torture.points import PLACES
 
+ATTENDED = {"workbench", "demo", "fleet"}
+"""What a person runs and looks at."""
 AGENT = Path(__file__).parents[2] / "agent"
 PASSED = re.compile(r"""\b(?:around|hit)\(f?["']([a-z_.{}]+)["']\)""")
 
@@ -19,6 +22,34 @@ def test_the_points_of_the_table_are_those_of_the_source() -> None:
     patterns = [re.compile(re.sub(r"\\?\{[^}]*\}", r"\\w+", name.replace(".", r"\."))) for name in found]
     assert {name for name in PLACES if not any(each.fullmatch(name) for each in patterns)} == set()
     assert {name for name in found if "{" not in name} <= set(PLACES)
+
+
+def test_every_rename_and_every_fsync_of_a_device_lies_between_two_points() -> None:
+    bare = []
+    for file in AGENT.rglob("*.py"):
+        if file.relative_to(AGENT).parts[0] in ATTENDED:
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        between = {id(call) for block in ast.walk(tree) if is_around(block) for call in ast.walk(block)}
+        lasting = [call for call in ast.walk(tree) if isinstance(call, ast.Call) and is_lasting(call)]
+        bare += [f"{file.name}:{call.lineno}" for call in lasting if id(call) not in between]
+    assert bare == []
+
+
+def is_around(node: ast.AST) -> bool:
+    return isinstance(node, ast.With) and any(
+        isinstance(item.context_expr, ast.Call)
+        and isinstance(item.context_expr.func, ast.Name)
+        and item.context_expr.func.id == "around"
+        for item in node.items
+    )
+
+
+def is_lasting(call: ast.Call) -> bool:
+    """Whether it is ``os.fsync``, or a method of a path that renames it: that of a text takes two arguments."""
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    return call.func.attr == "fsync" or (call.func.attr in {"rename", "replace"} and len(call.args) == 1)
 
 
 def test_no_variable_arms_a_point_in_a_product() -> None:

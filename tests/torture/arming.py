@@ -124,7 +124,7 @@ def strike(point: str, fault: str, victim: int | None) -> None:
         poller.register(held, select.POLLIN)
         poller.poll()  # a process that kills itself, or its parent, ends here
         os.close(held)
-    elif point.startswith("journal."):
+    elif point.startswith("journal.") and not point.startswith("journal.file."):
         raise sqlite3.OperationalError(_SQLITE[fault])
     else:
         raise OSError(_NUMBERS[fault], os.strerror(_NUMBERS[fault]), f"fail point {point}")

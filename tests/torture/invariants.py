@@ -3,7 +3,7 @@
 1. What answers is the old or the new release, and its answers are those of its artifact.
 2. The journal parses.
 3. The operation has exactly one terminal state: in the journal, on the broker, in all that was ever said.
-4. The disk holds what is served and what a rollback leads to, and nothing half-made.
+4. The disk holds what is served and what a rollback leads to, nothing half-made, and little else.
 5. What is reported is what answers.
 """
 
@@ -14,21 +14,24 @@ import sqlite3
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tests.e2e.harness.inference import ask
 from tests.e2e.harness.operator import MODEL, RUNNING
+from tests.torture.forking import quiet
 from tests.torture.rig import TortureError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.torture.rig import Rig
 
 JsonObject = dict[str, Any]
-SETTLED_S, LOOK_S = 30.0, 0.1
+SETTLED_S, LOOK_S = 60.0, 0.1
+ORDINARY = {"source", "footprint.json", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32"}
+"""What may lie below the digest of a checkpoint or data set, whatever is served."""
+REST_BYTES = 32 << 20
 TOLERANCE = 1e-3
 """Of logits around 10: the server joins rows, and sums in another order."""
 
@@ -39,6 +42,11 @@ class Violation(TortureError):  # noqa: N818 - the name says what it is
 
 def journal_of(rig: Rig) -> tuple[JsonObject | None, dict[str, JsonObject]]:
     """Return what is served under the model's name and every operation's record; raises when the file is spoilt."""
+    with quiet:
+        return _journal_of(rig)
+
+
+def _journal_of(rig: Rig) -> tuple[JsonObject | None, dict[str, JsonObject]]:
     database = sqlite3.connect(f"file:{rig.state_dir / 'journal.db'}?mode=ro", uri=True)
     try:
         (verdict,) = database.execute("PRAGMA integrity_check").fetchone()
@@ -70,7 +78,7 @@ def check(rig: Rig, operation: str, mark: int, old: str | None) -> str:
     while True:
         try:
             return _check(rig, operation, mark, old)
-        except Violation:  # noqa: PERF203 - a poll, not a hot loop
+        except (Violation, FileNotFoundError):  # noqa: PERF203 - a poll; a file may go while it is looked at
             rig.revive()
             if time.monotonic() > deadline:
                 raise
@@ -142,12 +150,22 @@ def _disk(rig: Rig, item: JsonObject | None) -> None:
         for name in ("artifact", "gate_file"):
             if not _is_file(rig, release[name]):
                 raise Violation(f"{release['id']}: {name} is not there")
-    half = [path.name for path in (rig.state_dir / "artifacts").glob("*/*") if path.suffix in (".tmp", ".old")]
+    known = ORDINARY | {Path(release["artifact"]).parent.name for release in releases}
+    strays = [path.name for path in (rig.state_dir / "artifacts").glob("*/*") if path.name not in known]
     parts = [path.name for path in (rig.state_dir / "downloads").iterdir()]
-    if half or parts:
-        raise Violation(f"the disk holds what is half made: {half + parts}")
+    if strays or parts:
+        raise Violation(f"the disk holds what is half made or of no use: {strays + parts}")
+    rest = [path for path in rig.state_dir.rglob("*") if path.is_file() and "artifacts" not in path.parts]
+    if (total := sum(_size(path) for path in rest)) > REST_BYTES:
+        raise Violation(f"journal, logs and the like take {total} bytes, {REST_BYTES} are allowed")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # a log was just rotated, or a file replaced
+        return 0
 
 
 def _is_file(rig: Rig, name: str) -> bool:
-    path: Path = rig.state_dir / name
-    return path.is_file()
+    return (rig.state_dir / name).is_file()

@@ -20,6 +20,7 @@ import agent
 from tests.e2e.harness.files import FileServer
 from tests.e2e.harness.mqtt import Broker, Subscriber
 from tests.e2e.harness.signing import Signer
+from tests.torture.forking import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,14 +65,15 @@ class Surroundings:
             number = next(self._numbers)
         turned = {name: tensor.roll(number, 0) for name, tensor in self._tensors().items() if name in LAST_LAYER}
         content = io.BytesIO()
-        torch.save({**self._tensors(), **turned}, content)
+        with quiet:
+            torch.save({**self._tensors(), **turned}, content)
         file = self.files.host(f"checkpoint-{number}.pt", content.getvalue())
         file.bytes_per_s = bytes_per_s
         return file
 
     def answer_of(self, artifact: str) -> npt.NDArray[np.float32]:
         """Return what the artifact on that path answers to ``images``, computed here."""
-        with self._lock, torch.inference_mode():
+        with self._lock, quiet, torch.inference_mode():
             if artifact not in self._answers:
                 model = agent.load(artifact)
                 self._answers[artifact] = model(torch.from_numpy(self.images)).numpy()

@@ -10,7 +10,7 @@ import pytest
 from agent.deployment.models import Release, Served, release_id, settle
 from agent.deployment.phases import State
 from agent.deployment.recovery import WINDOW_S, Mode, mode, select
-from agent.deployment.retention import needed
+from agent.deployment.retention import in_use, needed
 from tests.fakes.strategies import fresh
 
 if TYPE_CHECKING:
@@ -117,3 +117,9 @@ def test_files_stay_for_what_is_served_what_was_served_and_what_is_worked_on() -
     }  # fmt: skip
     assert needed({}, []) == set()
     assert needed({"kana": Served("kana", NEW)}, [fresh("rollback")]) == {"new-sha"}
+
+
+def test_artifacts_stay_that_serve_served_before_or_are_about_to() -> None:
+    begun = replace(fresh("set_method"), facts={"release": {"artifact": "fresh"}})
+    served = Served("kanji", replace(NEW, artifact="now"), replace(NEW, artifact="before"))
+    assert in_use({"kanji": served}, [begun, fresh("deploy")]) == {"now", "before", "fresh"}

@@ -17,7 +17,7 @@ from tests.e2e.harness.processes import Process, descendants
 JsonObject = dict[str, Any]
 ROOT = Path(__file__).parents[3]
 """Where ``python -m`` finds both the agent and modules of the tests."""
-START_S, STOP_S = 60.0, 30.0
+START_S, STOP_S = 120.0, 30.0
 BUILDER, SERVER = "agent.quantization", "agent.serving"
 SOAK_S = 0.5
 
@@ -59,6 +59,7 @@ class Agent:
         module: what is started with ``python -m``.
         environment: added to this process's, such as ``NIBBLED_…``.
         url: base of the inference API while it runs.
+        popen: starts its process.
     """
 
     device_id: str
@@ -68,6 +69,7 @@ class Agent:
     module: str = "agent"
     environment: dict[str, str] = field(default_factory=dict)
     url: str = ""
+    popen: type[subprocess.Popen[str]] = subprocess.Popen
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
     _log: Feed[JsonObject] | None = field(default=None, repr=False)
 
@@ -89,7 +91,7 @@ class Agent:
         file.write_text(_CONFIG.format(directory=self.directory, soak_s=SOAK_S, **fields), encoding="utf-8")
         command = [sys.executable, "-m", self.module, "run", "--config", str(file)]
         environment = {**os.environ, **self.environment}
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        self._process = self.popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
         assert self._process.stderr is not None
         self._log = Feed(self._process.stderr, _parse, f"log of {self.device_id}")
         self.url = self.logged("starting", timeout_s=START_S)["inference"]
@@ -120,6 +122,15 @@ class Agent:
     def kill(self) -> None:
         """Send SIGKILL: the end that nobody can prepare for."""
         self._end(signal.SIGKILL)
+
+    def has_ended(self, timeout_s: float) -> bool:
+        """Wait for the supervisor's end by itself and return whether it came."""
+        assert self._process is not None, "the agent was not started"
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def close(self) -> None:
         """End it if it still runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import uuid
@@ -39,9 +40,14 @@ class Message:
 
 
 class Broker:
-    """Mosquitto on a free port of the loopback interface, with its database in ``directory``."""
+    """Mosquitto on a free port of the loopback interface, with its database in ``directory``.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: for its files.
+        settings: lines for its configuration.
+    """
+
+    def __init__(self, directory: Path, settings: str = "") -> None:
         self.port = free_port()
         self._program = require("mosquitto")
         self._database = directory / "mosquitto.db"
@@ -49,7 +55,7 @@ class Broker:
         owner = pwd.getpwuid(os.geteuid()).pw_name
         self._config.write_text(
             f"listener {self.port} {HOST}\nallow_anonymous true\nlog_dest stderr\nuser {owner}\n"
-            f"persistence true\npersistence_location {directory}/\n",
+            f"persistence true\npersistence_location {directory}/\n{settings}",
             encoding="utf-8",
         )
         self._process: subprocess.Popen[str] | None = None
@@ -69,9 +75,22 @@ class Broker:
             end(self._process)
             self._log.join()
 
+    def save(self) -> None:
+        """Write the database now, as ``autosave_interval`` does."""
+        assert self._process is not None, "the broker was not started"
+        self._process.send_signal(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """End it with SIGKILL: what its database says is what was saved last."""
+        assert self._process is not None, "the broker was not started"
+        assert self._log is not None, "the broker was not started"
+        self._process.kill()
+        self._process.wait(END_S)
+        self._log.join()
+
     def wipe(self) -> None:
-        """Forget every retained message and session; it must have been stopped."""
-        self._database.unlink()
+        """Forget every retained message and session; it must have been ended."""
+        self._database.unlink(missing_ok=True)
 
 
 class Subscriber:
@@ -90,9 +109,9 @@ class Subscriber:
         """Return a position: ``since`` of what comes from now on."""
         return self._feed.mark()
 
-    def all(self) -> list[Message]:
-        """Return everything that came, whatever the topic."""
-        return self._feed.since(0)
+    def all(self, *, since: int = 0) -> list[Message]:
+        """Return everything that came since a mark, whatever the topic."""
+        return self._feed.since(since)
 
     def on(self, topic: str, *, since: int = 0) -> list[JsonObject]:
         """Return the bodies of what came on ``topic`` since a mark."""
@@ -155,6 +174,13 @@ def _publish(port: int, topic: str, *options: str, payload: str = "") -> None:
     program = require("mosquitto_pub")
     command = [program, "-h", HOST, "-p", str(port), "-t", topic, "-q", "1", *options]
     subprocess.run(command, input=payload, text=True, check=True, timeout=END_S)
+
+
+def take_over(port: int, client_id: str) -> None:
+    """Connect under another client's name: the broker ends that one's connection, which keeps its session."""
+    program = require("mosquitto_pub")
+    command = [program, "-h", HOST, "-p", str(port), "-V", "5", "-i", client_id, "-c", "-x", "60"]
+    subprocess.run([*command, "-t", "taken/over", "-n"], check=True, timeout=END_S)
 
 
 def free_port() -> int:

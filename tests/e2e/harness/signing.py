@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import threading
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.harness.tools import require
@@ -23,6 +24,7 @@ class Signer:
         self.name = name
         self._directory = private_directory
         self._key = private_directory / f"{name}.pem"
+        self._signing = threading.Lock()
         self._openssl("genpkey", "-algorithm", "ed25519", "-out", str(self._key))
         self._openssl("pkey", "-in", str(self._key), "-pubout", "-out", str(directory / f"{name}.pub"))
 
@@ -37,10 +39,11 @@ class Signer:
 
     def _sign(self, message: bytes) -> bytes:
         text, signature = self._directory / "message", self._directory / "signature"
-        text.write_bytes(message)
         files = ("-inkey", str(self._key), "-in", str(text), "-out", str(signature))
-        self._openssl("pkeyutl", "-sign", "-rawin", *files)
-        return signature.read_bytes()
+        with self._signing:
+            text.write_bytes(message)
+            self._openssl("pkeyutl", "-sign", "-rawin", *files)
+            return signature.read_bytes()
 
     def _openssl(self, *arguments: str) -> None:
         subprocess.run([require("openssl"), *arguments], check=True, timeout=10, capture_output=True)
