@@ -23,7 +23,7 @@ from agent.serving.canary import measure
 from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllowedError, NotFoundError
 from agent.serving.loading import LoadingThread
 from agent.serving.memory import rss_bytes
-from agent.serving.repository import index, parse
+from agent.serving.repository import index, parse, parse_parameters
 from agent.serving.residency import Mode, Wish
 from agent.serving.slots import Model, Slot
 from agent.serving.stats import percentiles_ms
@@ -78,9 +78,9 @@ class ControlPlane:
             case ("repository", ["index"] | ["models", _, "load" | "canary" | "activate" | "unload"]):
                 wanted = "POST"
             case _:
-                raise NotFoundError(f"there is no route {path}")
-        if method != wanted:
-            raise MethodNotAllowedError(method, path, wanted)
+                raise NotFoundError(f"there is no route {path[:128]}")
+        if method != wanted and (method, wanted) != ("HEAD", "GET"):
+            raise MethodNotAllowedError(method, path[:128], wanted)
         if rest == ["status"]:
             return self.status()
         if rest == ["open"]:
@@ -92,9 +92,7 @@ class ControlPlane:
         )
 
     async def _change(self, name: str, action: str, request: JsonObject) -> JsonObject:
-        parameters = request.get("parameters") or {}
-        if not isinstance(parameters, dict):
-            raise BadRequestError("'parameters' must be an object")
+        parameters = parse_parameters(request)
         match action:
             case "load":
                 release, version = _text(parameters, "release"), _text(parameters, "version")
@@ -236,6 +234,14 @@ class ControlPlane:
             slot.network.close()
             if slot.engine is not None:
                 slot.engine.close()
+
+    def loaded(self, name: str) -> JsonObject:
+        """Return the release that answers: a load that names no artifact asks for what is there.
+
+        Raises ``NotFoundError`` if none does.
+        """
+        slot = self._plane.models.active(name)
+        return {"release": slot.release, "resident_bytes": slot.network.resident_bytes}
 
     def status(self) -> JsonObject:
         """Return counters of every model that answers, how every model was switched last, and the memory."""

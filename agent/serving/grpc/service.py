@@ -35,6 +35,9 @@ STREAM_WINDOW = 16
 FINAL_WANTED, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 
 
+HTTP_ALONE = ("binary_tensor_data", "generate")
+
+
 class InferenceService:
     """What each method answers. Raises ``ServingError``.
 
@@ -65,8 +68,8 @@ class InferenceService:
     async def server_metadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Describe the server."""
         described = server_metadata()
-        # Binary tensor data is an extension of HTTP alone: here they are raw as a matter of course.
-        described["extensions"].remove("binary_tensor_data")
+        # Extensions of HTTP alone; tensors are raw here as a matter of course.
+        described["extensions"] = [name for name in described["extensions"] if name not in HTTP_ALONE]
         return _message(described, pb.ServerMetadataResponse)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
@@ -84,7 +87,7 @@ class InferenceService:
 
     async def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
         """List what is loaded."""
-        entries = self._repository.index(only_ready=request.ready)
+        entries = self._repository.index({"ready": request.ready})
         return _message({"models": [_without(entry, "parameters") for entry in entries]}, pb.RepositoryIndexResponse)
 
     async def model_load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
