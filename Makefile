@@ -139,6 +139,12 @@ torture-ci: install
 poison: install
 	nice -n 10 $(BIN)/python -m tests.torture.poisoned $(PUBLISH)
 
+# Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
+.PHONY: interruptions
+interruptions: N ?= 1000
+interruptions: install
+	nice -n 10 $(BIN)/python -m tests.torture.interruptions --count $(N) --seed $(SEED)
+
 # The contract as an AsyncAPI document; a test compares it with the code.
 .PHONY: asyncapi
 asyncapi: install

@@ -76,6 +76,10 @@ class LiveSettings:
         budget = self._current.memory.budget
         return None if budget == "auto" else budget
 
+    def download_rate(self) -> int:
+        """Return the bytes/s that downloads may take, 0 for all."""
+        return self._current.downloads.max_bytes_per_s
+
     def watch_policy(self) -> WatchPolicy:
         """Return how patient the watch of the memory is to be."""
         watch = self._current.watch

@@ -5,17 +5,18 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from agent.adapters.download import Downloader
-from agent.adapters.download import Policy as DownloadPolicy
+from agent.adapters.download.downloader import Downloader
+from agent.adapters.download.policy import Policy as DownloadPolicy
 from agent.adapters.mqtt import Broker
 from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.contract.matrix import MatrixError, parse_toml
-from agent.devices import tegra
+from agent.devices import system, tegra
 from agent.planning.matrix import MATRIX
 from agent.planning.model_types import MODEL_TYPES
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
     from pathlib import Path
 
     from agent.planning.matrix import Row
@@ -65,17 +66,21 @@ def matrix(settings: Settings) -> tuple[Row, ...]:
         raise StartError(f"planning.matrix_file: {error}") from None
 
 
-def downloader(settings: Settings) -> Downloader:
-    """Return what fetches files, with its limits."""
-    downloads = settings.downloads
-    return Downloader(
-        DownloadPolicy(
-            schemes=frozenset(downloads.allowed_schemes),
-            hosts=frozenset(downloads.allowed_hosts),
-            stall_s=downloads.stall_s,
-            ca_file=str(downloads.ca_file) if downloads.ca_file else None,
-        )
+def downloader(settings: Settings, rate: Callable[[], int]) -> Downloader:
+    """Return what fetches files, with its limits; ``rate`` returns the bytes/s that it may take now, 0 for all."""
+    downloads, boot = settings.downloads, system.boot_id()
+    policy = DownloadPolicy(
+        schemes=frozenset(downloads.allowed_schemes),
+        hosts=frozenset(downloads.allowed_hosts),
+        stall_s=downloads.stall_s,
+        min_bytes_per_s=downloads.min_bytes_per_s,
+        max_bytes=downloads.max_size,
+        reserve_bytes=downloads.disk_reserve,
+        ca_file=str(downloads.ca_file) if downloads.ca_file else None,
+        token_files={host: str(path) for host, path in downloads.token_files.items()},
+        store_files={bucket: str(path) for bucket, path in downloads.store_files.items()},
     )
+    return Downloader(policy, rate=rate, boot=None if boot == system.UNKNOWN_BOOT else boot)
 
 
 def broker(settings: Settings) -> Broker:

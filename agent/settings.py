@@ -35,6 +35,7 @@ from agent.contract.config import (
 )
 from agent.contract.secrets import redacted
 from agent.contract.topics import Id
+from agent.planning.memory import SERVED_ROWS
 
 DEFAULT_FILE = Path("/etc/nibbled/nibbled.toml")
 
@@ -93,6 +94,10 @@ class Serving(_Section):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0
     hold_s: Annotated[float, Field(ge=0, le=600)] = 30.0
+    max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
+    max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    residency: Literal["packed", "unpacked", "auto"] = "packed"
+    max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
 
 
 class Status(_Section):
@@ -104,12 +109,18 @@ class Status(_Section):
 
 
 class Downloads(_Section):
-    """Where checkpoints may come from."""
+    """Where checkpoints may come from, and what fetching them may take."""
 
-    allowed_schemes: tuple[Literal["https", "http", "file"], ...] = ("https",)
+    allowed_schemes: tuple[Literal["https", "http", "file", "s3", "gs", "az"], ...] = ("https",)
     allowed_hosts: tuple[str, ...] = ()
-    ca_file: Path | None = None
+    ca_file: PemPath | None = None
     stall_s: Annotated[float, Field(gt=0)] = 30.0
+    min_bytes_per_s: Size = 1024
+    max_bytes_per_s: Size = 0
+    max_size: Annotated[Size, Field(gt=0)] = 64 * 2**30
+    disk_reserve: Size = 64 * 2**20
+    token_files: dict[str, Path] = {}
+    store_files: dict[str, Path] = {}
 
 
 class Trust(_Section):

@@ -163,15 +163,23 @@ class Supervisor:
 
     def _make_server(self) -> ServerProcess:
         serving = self._settings.serving
-        limits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
-        options = ("--device", serving.device, "--threads", str(serving.threads), *limits)
+        waits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
+        batching = ("--max-batch-rows", str(serving.max_batch_rows), "--max-delay-ms", str(serving.max_delay_ms))
+        queue = ("--max-queue", str(serving.max_queue))
+        options = ("--device", serving.device, "--threads", str(serving.threads), *waits, *batching, *queue)
         return ServerProcess(
             self._http,
             self._control,
             self._control_path,
             options=options,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
+            residency=self._residency,
         )
+
+    def _residency(self) -> dict[str, Any]:
+        mode, budget = self._settings.serving.residency, self._device.last_budget()
+        # Half of what is left: requests and the next release need memory too.
+        return {"mode": mode, "allowed_bytes": budget.bytes // 2 if budget and mode != "packed" else 0}
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(
@@ -186,8 +194,9 @@ class Supervisor:
         )
 
     def _make_ports(self, state_dir: Path) -> Ports:
-        store, lessons = ArtifactStore(state_dir), LessonFile(state_dir / "learned.json")
-        downloader = parts.downloader(self._settings)
+        store = ArtifactStore(state_dir, self._settings.downloads.disk_reserve)
+        lessons = LessonFile(state_dir / "learned.json")
+        downloader = parts.downloader(self._settings, self._live.download_rate)
         return Ports(self._clock, downloader, store, self._builder, self._device, self._server, lessons)
 
     def _make_guard(self) -> MemoryGuard:

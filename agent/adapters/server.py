@@ -49,6 +49,7 @@ class ServerProcess:
         options: further arguments of the server.
         on_exit: called from a watching thread when the server ends without being asked to.
         start_timeout_s: how long it may take to answer.
+        residency: asked at every load: ``mode``, and ``allowed_bytes`` for weights that are kept unpacked.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ServerProcess:
         options: tuple[str, ...] = (),
         on_exit: Callable[[str], None] = lambda _detail: None,
         start_timeout_s: float = 120.0,
+        residency: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._http = http
         self._control = control
@@ -70,6 +72,7 @@ class ServerProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
         self._calls = Calls(lambda: self.pid is not None)
+        self._residency = residency
         self.starts = 0
 
     @property
@@ -127,6 +130,7 @@ class ServerProcess:
             "release": release.id,
             "activate": False,
             "unload_first": unload_first,
+            "residency": dict(self._residency()),
         }
         answer: dict[str, Any] = self._repository(model, "load", parameters)
         return answer

@@ -53,6 +53,7 @@ _TYPES: dict[str, Any] = {
     "memory.budget": BudgetSize,
     "deployment.soak_s": Soak,
     "deployment.total_s": Total,
+    "downloads.max_bytes_per_s": Size,
     "watch.mode": WatchMode,
     "watch.interval_s": WatchInterval,
     "watch.down_after_s": Patience,

@@ -181,8 +181,11 @@ class Transport(Protocol):
 class Sources(Protocol):
     """Fetching files."""
 
-    def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> None:
-        """Fetch ``url`` into ``destination``, resuming what is there already; never more than ``size`` bytes."""
+    def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> bool:
+        """Fetch ``url`` into ``destination``, resuming what is there already; never more than ``size`` bytes.
+
+        Returns whether the file came in pieces: if its digest is wrong, it may be right when fetched in one.
+        """
 
 
 class Store(Protocol):

@@ -36,6 +36,8 @@ from agent.planning.methods import METHODS, MIXED
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.contract.commands import DatasetRef
+    from agent.deployment.facts import Source
     from agent.deployment.machine import Operation
     from agent.deployment.models import Served
     from agent.deployment.planner import Planner
@@ -90,28 +92,37 @@ class Steps:
         return self._table[phase](operation, served, watch)
 
     def _download(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
-        source = source_of(operation.request)
-        self._fetch(source.url, source.sha256, source.size, watch)
-        dataset = gate_of(operation).dataset
-        if dataset is not None:
-            self._fetch(dataset.url, dataset.sha256, dataset.size, watch)
-        return Done(Phase.DOWNLOADING)
+        files = [source_of(operation.request), gate_of(operation).dataset]
+        pieced = [file.sha256 for file in files if file is not None and self._fetch(file, watch)]
+        return Done(Phase.DOWNLOADING, {"pieced": pieced} if pieced else {})
 
-    def _fetch(self, url: str, sha256: str, size: int | None, watch: Watch) -> None:
+    def _fetch(self, file: Source | DatasetRef, watch: Watch) -> bool:
+        """Fetch a file that is not in the store; return whether it came in pieces."""
         store = self._ports.store
-        if store.source(sha256) is not None:
-            return
-        partial = store.partial(sha256)
+        if store.source(file.sha256) is not None:
+            return False
+        partial = store.partial(file.sha256)
         have = partial.stat().st_size if partial.exists() else 0
-        store.ensure_space((size or 0) - have)
-        self._ports.sources.fetch(url, partial, size, watch)
+        store.ensure_space((file.size or 0) - have)
+        return self._ports.sources.fetch(file.url, partial, file.size, watch)
+
+    def _admit(self, file: Source | DatasetRef, operation: Operation, watch: Watch) -> None:
+        """Admit what was fetched. Pieces that do not make the file are fetched in one, once: the error deletes them."""
+        store = self._ports.store
+        try:
+            store.admit(file.sha256, file.size, watch)
+        except StepError as error:
+            if error.code is not ErrorCode.CHECKSUM_MISMATCH or file.sha256 not in operation.facts.get("pieced", ()):
+                raise
+            self._fetch(file, watch)
+            store.admit(file.sha256, file.size, watch)
 
     def _verify(self, operation: Operation, _served: Mapping[str, Served], watch: Watch) -> Done:
         if operation.command == "self_test":
             return self._self_test()
         store = self._ports.store
         source = source_of(operation.request)
-        store.admit(source.sha256, source.size, watch)
+        self._admit(source, operation, watch)
         store.numels(source.sha256)  # a malformed or deceiving container is refused before anything is decided
         facts: JsonObject = {
             "sha256": source.sha256,
@@ -121,7 +132,7 @@ class Steps:
         }
         dataset = gate_of(operation).dataset
         if dataset is not None:
-            store.admit(dataset.sha256, dataset.size, watch)
+            self._admit(dataset, operation, watch)
             facts["dataset"] = dataset.sha256
         return Done(Phase.VERIFYING, facts)
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path("/")
+UNKNOWN_BOOT = "unknown"
 
 
 def resident_bytes(pid: int | str = "self", root: Path = ROOT) -> int | None:
@@ -23,7 +24,7 @@ def boot_id(root: Path = ROOT) -> str:
     try:
         return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return "unknown"
+        return UNKNOWN_BOOT
 
 
 def load() -> dict[str, float | int]:

@@ -25,6 +25,18 @@ _PAGES = {
 }
 _CSP = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
 _IDLE_S = 15.0
+_HELP = {
+    "supervisor_rss_bytes": "Resident memory of the agent's supervisor",
+    "server_rss_bytes": "Resident memory of the inference server",
+    "memory_available_bytes": "Memory that a model could have, as the device's provider says",
+    "memory_total_bytes": "Memory of the device",
+    "disk_free_bytes": "Free bytes of the file system of the state directory",
+    "models_served": "Models that answer",
+    "requests": "Inference requests since the releases that answer were loaded",
+    "failures": "Those that were not answered with 200",
+    "open_operations": "Operations without an end",
+    "ok": "Whether the state of health is ok",
+}
 
 
 class StatusSite:
@@ -69,8 +81,11 @@ def exposition(health: dict[str, Any]) -> str:
     Gauges only: the counters of inference are the server's own, on its port.
     """
     numbers = {**flat_numbers(health), "ok": int(health["status"] == "ok")}
-    lines = [f"# TYPE nibbled_{name} gauge\nnibbled_{name} {value}\n" for name, value in numbers.items()]
-    return "".join(lines)
+    lines = []
+    for name, value in numbers.items():
+        text = _HELP.get(name, name.replace("_", " ").capitalize())
+        lines += [f"# HELP nibbled_{name} {text}.", f"# TYPE nibbled_{name} gauge", f"nibbled_{name} {value}"]
+    return "\n".join(lines) + "\n"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -84,7 +84,7 @@ class PackedLinear(nn.Module):
         bias = cast(self.bias, x.dtype)
         most = UNPACKED_NUMEL_CPU if x.device.type == "cpu" else UNPACKED_NUMEL
         step = max(1, most // self.in_features)
-        if step >= self.out_features or not self.weight.has_whole_rows:
+        if step >= self.out_features or not self.weight.has_whole_rows or self.weight.kept is not None:
             return functional.linear(x, self.weight.unpack(x.dtype), bias)
         y = x.new_empty((*x.shape[:-1], self.out_features))
         for start, part in self.weight.unpack_in_steps(step, x.dtype):
@@ -97,6 +97,8 @@ class PackedLinear(nn.Module):
         quant_type = self.weight.method.quant_type
         # The fused products want rows of whole blocks; other widths are unpacked first.
         if device.type != "cuda" or quant_type is None or self.is_transposed or not self.weight.has_whole_rows:
+            return False
+        if self.weight.kept is not None:
             return False
         return kernels.kernel(device, quant_type).is_bitsandbytes
 

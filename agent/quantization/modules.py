@@ -89,10 +89,12 @@ def planned_bytes(model: nn.Module) -> int:
 def resident_bytes(model: nn.Module) -> int:
     """Return the bytes of all distinct storages that a model keeps alive.
 
-    Counted are parameters, buffers (packed codes and scales are buffers) and the flat copies that ``nn.LSTM`` keeps.
+    Counted are parameters, buffers (packed codes and scales are buffers), the flat copies that ``nn.LSTM`` keeps, and
+    weights that are kept unpacked.
     """
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         tensors += [tensor for tensor in getattr(module, "_flat_weights", ()) if isinstance(tensor, Tensor)]
+        tensors += [tensor for tensor in (getattr(module, "kept", None),) if isinstance(tensor, Tensor)]
     storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
     return sum(storages.values())

@@ -84,6 +84,21 @@ class PackedTensor(nn.Module):
         self.blocksize = blocksize
         for name, (size, dtype) in layout(method, shape, blocksize).items():
             self.register_buffer(name, torch.empty(size, dtype=dtype, device="meta"))
+        self._kept: Tensor | None = None
+
+    def keep(self, dtype: torch.dtype) -> None:
+        """Unpack the weight once, and answer with it from now on; nobody may write to it."""
+        self._kept = None
+        self._kept = self.unpack(dtype)
+
+    def drop(self) -> None:
+        """Let go of what ``keep`` unpacked."""
+        self._kept = None
+
+    @property
+    def kept(self) -> Tensor | None:
+        """What ``keep`` unpacked, if it did."""
+        return self._kept
 
     @property
     def numel(self) -> int:
@@ -101,7 +116,9 @@ class PackedTensor(nn.Module):
         return next(self.buffers()).device
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weight as a new tensor of ``shape`` and ``dtype``."""
+        """Return the weight with ``shape`` and ``dtype``: a new tensor, or what is kept."""
+        if self._kept is not None:
+            return self._kept.to(dtype)
         if not self.method.is_blockwise:
             return self._tensor("values").to(dtype)
         return self._unpack(self._tensor("codes"), self.float_scales(), self.numel).view(self.shape).to(dtype)
@@ -116,7 +133,9 @@ class PackedTensor(nn.Module):
 
         Only these rows are unpacked where rows are whole blocks; else the matrix is, for a moment.
         """
-        return self._unpack_some(rows, self.float_scales(), dtype) if self.has_whole_rows else self.unpack(dtype)[rows]
+        if self._kept is not None or not self.has_whole_rows:
+            return self.unpack(dtype)[rows]
+        return self._unpack_some(rows, self.float_scales(), dtype)
 
     def unpack_in_steps(self, step: int, dtype: torch.dtype = torch.float32) -> Iterator[tuple[int, Tensor]]:
         """Yield a matrix that ``has_whole_rows`` as ``(first row, (up to step, columns))``, one piece at a time."""

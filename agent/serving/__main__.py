@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from agent.serving.batcher import Batching
 from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
 from agent.serving.http import HttpApp
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None, loader: Loader | None = None) -> No
 
 async def _run(options: argparse.Namespace, loader: Loader) -> None:
     plane = DataPlane(Models())
-    control = ControlPlane(plane, loader, options.hold_s)
+    batching = Batching(options.max_batch_rows, options.max_delay_ms / 1e3, options.max_queue)
+    control = ControlPlane(plane, loader, options.hold_s, batching)
     responses: Counter[int] = Counter()
     preparing = control.prepare()
     preparing.add_done_callback(_report)
@@ -71,6 +73,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hold-s", type=float, default=HOLD_S, help="seconds that a request waits while its model is switched"
     )
+    standard = Batching()
+    parser.add_argument("--max-batch-rows", type=int, default=standard.max_rows, help="rows computed together at most")
+    parser.add_argument(
+        "--max-delay-ms", type=float, default=0.0, help="milliseconds that a busy model waits for more to join"
+    )
+    parser.add_argument("--max-queue", type=int, default=standard.max_queue, help="requests of a model that may wait")
     parser.add_argument("--max-body-mib", type=int, default=64)
     return parser.parse_args(arguments)
 

@@ -2,6 +2,7 @@
 
 INVARIANTS:
 - An idle model computes a request at once; requests are joined only when they waited anyway.
+- A model that was busy may wait for more, but the oldest request never longer than ``max_delay_s`` for that.
 - Joined requests belong to the same slot, have equal shapes behind the rows, and do not exceed ``max_rows`` together.
 - The oldest request is always in the next batch.
 - When a batch fails, each of its requests is computed alone: only those that fail alone are answered with an error.
@@ -32,8 +33,20 @@ if TYPE_CHECKING:
     from agent.serving.tensors import Array
     from agent.serving.validation import Question
 
-MAX_ROWS = SERVED_ROWS
-MAX_QUEUE = 256
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests of one model are joined.
+
+    Attributes:
+        max_rows: rows of a batch at most; not above what memory is planned for.
+        max_delay_s: how long a busy model collects requests after the oldest one came, in seconds.
+        max_queue: requests that may wait; further ones are refused.
+    """
+
+    max_rows: int = SERVED_ROWS
+    max_delay_s: float = 0.0
+    max_queue: int = 256
 
 
 @dataclass(frozen=True)
@@ -69,14 +82,16 @@ class _Executed:
     passes: list[int] = field(default_factory=list)
 
 
+_DEFAULT = Batching()
+
+
 class Batcher:
     """Computes the requests of one model, one batch at a time, in a thread of its own."""
 
-    def __init__(
-        self, name: str, loop: asyncio.AbstractEventLoop, *, max_rows: int = MAX_ROWS, max_queue: int = MAX_QUEUE
-    ) -> None:
-        self.max_rows = max_rows
-        self.max_queue = max_queue
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, batching: Batching = _DEFAULT) -> None:
+        self.max_rows = batching.max_rows
+        self.max_queue = batching.max_queue
+        self._max_delay_s = batching.max_delay_s
         self._loop = loop
         self._changed = threading.Condition()
         self._queue: deque[Work] = deque()
@@ -142,6 +157,7 @@ class Batcher:
             if work not in self._queue:
                 return False
             self._queue.remove(work)
+            self._changed.notify()  # whoever collects may have waited for this one
             return True
 
     def _expire(self, work: Work, timeout_s: float) -> None:
@@ -182,6 +198,8 @@ class Batcher:
     def _take(self) -> list[Work]:
         """Wait for work and return the next batch; an empty one means the end."""
         with self._changed:
+            if self._queue and self._max_delay_s:
+                self._collect()
             while not self._queue:
                 if self._is_stopping:
                     return []
@@ -190,6 +208,14 @@ class Batcher:
             if self._queue and batch[0].slot.network.is_batchable:
                 self._join(batch)
             return batch
+
+    def _collect(self) -> None:
+        """Wait until a batch is full or the oldest request has waited long enough; it may leave meanwhile."""
+        while self._queue and not self._is_stopping and self._queue[0].slot.network.is_batchable:
+            left_s = self._queue[0].queued_at + self._max_delay_s - time.perf_counter()
+            if left_s <= 0 or sum(work.question.rows for work in self._queue) >= self.max_rows:
+                return
+            self._changed.wait(left_s)
 
     def _join(self, batch: list[Work]) -> None:
         first, rows = batch[0], batch[0].question.rows

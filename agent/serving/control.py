@@ -13,17 +13,18 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import orjson
 import structlog
 
 from agent.failpoints import around
-from agent.serving.batcher import Batcher
+from agent.serving.batcher import Batcher, Batching
 from agent.serving.canary import measure
 from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllowedError, NotFoundError
 from agent.serving.loading import LoadingThread
 from agent.serving.memory import rss_bytes
+from agent.serving.residency import Mode, Wish
 from agent.serving.slots import Model, Slot
 from agent.serving.stats import percentiles_ms
 from agent.serving.waiting import HOLD_S, WaitingRoom
@@ -46,11 +47,15 @@ class ControlPlane:
         plane: the models.
         loader: how artifacts become networks.
         hold_s: how long a request waits for a release to become active during a switch, in seconds.
+        batching: how requests are joined.
     """
 
-    def __init__(self, plane: DataPlane, loader: Loader, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self, plane: DataPlane, loader: Loader, hold_s: float = HOLD_S, batching: Batching | None = None
+    ) -> None:
         self._plane = plane
         self._hold_s = hold_s
+        self._batching = batching or Batching()
         self._thread = LoadingThread(loader)
         # Nothing is let go for a load that would then have to wait for another one.
         self._turn = asyncio.Lock()
@@ -93,7 +98,9 @@ class ControlPlane:
                 release, version = _text(parameters, "release"), _text(parameters, "version")
                 artifact = Path(_text(parameters, "artifact"))
                 activate, unload_first = _flag(parameters, "activate"), _flag(parameters, "unload_first")
-                return await self.load(name, release, version, artifact, activate=activate, unload_first=unload_first)
+                return await self.load(
+                    name, release, version, artifact, _wish(parameters), activate=activate, unload_first=unload_first
+                )
             case "canary":
                 return await self.canary(name, _text(parameters, "release"), Path(_text(parameters, "gate")))
             case "activate":
@@ -106,6 +113,7 @@ class ControlPlane:
         release: str,
         version: str,
         artifact: Path,
+        wish: Wish | None = None,
         *,
         activate: bool = False,
         unload_first: bool = False,
@@ -120,7 +128,7 @@ class ControlPlane:
         async with self._changing(name) as model:
             slot = model.slots.get(release)
             if slot is None:
-                slot = await self._load(model, release, version, artifact, unload_first=unload_first)
+                slot = await self._load(model, release, version, artifact, wish or Wish(), unload_first=unload_first)
             gap_ms = model.room.gap_ms
             if activate:
                 model.activate(release)
@@ -140,7 +148,7 @@ class ControlPlane:
             model = self._plane.models.find(name)
             if model is None:
                 room = WaitingRoom(name, self._hold_s)
-                model = Model(name, Batcher(name, asyncio.get_running_loop()), room)
+                model = Model(name, Batcher(name, asyncio.get_running_loop(), self._batching), room)
                 self._plane.models.add(model)
             async with _change(model):
                 # While this waited for its turn, the name may have been unloaded as a whole.
@@ -148,7 +156,9 @@ class ControlPlane:
                     yield model
                     return
 
-    async def _load(self, model: Model, release: str, version: str, artifact: Path, *, unload_first: bool) -> Slot:
+    async def _load(
+        self, model: Model, release: str, version: str, artifact: Path, wish: Wish, *, unload_first: bool
+    ) -> Slot:
         model.loading, model.failure = (release, version), None
         try:
             async with self._turn:
@@ -156,7 +166,7 @@ class ControlPlane:
                     await self._thread.check(artifact)
                     await self._make_room(model)
                 with around("serving.load"):
-                    network, figures = await self._thread.load(artifact, model.batcher.max_rows)
+                    network, figures = await self._thread.load(artifact, model.batcher.max_rows, wish)
         except LoadFailedError as error:
             model.failure = (release, version, str(error))
             log.warning("load_failed", model=model.name, release=release, code=error.code, detail=str(error))
@@ -164,7 +174,9 @@ class ControlPlane:
             raise
         finally:
             model.loading = None
-        slot = model.slots[release] = Slot(model.name, release, version, network, figures)
+        slot = model.slots[release] = Slot(
+            model.name, release, version, network, figures, max_rows=model.batcher.max_rows
+        )
         log.info("loaded", model=model.name, release=release, resident_bytes=network.resident_bytes, **figures)
         return slot
 
@@ -274,6 +286,17 @@ def _text(parameters: JsonObject, key: str) -> str:
     if not isinstance(value, str) or not value:
         raise BadRequestError(f"parameter {key!r} must be a string that is not empty")
     return value
+
+
+def _wish(parameters: JsonObject) -> Wish:
+    given = parameters.get("residency", {})
+    try:
+        wish = Wish(**given)
+    except TypeError:
+        wish = None
+    if wish is None or wish.mode not in get_args(Mode) or type(wish.allowed_bytes) is not int:
+        raise BadRequestError(f"'residency' has a mode of {', '.join(get_args(Mode))} and allowed_bytes, an integer")
+    return wish
 
 
 def _flag(parameters: JsonObject, key: str) -> bool:

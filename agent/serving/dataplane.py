@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent import __version__
-from agent.serving.batcher import MAX_ROWS
 from agent.serving.errors import BadRequestError, ModelFailedError, ServingError, UnavailableError
 from agent.serving.memory import is_out_of_memory
 from agent.serving.oip import InferResponse
@@ -161,6 +160,7 @@ def model_metadata(slot: Slot) -> JsonObject:
             "method": slot.network.method,
             "release": slot.release,
             "resident_bytes": str(slot.network.resident_bytes),
+            "unpacked_bytes": str(slot.network.unpacked_bytes),
         },
     }
 
@@ -180,7 +180,7 @@ def model_config(slot: Slot) -> JsonObject:
         "name": slot.model,
         "platform": PLATFORM,
         "backend": PLATFORM,
-        "max_batch_size": MAX_ROWS if is_batchable else 0,
+        "max_batch_size": slot.max_rows if is_batchable else 0,
         "input": [entry(spec) for spec in slot.network.inputs],
         "output": [entry(spec) for spec in slot.network.outputs],
     }

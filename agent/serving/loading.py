@@ -19,6 +19,7 @@ from agent.serving.memory import is_out_of_memory, reset_peak_rss, rss_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agent.serving.residency import Wish
     from agent.serving.slots import Loader, Network
 
 JsonObject = dict[str, Any]
@@ -40,17 +41,18 @@ class LoadingThread:
         """Raise ``LoadFailedError`` for an artifact that can be told to be bad without loading it."""
         await self._run(self._loader.check, artifact)
 
-    async def load(self, artifact: Path, rows: int) -> tuple[Network, JsonObject]:
+    async def load(self, artifact: Path, rows: int, wish: Wish) -> tuple[Network, JsonObject]:
         """Return the network, warmed up with batches of up to ``rows`` rows, and what that took.
 
         The figures: ``load_ms``; ``warm_up_rows`` of the largest batch that was computed; ``rss_before_bytes``,
         ``rss_after_bytes`` and ``peak_rss_bytes``; ``is_peak_exact``, false when the peak may be one of an earlier time
-        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA.
+        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA. Last comes
+        ``residency``, whose time and memory are in none of them: they are compared with what packed weights need.
 
         Raises:
             LoadFailedError: it could not be loaded, or not compute.
         """
-        return await self._run(self._load, artifact, rows)  # type: ignore[no-any-return]
+        return await self._run(self._load, artifact, rows, wish)  # type: ignore[no-any-return]
 
     async def release_memory(self) -> None:
         """Give memory that nothing uses any more back to the system."""
@@ -78,7 +80,7 @@ class LoadingThread:
         self._loader.prepare()
         self._base_rss_bytes = rss_bytes()
 
-    def _load(self, artifact: Path, rows: int) -> tuple[Network, JsonObject]:
+    def _load(self, artifact: Path, rows: int, wish: Wish) -> tuple[Network, JsonObject]:
         began = time.perf_counter()
         before, was_reset = rss_bytes(), reset_peak_rss()
         peak_before = peak_rss_bytes()
@@ -86,7 +88,7 @@ class LoadingThread:
         network = self._loader.load(artifact)
         warmed = _warm_up(network, rows)
         peak = peak_rss_bytes()
-        return network, {
+        figures = {
             "load_ms": round((time.perf_counter() - began) * 1e3, 3),
             "warm_up_rows": warmed,
             "rss_before_bytes": before,
@@ -95,6 +97,18 @@ class LoadingThread:
             "is_peak_exact": was_reset or peak > peak_before,
             "device": self._loader.device_memory(),
         }
+        figures["residency"] = _settle(network, wish)
+        return network, figures
+
+
+def _settle(network: Network, wish: Wish) -> JsonObject:
+    try:
+        return network.reside(wish).to_json()
+    except Exception as error:
+        network.close()
+        traceback.clear_frames(error.__traceback__)
+        code = "insufficient_memory" if is_out_of_memory(error) else "bad_artifact"
+        raise LoadFailedError(code, f"unpacking the weights failed: {type(error).__name__}: {error}") from error
 
 
 def _warm_up(network: Network, rows: int) -> int:

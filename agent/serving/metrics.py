@@ -46,9 +46,15 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             each("request_duration_seconds", "histogram", "From arrival to answer.", lambda slot: slot.stats.request),
             each("queue_duration_seconds", "histogram", "Waiting for the model.", lambda slot: slot.stats.queue),
             each("compute_duration_seconds", "histogram", "Computing the batch.", lambda slot: slot.stats.compute),
+            each("compute_input_seconds_total", "counter", "Joining inputs.", lambda slot: slot.stats.input_s),
+            each("compute_infer_seconds_total", "counter", "Forward passes.", lambda slot: slot.stats.infer_s),
+            each("compute_output_seconds_total", "counter", "Splitting outputs.", lambda slot: slot.stats.output_s),
             each("batch_rows", "histogram", "Rows of each forward pass.", lambda slot: slot.stats.batch_rows),
             each("in_flight", "gauge", "Requests that hold the release.", lambda slot: slot.in_flight),
             each("resident_bytes", "gauge", "Weights.", lambda slot: slot.network.resident_bytes, "nibbled_model"),
+            each(
+                "unpacked_bytes", "gauge", "Kept unpacked.", lambda slot: slot.network.unpacked_bytes, "nibbled_model"
+            ),
             Family("nibbled_model_active", "gauge", "Whether the release answers.", _active(plane)),
             Family("nibbled_inference_queue_length", "gauge", "Requests that wait.", _queues(plane)),
             of_rooms("waiting", "gauge", "Requests that wait for a switch.", len),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import time
@@ -14,16 +15,20 @@ from safetensors import safe_open
 
 from agent import architectures
 from agent.quantization import artifact as artifacts
-from agent.quantization import kernels, modules
+from agent.quantization import kernels, modules, residency
 from agent.serving.memory import trim_heap
+from agent.serving.residency import decide
 from agent.serving.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
 
+JOINED = 8
+"""Rows of the batch that stands for joined requests when times are compared."""
 WARM_UP_S = 1.0
 """How long the largest batch of a warm-up may take: clients may be waiting for its end."""
 
@@ -117,6 +122,7 @@ class TorchNetwork:
         counts_rows = all(spec.shape and spec.shape[0] == -1 for spec in self.inputs + self.outputs)
         self.is_batchable = counts_rows and bool(sidecar["batchable"])
         self.resident_bytes = resident_bytes
+        self.unpacked_bytes = 0
         self._module: torch.nn.Module | None = module.eval()
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         self._examples = examples
@@ -142,6 +148,27 @@ class TorchNetwork:
         if largest > 2:  # noqa: PLR2004 - as above
             self._compute(largest)
         return largest
+
+    def reside(self, wish: Wish) -> Residency:
+        """Keep weights packed or unpacked; one row is timed, and where rows are joined ``JOINED`` too."""
+        module = self._module
+        if module is None:
+            raise RuntimeError("the model was closed")
+
+        def compute() -> None:
+            self._compute(1)
+            if self.is_batchable:
+                self._compute(JOINED)
+
+        found = decide(
+            wish,
+            residency.unpacked_bytes(module),
+            functools.partial(residency.keep, module),
+            functools.partial(residency.drop, module),
+            compute,
+        )
+        self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
+        return found
 
     def close(self) -> None:
         """Let go of the module and the examples."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # into the binary form, which is not copied at all.
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_RANK = 16
+MOST_RARE = 64
+"""Rare bytes that are looked at one by one before a text is searched for the word itself."""
 MAX_TENSOR_BYTES = 2**62
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
@@ -223,7 +225,19 @@ def _parse_outputs(header: dict[str, Any], *, is_binary: bool) -> tuple[Requeste
 
 
 def _mentions_booleans(body: bytes, length: int) -> bool:
-    return body.find(b"true", 0, length) >= 0 or body.find(b"false", 0, length) >= 0
+    return _mentions(body, length, b"true", b"u") or _mentions(body, length, b"false", b"l")
+
+
+def _mentions(body: bytes, length: int, word: bytes, rare: bytes) -> bool:
+    # Numbers have neither a u nor an l, and a single byte is looked for many times faster than a word.
+    at, before = body.find(rare, 0, length), word.index(rare)
+    for _ in range(MOST_RARE):
+        if at < 0:
+            return False
+        if body.startswith(word, max(0, at - before), length):
+            return True
+        at = body.find(rare, at + 1, length)
+    return body.find(word, 0, length) >= 0
 
 
 def _parse_inputs(header: dict[str, Any], binary: memoryview | None, *, may_hold_booleans: bool) -> tuple[Tensor, ...]:

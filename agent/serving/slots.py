@@ -14,6 +14,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agent.planning.memory import SERVED_ROWS
 from agent.serving.errors import NotFoundError, UnavailableError
 from agent.serving.stats import Stats
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.serving.batcher import Batcher
+    from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array, TensorSpec
     from agent.serving.waiting import WaitingRoom
 
@@ -33,7 +35,8 @@ class Network(Protocol):
         model_type, method: what it is, and how its weights are stored.
         inputs, outputs: what it takes and gives, in order.
         is_batchable: whether rows of several requests may be computed together without changing an answer.
-        resident_bytes: what its weights occupy.
+        resident_bytes: what its weights occupy as they were loaded.
+        unpacked_bytes: what weights that are kept unpacked occupy besides; 0 if none are.
     """
 
     model_type: str
@@ -42,6 +45,7 @@ class Network(Protocol):
     outputs: tuple[TensorSpec, ...]
     is_batchable: bool
     resident_bytes: int
+    unpacked_bytes: int
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs; the arrays may be read-only. Called from one thread at a time."""
@@ -55,6 +59,9 @@ class Network(Protocol):
         Returns:
             The rows of the largest batch that was computed: fewer where so many take too long.
         """
+
+    def reside(self, wish: Wish) -> Residency:
+        """Keep weights packed or unpacked, see ``residency``; called after the warm-up."""
 
     def close(self) -> None:
         """Let go of the weights; nothing is computed any more, while what describes the model stays."""
@@ -94,6 +101,7 @@ class Slot:
         release: the supervisor's id for it.
         version: the operator's word for it; what clients see.
         figures: what its load took, see ``loading``.
+        max_rows: rows that are computed together at most.
         in_flight: requests that hold it.
     """
 
@@ -103,6 +111,7 @@ class Slot:
     network: Network
     figures: Mapping[str, Any] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
+    max_rows: int = SERVED_ROWS
     in_flight: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 

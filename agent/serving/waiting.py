@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.serving.batcher import MAX_QUEUE
+from agent.serving.batcher import Batching
 from agent.serving.body import MAX_BODY_BYTES
 from agent.serving.errors import ExpiredError, UnavailableError
 
@@ -41,7 +41,7 @@ class WaitingRoom:
 
     model: str
     hold_s: float = HOLD_S
-    max_waiting: int = MAX_QUEUE
+    max_waiting: int = Batching.max_queue
     max_bytes: int = MAX_WAITING_BYTES
     held: int = 0
     expired: int = 0

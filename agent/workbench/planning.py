@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from agent.adapters.download import Downloader
-from agent.adapters.download import Policy as DownloadPolicy
+from agent.adapters.download.downloader import Downloader
+from agent.adapters.download.policy import Policy as DownloadPolicy
 from agent.deployment.runner import WorkWatch
 from agent.planning.budget import size
 from agent.planning.explain import explain

@@ -27,7 +27,8 @@ import torch
 
 from agent import archives, logs
 from agent.adapters import headers
-from agent.adapters.download import Downloader, Policy
+from agent.adapters.download.downloader import Downloader
+from agent.adapters.download.policy import Policy
 from agent.adapters.signatures import KeyDirectory
 from agent.contract import commands
 from agent.contract.errors import ErrorCode, RefusalError

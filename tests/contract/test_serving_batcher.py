@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from agent.serving.batcher import Batcher
+from agent.serving.batcher import Batcher, Batching
 from agent.serving.errors import ExpiredError, UnavailableError
 from agent.serving.slots import Slot
 from agent.serving.tensors import TensorSpec
@@ -35,8 +35,8 @@ def slot_of(network: FakeNetwork, release: str = "r1") -> Slot:
 
 
 @asynccontextmanager
-async def batcher(*networks: FakeNetwork, **limits: int) -> AsyncIterator[Batcher]:
-    it = Batcher("m", asyncio.get_running_loop(), **limits)
+async def batcher(*networks: FakeNetwork, **limits: float) -> AsyncIterator[Batcher]:
+    it = Batcher("m", asyncio.get_running_loop(), Batching(**limits))  # type: ignore[arg-type]  # names and values of limits
     try:
         yield it
     finally:
@@ -319,5 +319,56 @@ def test_queue_and_compute_time_are_told_apart() -> None:
             timing = (await waiting).timing
         assert timing.queue_s >= 0.02
         assert timing.compute_s < timing.queue_s
+
+    run(scenario)
+
+
+def test_a_busy_model_collects_until_the_batch_is_full_or_the_oldest_waited_long_enough() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        slot = slot_of(network)
+        async with batcher(network, max_rows=4, max_delay_s=60.0) as it:
+            first = await occupy(it, slot, network)
+            waiting = [it.submit(slot, question(1.0))]
+            network.gate.set()
+            await first
+            waiting += [it.submit(slot, question(2.0)), it.submit(slot, question(3.0, 4.0))]
+            await asyncio.gather(*waiting)
+        assert network.calls == [1, 4], "the fourth row ended a wait of a minute"
+        async with batcher(network, max_rows=4, max_delay_s=0.05) as it:
+            network.calls.clear()
+            network.entered.clear()
+            first = await occupy(it, slot, network)
+            late = it.submit(slot, question(1.0))
+            network.gate.set()
+            await asyncio.gather(first, late)
+        assert network.calls == [1, 1], "nobody else came"
+
+    run(scenario)
+
+
+def test_an_idle_model_does_not_collect() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        slot = slot_of(network)
+        async with batcher(network, max_delay_s=3600.0) as it:
+            answer = await it.submit(slot, question(1.0))
+        np.testing.assert_array_equal(answer.outputs[0], answer_to(question(1.0)))
+
+    run(scenario)
+
+
+def test_a_request_that_leaves_while_a_busy_model_collects_is_not_computed() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        slot = slot_of(network)
+        async with batcher(network, max_delay_s=0.2) as it:
+            first = await occupy(it, slot, network)
+            leaving = it.submit(slot, question(1.0))
+            network.gate.set()
+            await first
+            leaving.cancel()
+            await it.submit(slot, question(2.0), timeout_s=None)
+        assert network.calls == [1, 1]
 
     run(scenario)

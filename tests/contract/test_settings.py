@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import settings
+from agent import parts, settings
+from agent.adapters.download.policy import Policy
 from agent.contract.config import parse_size
 from agent.settings import ConfigError
 
@@ -118,6 +119,8 @@ def test_every_wrong_value_is_named_at_once(tmp_path: Path) -> None:
         "[serving]\nthreads = 0",
         '[memory]\nreserve = "-1"',
         '[downloads]\nallowed_schemes = ["ftp"]',
+        "[downloads]\nmax_size = 0",
+        '[downloads]\nmax_bytes_per_s = "fast"',
         "[deployment]\nsoak_s = -1",
         '[mqtt]\ngroups = ["a b"]',
     ],
@@ -125,6 +128,37 @@ def test_every_wrong_value_is_named_at_once(tmp_path: Path) -> None:
 def test_a_value_out_of_range_is_refused(tmp_path: Path, line: str) -> None:
     section, _, key = line.partition(" =")[0].partition("\n")
     assert f"{section[1:-1]}.{key}" in refuse(tmp_path, line)
+
+
+def test_what_the_file_says_of_downloads_is_what_limits_them(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """
+        [downloads]
+        allowed_schemes = ["https", "s3"]
+        allowed_hosts = ["files.example.com"]
+        stall_s = 7.0
+        min_bytes_per_s = "2KiB"
+        max_size = "3GiB"
+        disk_reserve = "1GiB"
+        ca_file = "/etc/nibbled/ca.pem"
+        [downloads.token_files]
+        "files.example.com" = "/etc/nibbled/files.token"
+        [downloads.store_files]
+        "s3://models" = "/etc/nibbled/models.toml"
+        """,
+    )
+    assert parts.downloader(found, lambda: 0)._policy == Policy(
+        schemes=frozenset({"https", "s3"}),
+        hosts=frozenset({"files.example.com"}),
+        stall_s=7.0,
+        min_bytes_per_s=2048,
+        max_bytes=3 * 2**30,
+        reserve_bytes=2**30,
+        ca_file="/etc/nibbled/ca.pem",
+        token_files={"files.example.com": "/etc/nibbled/files.token"},
+        store_files={"s3://models": "/etc/nibbled/models.toml"},
+    )
 
 
 def test_a_password_is_in_no_complaint_and_no_printout(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 DEVICE = "secretive"
-PASSWORD, QUERY, USER_INFO, FRAGMENT, TOKEN = (
-    f"canary-{name}" for name in ("password", "query", "userinfo", "fragment", "token")
+PASSWORD, QUERY, USER_INFO, FRAGMENT, TOKEN, BEARER = (
+    f"canary-{name}" for name in ("password", "query", "userinfo", "fragment", "token", "bearer")
 )
 
 
@@ -42,7 +43,11 @@ def keys_dir(tmp_path: Path, world: World) -> Path:
 
 @pytest.fixture
 def agent(tmp_path: Path, world: World, keys_dir: Path) -> Iterator[Agent]:
+    bearer = tmp_path / "files.token"
+    bearer.write_text(BEARER)
+    bearer.chmod(0o600)
     environment = {
+        "NIBBLED_DOWNLOADS__TOKEN_FILES": json.dumps({urlsplit(world.checkpoint.url).netloc: str(bearer)}),
         "NIBBLED_MQTT__USERNAME": DEVICE,
         "NIBBLED_MQTT__PASSWORD": PASSWORD,
         "NIBBLED_STATUS__ENABLED": "true",
@@ -109,8 +114,9 @@ def spoken(world: World, agent: Agent, operator: Operator) -> dict[str, str]:
 
 
 def kept(agent: Agent) -> dict[str, bytes]:
-    """Return the files of the journal, byte by byte."""
-    return {path.name: path.read_bytes() for path in (agent.directory / "state").glob("journal.db*")}
+    """Return the files of the journal, and what is noted beside downloads, byte by byte."""
+    state = agent.directory / "state"
+    return {path.name: path.read_bytes() for path in (*state.glob("journal.db*"), *state.glob("downloads/*.meta"))}
 
 
 def test_no_secret_comes_out_of_a_device_whatever_fails(agent: Agent, world: World, keys_dir: Path) -> None:
@@ -134,5 +140,5 @@ def test_no_secret_comes_out_of_a_device_whatever_fails(agent: Agent, world: Wor
     assert MODEL in outputs["status.json"]
     assert "operation_ended" in outputs["messages"]
     assert b"kanji" in b"".join(kept(agent).values())
-    for secret in (PASSWORD, QUERY, USER_INFO, FRAGMENT, TOKEN, private_key):
+    for secret in (PASSWORD, QUERY, USER_INFO, FRAGMENT, TOKEN, BEARER, private_key):
         assert [name for name, text in outputs.items() if secret in text] == [], secret

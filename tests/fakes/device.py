@@ -58,14 +58,16 @@ class FakeSources:
         files: content by URL; anything else is unreachable.
         fetched: the URLs asked for, in order.
         cut_after: how many bytes of the next fetch arrive before the line breaks, None for all.
+        pieced: what the next fetch puts together of pieces that do not fit, None for the file as it is.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.fetched: list[str] = []
         self.cut_after: int | None = None
+        self.pieced: bytes | None = None
 
-    def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> None:
+    def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> bool:
         self.fetched.append(url)
         watch.check()
         if url not in self.files:
@@ -74,10 +76,12 @@ class FakeSources:
         if size is not None and len(content) != size:
             raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{url} has {len(content)} bytes, {size} were announced")
         cut, self.cut_after = self.cut_after, None
-        destination.write_bytes(content[:cut])
+        pieced, self.pieced = self.pieced, None
+        destination.write_bytes((content if pieced is None else pieced)[:cut])
         if cut is not None:
             raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{url}: cut after {cut} bytes", retryable=True)
         watch.progress(len(content), len(content), "bytes")
+        return pieced is not None
 
 
 class FakeBuilder:

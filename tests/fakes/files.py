@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 import threading
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Reply:
         cut_after: bytes of the body after which the connection is closed.
         stalls: send the headers, then nothing until the server is closed.
         endless: send no length and the file over and over until the client leaves.
+        every_s: send the body byte by byte, this far apart, until the client leaves.
+        head_every_s: send the headers so.
     """
 
     status: int | None = None
@@ -30,6 +34,8 @@ class Reply:
     cut_after: int | None = None
     stalls: bool = False
     endless: bool = False
+    every_s: float | None = None
+    head_every_s: float | None = None
 
 
 @dataclass
@@ -40,6 +46,8 @@ class FileServer:
         content: the file, at every path.
         etag: its tag, None to send none.
         has_ranges: whether Range is understood.
+        has_if_range: whether If-Range is.
+        judge: returns the status by which a request is refused, None to answer it.
         replies: used up one a request before the server behaves.
         requests: the headers of every request, with the path as ``:path``.
         sent_bytes: bytes of bodies sent so far.
@@ -49,6 +57,8 @@ class FileServer:
     content: bytes
     etag: str | None = '"one"'
     has_ranges: bool = True
+    has_if_range: bool = True
+    judge: Callable[[str, dict[str, str]], int | None] = lambda _path, _headers: None
     replies: list[Reply] = field(default_factory=list)
     requests: list[dict[str, str]] = field(default_factory=list)
     sent_bytes: int = 0
@@ -61,17 +71,21 @@ class FileServer:
         asked = headers.get("Range")
         if not (self.has_ranges and asked):
             return None
-        if headers.get("If-Range") not in (None, self.etag):
+        if self.has_if_range and headers.get("If-Range") not in (None, self.etag):
             return None
         return int(asked.removeprefix("bytes=").rstrip("-"))
 
 
 @contextmanager
-def serve(content: bytes) -> Iterator[FileServer]:
-    """Serve ``content`` on a free loopback port until the block ends."""
+def serve(content: bytes, tls: tuple[Path, Path] | None = None) -> Iterator[FileServer]:
+    """Serve ``content`` on a free loopback port until the block ends, over TLS with a certificate and its key."""
     files = FileServer(content)
     httpd = _Server(files)
-    files.url = f"http://127.0.0.1:{httpd.server_address[1]}/kanji.pt"
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        httpd.socket = context.wrap_socket(httpd.socket, server_side=True, do_handshake_on_connect=False)
+    files.url = f"{'https' if tls else 'http'}://127.0.0.1:{httpd.server_address[1]}/kanji.pt"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -89,7 +103,9 @@ class _Server(ThreadingHTTPServer):
         self.files = files
 
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may leave in the middle of a body
+        if not isinstance(
+            sys.exc_info()[1], (ConnectionError, ssl.SSLError)
+        ):  # a client may leave in the middle of a body
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
@@ -103,7 +119,12 @@ class _Handler(BaseHTTPRequestHandler):
         files.before(len(files.requests))
         reply = files.replies.pop(0) if files.replies else Reply()
         self.close_connection = True
-        if reply.status is not None:
+        refused = files.judge(self.path, dict(self.headers.items()))
+        if refused is not None:
+            self._begin(refused, {"Content-Length": "0"})
+        elif reply.head_every_s is not None:
+            self._slowly(b"HTTP/1.1 200 OK\r\nX-Nothing: " + bytes(1 << 16), reply.head_every_s)
+        elif reply.status is not None:
             self._begin(reply.status, {"Content-Length": "0", **reply.headers})
         elif reply.endless:
             self._endless()
@@ -117,18 +138,31 @@ class _Handler(BaseHTTPRequestHandler):
         if start is not None and start >= size:
             self._begin(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
             return
-        headers = {"Content-Length": str(size - (start or 0)), **reply.headers}
+        headers = {"Content-Length": str(size - (start or 0))}
         if start is not None:
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         if files.etag:
             headers["ETag"] = files.etag
+        headers |= reply.headers
         self._begin(200 if start is None else 206, headers)
         if reply.stalls:
             files.closing.wait(30)
             return
+        if reply.every_s is not None:
+            self._slowly(files.content[start or 0 :], reply.every_s)
+            return
         body = files.content[start or 0 :][: reply.cut_after]
         files.sent_bytes += len(body)  # before they leave: the client may ask as soon as it has them
         self.wfile.write(body)
+
+    def _slowly(self, told: bytes, every_s: float) -> None:
+        try:
+            for index in range(len(told)):
+                if self.server.files.closing.wait(every_s):
+                    return
+                self.wfile.write(told[index : index + 1])
+        except OSError:
+            return
 
     def _endless(self) -> None:
         files = self.server.files

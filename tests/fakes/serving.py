@@ -16,6 +16,7 @@ from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
 from agent.serving.errors import LoadFailedError
 from agent.serving.http import HttpApp
+from agent.serving.residency import decide
 from agent.serving.slots import Models
 from agent.serving.tensors import TensorSpec
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
 
 POISON = -1.0
@@ -45,6 +47,8 @@ class FakeNetwork:
     model_type: str = "fake"
     method: str = "nf4"
     resident_bytes: int = 48
+    unpacked_bytes: int = 0
+    needs_unpacked_bytes: int = 96
     calls: list[int] = field(default_factory=list)
     warm_up_rows: int = 0
     is_closed: bool = False
@@ -69,6 +73,11 @@ class FakeNetwork:
         self.calls.clear()
         self.entered.clear()
         return self.warm_up_rows
+
+    def reside(self, wish: Wish) -> Residency:
+        found = decide(wish, self.needs_unpacked_bytes, lambda: None, lambda: None, lambda: None)
+        self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
+        return found
 
     def close(self) -> None:
         self.is_closed = True

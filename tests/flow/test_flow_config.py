@@ -142,3 +142,13 @@ def test_a_change_that_did_not_reach_the_disk_is_not_in_force(box: Box) -> None:
     box.settle()
     assert acknowledged == []
     assert box.live.current.health.interval_s == 30.0
+
+
+def test_the_pace_of_downloads_is_changed_while_they_run(box: Box) -> None:
+    assert box.live.download_rate() == 0
+    set_config(box, "c-1", {"downloads": {"max_bytes_per_s": "2MiB"}})
+    assert box.live.download_rate() == 2 * 2**20
+    report = set_config(box, "c-2", {"downloads": {"allowed_hosts": ["anywhere"]}})
+    assert report["error"]["code"] == "bad_request"
+    set_config(box, "c-3", {"downloads": {"max_bytes_per_s": None}})
+    assert box.live.download_rate() == 0

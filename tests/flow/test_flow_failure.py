@@ -362,3 +362,23 @@ def test_where_the_configured_budget_binds_the_hint_names_it(box: Box) -> None:
     error = box.report("d-1")["error"]
     assert error["code"] == "insufficient_memory"
     assert error["hint"] == "raise memory.budget, or undeploy another model"
+
+
+def test_pieces_that_do_not_make_the_file_are_fetched_once_more_in_one(serving_box: Box) -> None:
+    sources = serving_box.sources
+    sources.files[OTHER_URL] = OTHER
+    sources.pieced = OTHER[:-1] + b"!"
+    serving_box.deploy("d-2", content=OTHER, url=OTHER_URL)
+    serving_box.settle()
+    assert serving_box.report("d-2")["state"] == "succeeded"
+    assert sources.fetched.count(OTHER_URL) == 2
+
+
+def test_a_file_that_is_wrong_in_one_piece_too_is_not_fetched_for_ever(serving_box: Box) -> None:
+    sources = serving_box.sources
+    sources.files[OTHER_URL] = sources.pieced = OTHER[:-1] + b"!"
+    serving_box.deploy("d-2", content=OTHER, url=OTHER_URL)
+    serving_box.settle()
+    report = serving_box.report("d-2")
+    assert (report["state"], report["error"]["code"]) == ("failed", "checksum_mismatch")
+    assert sources.fetched.count(OTHER_URL) == 2

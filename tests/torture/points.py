@@ -27,6 +27,8 @@ PLACES = {
     "store.mend.rename": SUPERVISOR,
     "store.mend.fsync": SUPERVISOR,
     "lessons.rename": SUPERVISOR,
+    "download.mark.fsync": SUPERVISOR,
+    "download.mark.rename": SUPERVISOR,
     "mqtt.birth.publish": SUPERVISOR,
     "mqtt.report.publish": SUPERVISOR,
     "mqtt.telemetry.publish": SUPERVISOR,

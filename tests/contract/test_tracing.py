@@ -1,0 +1,106 @@
+"""Spans as a real collector's receiver gets them."""
+
+from __future__ import annotations
+
+import builtins
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from agent.serving.stats import Timing
+from agent.serving.tracing import Tracer, TracingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = [(b"traceparent", f"00-{TRACE}-b7ad6b7169203331-01".encode()), (b"authorization", b"Bearer canary")]
+TIMING = Timing(queue_s=0.25, input_s=0.0, infer_s=0.5, output_s=0.0)
+
+
+class Collector:
+    """Takes OTLP over HTTP and keeps the spans by name."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, Any] = {}
+        self.raw = b""
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers["Content-Encoding"] == "gzip":
+                    raise AssertionError("not asked for")
+                collector.raw += body
+                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    for scope in resource.scope_spans:
+                        collector.spans |= {span.name: span for span in scope.spans}
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_arguments: Any) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/v1/traces"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.server.shutdown()
+    collector.server.server_close()
+
+
+def test_a_request_is_a_span_of_the_clients_trace_with_queue_and_compute_inside(collector: Collector) -> None:
+    tracer = Tracer(collector.url)
+    tracer.record(PARENT, "kanji", "7", 1.0, timing=TIMING)
+    tracer.close(10)
+    infer, queue, compute = (collector.spans[name] for name in ("infer", "queue", "compute"))
+    assert infer.trace_id.hex() == queue.trace_id.hex() == TRACE
+    assert infer.parent_span_id.hex() == "b7ad6b7169203331"
+    assert queue.parent_span_id == compute.parent_span_id == infer.span_id
+    assert infer.end_time_unix_nano - infer.start_time_unix_nano == 1_000_000_000
+    assert queue.end_time_unix_nano == compute.start_time_unix_nano == infer.start_time_unix_nano + 250_000_000
+    assert {each.key: each.value.string_value for each in infer.attributes} == {
+        "nibbled.model": "kanji",
+        "nibbled.version": "7",
+    }
+    assert b"canary" not in collector.raw, "no other header leaves the device"
+
+
+def test_a_refusal_is_a_span_that_says_what_the_client_was_told(collector: Collector) -> None:
+    tracer = Tracer(collector.url)
+    tracer.record([], "kanji", "", 0.001, error="the queue is full")
+    tracer.close(10)
+    assert collector.spans["infer"].status.message == "the queue is full"
+    assert "queue" not in collector.spans
+
+
+def test_a_trace_header_that_makes_no_sense_begins_a_trace_of_its_own(collector: Collector) -> None:
+    tracer = Tracer(collector.url)
+    tracer.record([(b"traceparent", b"\xff\xfe;;")], "kanji", "7", 0.1)
+    tracer.close(10)
+    assert not collector.spans["infer"].parent_span_id
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any, **named: Any) -> Any:
+        if name.startswith("opentelemetry"):
+            raise ImportError(name)
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(TracingError, match=r"nibbled\[otel\]"):
+        Tracer("http://127.0.0.1:1/v1/traces")
