@@ -46,7 +46,7 @@ def is_around(node: ast.AST) -> bool:
 
 
 def is_lasting(call: ast.Call) -> bool:
-    """Whether it is ``os.fsync`` or its like, or a method of a path that renames it: that of a text takes two arguments."""
+    """Whether it is ``os.fsync`` or its like, or a path's method that renames it: a text's takes two arguments."""
     if not isinstance(call.func, ast.Attribute):
         return False
     return call.func.attr in {"fsync", "fdatasync"} or (call.func.attr in {"rename", "replace"} and len(call.args) == 1)
