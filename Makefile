@@ -29,7 +29,7 @@ test-supervisor:
 	if [ -z "$$PYTHON310" ]; then echo "test-supervisor: SKIPPED, no Python 3.10 on this machine"; exit 0; fi; \
 	"$$PYTHON310" -m venv .venv-3.10 && \
 	.venv-3.10/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' && \
-	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu"
+	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu and not minutes"
 
 # The real timm imports torchvision, which has to be built for its torch: an environment of its own, several gigabytes.
 .PHONY: test-timm
@@ -139,6 +139,22 @@ torture-ci: install
 poison: install
 	nice -n 10 $(BIN)/python -m tests.torture.poisoned $(PUBLISH)
 
+# Everything around the agent fails; the normal suite leaves out the long ones. Disks, control groups and mounts need root.
+.PHONY: faults
+faults: install
+	nice -n 10 $(BIN)/python -m pytest -m "minutes or not minutes" tests/faults
+
+# Bytes thrown at commands, manifests, the journal's file and checkpoints, SECONDS each. atheris leads them by coverage
+# where its wheel exists; elsewhere they are drawn by chance.
+.PHONY: fuzz
+fuzz: SECONDS ?= 900
+fuzz: install
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .fuzz/site 'atheris>=3,<4'
+	@for target in commands manifest journal checkpoint; do \
+	  PYTHONPATH="$$PWD/.fuzz/site" nice -n 10 $(BIN)/python -m tests.fuzz.campaign $$target $(SECONDS) --keep .fuzz/findings \
+	    || failed="$$failed $$target"; \
+	done; test -z "$$failed"
+
 # Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
 .PHONY: interruptions
 interruptions: N ?= 1000
@@ -151,4 +167,4 @@ asyncapi: install
 	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz

@@ -94,6 +94,7 @@ class Serving(_Section):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0
     hold_s: Annotated[float, Field(ge=0, le=600)] = 30.0
+    silence_s: Annotated[float, Field(ge=2, le=3600)] = 30.0
     max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
     max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
     residency: Literal["packed", "unpacked", "auto"] = "packed"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import agent
-from agent import parts
+from agent import parts, self_test
 from agent.adapters import systemd
 from agent.adapters.artifacts import ArtifactStore
 from agent.adapters.builder import BuilderProcess
@@ -35,21 +35,19 @@ from agent.deployment.intake import Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
-from agent.deployment.phases import MAX_ATTEMPTS
 from agent.deployment.planner import Planner
-from agent.deployment.ports import Ports, StepError
+from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
-from agent.deployment.runner import Runner, WorkWatch
+from agent.deployment.runner import Runner
 from agent.deployment.steps import Steps
 from agent.devices import system
-from agent.devices.probe import DeviceProbe, SelfTest
+from agent.devices.probe import DeviceProbe
 from agent.health.reporter import HealthReporter
 from agent.health.web import StatusSite
 from agent.live import LiveSettings
 from agent.logbook import Logbook
 from agent.parts import StartError
-from agent.planning.methods import METHODS
 from agent.planning.model_types import MODEL_TYPES
 from agent.settings import fixed_by_environment
 
@@ -91,7 +89,9 @@ class Supervisor:
         self._relaxations = () if settings.trust.require_signature else ("trust.require_signature is off",)
         self._builder = BuilderProcess(settings.deployment.build_threads)
         live = self._live
-        self._probe = DeviceProbe(reserve_bytes=live.reserve_bytes(), limit_bytes=None, self_test=self._self_test)
+        self._probe = DeviceProbe(
+            reserve_bytes=live.reserve_bytes(), limit_bytes=None, self_test=lambda: self_test.run(self._builder)
+        )
         self._device = LimitedDevice(self._probe, reserve_bytes=live.reserve_bytes, limit_bytes=live.limit_bytes)
         self._boot_id = system.boot_id()
         self._server = self._make_server()
@@ -137,7 +137,7 @@ class Supervisor:
             log.info("page", url=self._site.url)
         systemd.notify("READY=1", "STATUS=supervising")
         try:
-            self._engine.run()
+            self._engine.run(systemd.Watchdog().feed)
         finally:
             self._stop()
 
@@ -172,6 +172,7 @@ class Supervisor:
             self._control,
             self._control_path,
             options=options,
+            silence_s=serving.silence_s,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
             residency=self._residency,
         )
@@ -274,19 +275,6 @@ class Supervisor:
             raise StartError(
                 f"status.port {status.port} on {status.host}: {error.strerror}; choose another status.port"
             ) from None
-
-    def _self_test(self, tries: int = MAX_ATTEMPTS) -> SelfTest:
-        watch = WorkWatch(lambda _done, _total, _unit: None)
-        try:
-            found = self._builder.build({"job": "probe", "methods": list(METHODS)}, watch)
-        except StepError as error:
-            if tries > 1 and error.retryable:  # without its answer nothing could be deployed until the next start
-                return self._self_test(tries - 1)
-            log.error("self_test_failed", detail=error.detail, hint=error.hint)  # noqa: TRY400 - one line says it all
-            methods = {name: {"ok": False, "detail": error.detail} for name in METHODS}
-            return SelfTest(methods, None, {})
-        versions = {name: found.get(name) for name in ("torch", "bitsandbytes")}
-        return SelfTest(found["methods"], found["cuda"], versions)
 
     def _learn_capabilities(self) -> None:
         self._probe.self_test()

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
-from agent.adapters.processes import child_environment, end, ending
+from agent.adapters.deaths import Coroner, reap
+from agent.adapters.processes import child_environment, end
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.failpoints import around
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent.deployment.ports import Watch
 
 POLL_S = 0.2
+REAP_S = 30.0
 STDERR_TAIL = 2000
 
 
@@ -40,10 +41,12 @@ class BuilderProcess:
         The child's end is waited for before this returns, so its memory is free again.
 
         Raises:
-            StepError: with the builder's code, or ``build_killed`` when it died without a word.
+            StepError: with the builder's code; when it died without a word ``insufficient_memory`` if the kernel says
+                that it was killed for memory, else ``build_killed``.
             InterruptedStepError: after the child was killed.
         """
         with tempfile.TemporaryFile() as errors:
+            coroner = Coroner()
             child = self._start(errors)
             try:
                 event = self._talk(child, {"threads": self._threads, **job}, watch)
@@ -51,9 +54,9 @@ class BuilderProcess:
                 child.kill()  # nobody waits for its word any more
                 raise
             finally:
-                status = _reap(child)
+                status, peak_bytes = _reap(child)
             if event is None:
-                raise _killed(status, _tail(errors))
+                raise _died(coroner, status, peak_bytes, _tail(errors))
         if event["event"] == "error":
             raise _builder_error(event)
         return event
@@ -107,16 +110,12 @@ def _lines(stream: IO[bytes], watch: Watch) -> Iterator[bytes]:
         yield from lines
 
 
-def _reap(child: subprocess.Popen[bytes]) -> int:
-    """Wait for a child that has said its last word, or kill it when it does not end."""
-    try:
-        status = child.wait(30.0)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        status = child.wait()
+def _reap(child: subprocess.Popen[bytes]) -> tuple[int, int | None]:
+    """Wait for a child that has said its last word, or kill it when it does not end; see ``reap``."""
+    ended = reap(child, REAP_S)
     if child.stdout is not None:
         child.stdout.close()
-    return status
+    return ended
 
 
 def _builder_error(event: dict[str, Any]) -> StepError:
@@ -127,12 +126,16 @@ def _builder_error(event: dict[str, Any]) -> StepError:
     return StepError(code, event["detail"], event.get("hint"), retryable=bool(event.get("retryable")))
 
 
-def _killed(status: int, tail: str) -> StepError:
-    memory = status == -signal.SIGKILL
+def _died(coroner: Coroner, status: int, peak_bytes: int | None, tail: str) -> StepError:
+    was_memory = coroner.was_memory(status)
+    hint = {
+        True: "free memory, undeploy another model, or build on a larger device",
+        None: "most likely memory ran out",
+    }
     return StepError(
-        ErrorCode.BUILD_KILLED,
-        f"the builder {ending(status)} before it had a result{': ' + tail if tail else ''}",
-        "most likely the kernel needed its memory: free some, or build on a larger device" if memory else None,
+        ErrorCode.INSUFFICIENT_MEMORY if was_memory else ErrorCode.BUILD_KILLED,
+        f"the builder had no result: it {coroner.words(status, peak_bytes)}{': ' + tail if tail else ''}",
+        hint.get(was_memory),
         retryable=True,
     )
 

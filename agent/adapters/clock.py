@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 
 _TIME_ERROR = 5
 """``TIME_ERROR`` of ``adjtimex(2)``: the kernel clock is not synchronised."""
+_EARLIEST = datetime(2025, 1, 1, tzinfo=timezone.utc)
+"""Before this agent was written: a clock that says so was never set, whatever the kernel believes of it."""
 
 
 class SystemClock:
@@ -22,7 +24,9 @@ class SystemClock:
         return datetime.now(timezone.utc)
 
     def is_synchronised(self) -> bool:
-        """Return whether the kernel believes its clock (``adjtimex(2)``); True where it cannot be asked."""
+        """Return whether the kernel believes its clock (``adjtimex(2)``), or may not be asked, and it can be true."""
+        if self.now() < _EARLIEST:
+            return False
         state = _adjtimex()
         return state is None or state != _TIME_ERROR
 

@@ -21,10 +21,10 @@ from agent.adapters.journal_file import (
     empty_log,
     essence,
     load_operation,
+    load_report,
     open_database,
 )
 from agent.adapters.served_copy import ServedCopy
-from agent.contract.reports import Report
 from agent.deployment.convergence import Goal
 from agent.deployment.models import Served
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from agent.contract.reports import Report
     from agent.deployment.machine import Operation
 
 __all__ = ["KEEP_EVENTS", "KEEP_FINISHED", "SCHEMA_VERSION", "JournalVersionError", "SqliteJournal"]
@@ -186,13 +187,12 @@ class SqliteJournal:
             self._note(notes)
             self._put(reports)
 
-    def outbox(self) -> list[tuple[int, Report]]:
-        """Return what the broker has not acknowledged, oldest first, each with its number."""
-        rows = self._read("SELECT number, topic, payload, retain, expiry_s, correlation FROM outbox ORDER BY number")
-        return [
-            (number, Report(topic, payload, retain=bool(retain), expiry_s=expiry_s, correlation=correlation))
-            for number, topic, payload, retain, expiry_s, correlation in rows
-        ]
+    def outbox(self, most: int = -1) -> list[tuple[int, Report]]:
+        """Return what the broker has not acknowledged, oldest first, each with its number; ``most`` of it, if given."""
+        rows = self._read(
+            "SELECT number, topic, payload, retain, expiry_s, correlation FROM outbox ORDER BY number LIMIT ?", most
+        )
+        return [(number, load_report(tuple(row))) for number, *row in rows]
 
     def acknowledged(self, number: int) -> None:
         """Forget a report that the broker has taken over."""

@@ -13,6 +13,7 @@ A newer agent's file is never touched.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sqlite3
@@ -22,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.adapters.served_copy import Essence
+from agent.contract.commands import is_response_topic
 from agent.contract.errors import ErrorInfo
+from agent.contract.reports import Report
 from agent.contract.secrets import forgotten
 from agent.deployment.convergence import Goal
 from agent.deployment.machine import Operation
@@ -68,6 +71,8 @@ _STEPS = {0: _SCHEMA, 1: _CONFIG, 2: _DESIRED}
 is not taken for a newer agent's. Records need none: a key that is missing has its default."""
 _PASSING = ("database is locked", "disk I/O error", "unable to open", "database or disk is full", "readonly database")
 """Errors of the disk or of another process, which a new file would not cure."""
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What a damaged file raises; the second one when SQLite's own words quote bytes of it."""
 
 
 class JournalVersionError(Exception):
@@ -134,6 +139,21 @@ def load_operation(record: str) -> Operation:
     return Operation(**body)
 
 
+def load_report(row: tuple[Any, ...]) -> Report:
+    """Read a row of the outbox.
+
+    Raises:
+        ValueError: it could not be published: one such row would hold up all behind it.
+    """
+    topic, payload, retain, expiry_s, correlation = row
+    is_sound = isinstance(topic, str) and is_response_topic(topic) and isinstance(payload, bytes)
+    if not (is_sound and isinstance(expiry_s, (int, type(None))) and isinstance(correlation, (bytes, type(None)))):
+        raise ValueError("no report")
+    if expiry_s is not None and not 0 <= expiry_s < 2**32:
+        raise ValueError("no report")
+    return Report(topic, payload, retain=bool(retain), expiry_s=expiry_s, correlation=correlation)
+
+
 _TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] = {
     # table: its columns, and what reads a row or raises
     "operation": (("id", "is_open", "record"), lambda row: load_operation(row[2])),
@@ -144,6 +164,7 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] 
     "desired": (("source", "document"), lambda row: dict(json.loads(row[1]))),
     "goal": (("operation_id", "body", "outcome"), lambda row: Goal(**json.loads(row[1]))),
     "note": (("name", "value"), lambda row: json.loads(row[1])),
+    "outbox": (("topic", "payload", "retain", "expiry_s", "correlation"), load_report),
 }
 
 
@@ -177,7 +198,7 @@ def _ready(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA secure_delete=ON")
         _migrate(db)
         _check(db)
-    except sqlite3.DatabaseError as error:
+    except _DAMAGE as error:
         db.close()
         if isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in _PASSING):
             raise
@@ -206,7 +227,7 @@ def _noted_version(db: sqlite3.Connection) -> int | None:
     try:
         row = db.execute("SELECT value FROM note WHERE name = 'schema'").fetchone()
         return None if row is None else int(json.loads(row[0]))
-    except (sqlite3.Error, ValueError, TypeError):
+    except (sqlite3.Error, ValueError, TypeError):  # among them UnicodeDecodeError
         return None
 
 
@@ -221,14 +242,30 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 
 def _check(db: sqlite3.Connection) -> None:
-    """Look at every page, and read every row that a later start depends on."""
-    told = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    """Look at every page, every index and the tables' definitions, and read every row that a later start depends on."""
+    told = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if told != "ok":
         raise _DamagedError(str(told))
+    odd = _made_anew() - _definitions(db)
+    if odd:
+        raise _DamagedError(f"it lacks {min(odd):.60}")
     for table, (columns, read) in _TABLES.items():
         for row in db.execute(f"SELECT {', '.join(columns)} FROM {table}"):  # noqa: S608 - names of our own
             if not _is_readable(read, row):
                 raise _DamagedError(f"a row of {table} cannot be read: {row[0]!r:.80}")
+
+
+def _definitions(db: sqlite3.Connection) -> frozenset[str]:
+    rows = db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return frozenset(" ".join(str(sql).split()) for (sql,) in rows)
+
+
+@functools.cache
+def _made_anew() -> frozenset[str]:
+    """Return the definitions that a new file has; a byte changed in one is no damage to SQLite."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        _migrate(db)
+        return _definitions(db)
 
 
 def _disagreement(db: sqlite3.Connection, known: Essence | None) -> str | None:
@@ -328,7 +365,7 @@ def _salvage(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
             for number, *row in db.execute(query):
                 if _is_readable(read, tuple(row)):
                     found.setdefault(number, tuple(row))
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             log.debug("salvage_ended", table=table, direction=direction, error=str(error))
         finally:
             db.close()

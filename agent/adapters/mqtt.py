@@ -23,11 +23,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.adapters.contention import Contention
 from agent.adapters.survived import survived
 from agent.adapters.tls import RenewingContext, TlsFiles
 from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
-from agent.deployment.inbox import Connected
+from agent.deployment.inbox import Connected, Drained
 from agent.deployment.intake import CommandMessage
 from agent.failpoints import around
 
@@ -51,12 +52,14 @@ MAX_FILTERS = 4
 KEEPALIVE_S = 30
 WILL_DELAY_S = 30
 RECONNECT_S = (1, 60)
+MAX_IN_FLIGHT = 256
+"""Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
 
 
 class Outbox(Protocol):
     """What the transport needs of the journal."""
 
-    def outbox(self) -> list[tuple[int, Report]]:
+    def outbox(self, most: int = -1) -> list[tuple[int, Report]]:
         """Return what waits, oldest first."""
 
     def acknowledged(self, number: int) -> None:
@@ -105,7 +108,7 @@ class MqttTransport:
         boot_id: str,
         agent: str,
         groups: Sequence[str] = (),
-        post: Callable[[CommandMessage | DesiredMessage | Connected], None],
+        post: Callable[[CommandMessage | DesiredMessage | Connected | Drained], None],
     ) -> None:
         self._broker = broker
         self._topics = topics
@@ -121,6 +124,7 @@ class MqttTransport:
         self._early: set[int] = set()
         self._is_leaving = False
         self._is_behind = self._owes_birth = False
+        self._contention = Contention(topics.device)
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._tls = TlsFiles(broker.ca_file, broker.cert_file, broker.key_file) if broker.use_tls else None
@@ -133,11 +137,9 @@ class MqttTransport:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What is wrong with the certificates now, a sentence each."""
-        if self._tls is None:
-            return ()
-        problem = self._tls.problem(self._clock.now() if self._clock.is_synchronised() else None)
-        return (problem,) if problem else ()
+        """What is wrong with the certificates and with the session now, a sentence each."""
+        problems = (self._certificate_problem(), self._contention.alarm(self._clock.monotonic()))
+        return tuple(problem for problem in problems if problem)
 
     @property
     def epoch(self) -> int:
@@ -190,12 +192,12 @@ class MqttTransport:
         if self._owes_birth:
             self._say_online()
         with self._flushing:
-            sent = set(self._in_flight.values())
-            for number, report in self._outbox.outbox():
+            sent, oldest = set(self._in_flight.values()), self._outbox.outbox(MAX_IN_FLIGHT)
+            for number, report in oldest:
                 if number not in sent and not self._send(number, report):
                     break
             else:
-                self._is_behind = False
+                self._is_behind = len(oldest) == MAX_IN_FLIGHT
             self._early.clear()
 
     def _send(self, number: int, report: Report) -> bool:
@@ -242,6 +244,11 @@ class MqttTransport:
         client.on_publish = self._on_publish
         return client
 
+    def _certificate_problem(self) -> str | None:
+        if self._tls is None:
+            return None
+        return self._tls.problem(self._clock.now() if self._clock.is_synchronised() else None)
+
     def _on_pre_connect(self, client: Client, _data: Any) -> None:
         try:
             self._epoch = max(self._outbox.count("epoch"), self._epoch + 1)
@@ -254,8 +261,9 @@ class MqttTransport:
             properties = Properties(PacketTypes.WILLMESSAGE)
             properties.WillDelayInterval = WILL_DELAY_S
         client.will_set(will.topic, will.payload, qos=1, retain=True, properties=properties)
-        for alarm in self.alarms:
-            log.error("certificate_alarm", detail=alarm)
+        problem = self._certificate_problem()
+        if problem:
+            log.error("certificate_alarm", detail=problem)
 
     @survived
     def _on_connect(
@@ -265,6 +273,7 @@ class MqttTransport:
             log.error("connect_refused", host=self._broker.host, port=self._broker.port, reason=str(reason))
             return
         log.info("connected", host=self._broker.host, port=self._broker.port, session=flags.session_present)
+        self._contention.began(self._clock.monotonic())
         filters = self._subscriptions()
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
@@ -295,9 +304,12 @@ class MqttTransport:
         return [(self._topics.commands, as_published), *((name, SubscribeOptions(qos=1)) for name in others)]
 
     def _on_disconnect(
-        self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+        self, client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
-        log.warning("disconnected", reason=str(reason))
+        wait_s = self._contention.ended(self._clock.monotonic(), reason.value)
+        if wait_s is not None:
+            client.reconnect_delay_set(wait_s, max(wait_s, RECONNECT_S[1]))  # type: ignore[arg-type]  # it only adds
+        log.warning("disconnected", reason=str(reason), code=reason.value, next_try_in_s=wait_s and round(wait_s, 1))
 
     def _on_connect_fail(self, _client: Client, _data: Any) -> None:
         error = sys.exc_info()[1]  # paho calls this while it handles what went wrong
@@ -337,11 +349,13 @@ class MqttTransport:
         )
 
     def _correct_presence(self, payload: bytes) -> None:
-        """Say ``online`` again when an old will, delivered late, says otherwise."""
+        """Say ``online`` again when an old will, delivered late, says otherwise; note who else says it."""
         if self._is_leaving:
             return
         try:
             told = json.loads(payload)
+            if told.get("state") == "online":
+                self._contention.heard(payload)
             is_stale = told.get("state") == "offline" and int(told.get("epoch", 0)) <= self._epoch
         except (ValueError, TypeError, AttributeError):
             return
@@ -353,16 +367,24 @@ class MqttTransport:
         self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         with self._lock:
-            number = self._in_flight.pop(mid, None)
+            number = self._in_flight.get(mid)
             if number is None and self._flushing.locked():
                 self._early.add(mid)
         if reason.is_failure:
             log.error("publish_refused", reason=str(reason))
-        if number is not None:
+        if number is None:
+            return
+        try:
             self._outbox.acknowledged(number)
+        finally:  # not before: a flush that comes between would send it again
+            with self._lock:
+                self._in_flight.pop(mid, None)
+                has_room = self._is_behind and len(self._in_flight) == MAX_IN_FLIGHT // 2
+            if has_room:
+                self._post(Drained())
 
     def _presence(self, state: str, reason: str | None, *, at: bool = True) -> Report:
-        return reports.presence(
+        report = reports.presence(
             self._topics,
             state=state,
             epoch=self._epoch,
@@ -371,6 +393,9 @@ class MqttTransport:
             reason=reason,
             at=self._clock.now() if at else None,
         )
+        if state == "online":
+            self._contention.said(report.payload)
+        return report
 
     def _properties(self, report: Report) -> Properties | None:
         if not self._is_v5:

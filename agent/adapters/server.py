@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.adapters.control import Calls, ControlError, call
+from agent.adapters.deaths import Coroner
 from agent.adapters.processes import child_environment, end, ending
+from agent.adapters.pulse import Pulse
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.failpoints import around
@@ -49,6 +51,7 @@ class ServerProcess:
         options: further arguments of the server.
         on_exit: called from a watching thread when the server ends without being asked to.
         start_timeout_s: how long it may take to answer.
+        silence_s: how long it may then leave questions unanswered before it is replaced.
         residency: asked at every load: ``mode``, and ``allowed_bytes`` for weights that are kept unpacked.
     """
 
@@ -61,6 +64,7 @@ class ServerProcess:
         options: tuple[str, ...] = (),
         on_exit: Callable[[str], None] = lambda _detail: None,
         start_timeout_s: float = 120.0,
+        silence_s: float = 30.0,
         residency: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._http = http
@@ -69,6 +73,8 @@ class ServerProcess:
         self._options = options
         self._on_exit = on_exit
         self._start_timeout_s = start_timeout_s
+        self._silence_s = silence_s
+        self._pulse: Pulse | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
         self._calls = Calls(lambda: self.pid is not None)
@@ -163,6 +169,8 @@ class ServerProcess:
     def stop(self, drain_s: float = 10.0) -> None:
         """Let the server finish its requests, then end it."""
         self._is_stopping = True
+        if self._pulse is not None:
+            self._pulse.stop()  # one that drains takes no more questions
         child = self._child
         if child is None or child.poll() is not None:
             return
@@ -188,7 +196,7 @@ class ServerProcess:
             str(fds[1]),
             "--closed",
         ]
-        child = None
+        child, coroner = None, Coroner()
         try:
             with around("server.start"):
                 child = subprocess.Popen(
@@ -201,7 +209,10 @@ class ServerProcess:
         self.starts += 1
         log.info("server_started", pid=child.pid, start=self.starts)
         self._await(child)
-        threading.Thread(target=self._wait, args=(child,), name=f"server-{child.pid}", daemon=True).start()
+        pulse = self._pulse = Pulse(lambda within_s: self._ask(within_s) is None, child.kill, self._silence_s)
+        pulse.start()
+        arguments = (child, pulse, coroner)
+        threading.Thread(target=self._wait, args=arguments, name=f"server-{child.pid}", daemon=True).start()
 
     def _await(self, child: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
@@ -229,12 +240,13 @@ class ServerProcess:
             return error
         return None
 
-    def _wait(self, child: subprocess.Popen[bytes]) -> None:
+    def _wait(self, child: subprocess.Popen[bytes], pulse: Pulse, coroner: Coroner) -> None:
         status = child.wait()
+        pulse.stop()
         if child is self._child:
             self._calls.hang_up()
         if not self._is_stopping and child is self._child:
-            self._on_exit(ending(status))
+            self._on_exit(pulse.verdict or coroner.words(status))
 
     def _open(self) -> None:
         """Let the server answer on its TCP socket, where connections have waited until its models were back."""

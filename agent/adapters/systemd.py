@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 def notify(*lines: str) -> bool:
@@ -12,9 +17,39 @@ def notify(*lines: str) -> bool:
     if not address:
         return False
     target = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+    # A manager that does not listen must not hold up the agent: what its queue has no room for is not said.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as channel:
         try:
             channel.sendto("\n".join(lines).encode(), target)
         except OSError:
             return False
     return True
+
+
+class Watchdog:
+    """Feeds the service manager's watchdog, at half of the time that it allows (``sd_watchdog_enabled(3)``).
+
+    Args:
+        environment: ``WATCHDOG_USEC`` there says how long the agent may be silent; without it nobody is told anything.
+        monotonic: the time.
+        tell: takes the lines for the service manager.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str] = os.environ,
+        monotonic: Callable[[], float] = time.monotonic,
+        tell: Callable[..., object] = notify,
+    ) -> None:
+        told = environment.get("WATCHDOG_USEC", "")
+        self._every_s = int(told) / 2e6 if told.isdigit() and int(told) else None
+        self._monotonic = monotonic
+        self._tell = tell
+        self._fed_at = float("-inf")
+
+    def feed(self) -> None:
+        """Say that the agent's loop has gone round, if it is time to."""
+        now = self._monotonic()
+        if self._every_s is not None and now - self._fed_at >= self._every_s:
+            self._fed_at = now
+            self._tell("WATCHDOG=1")

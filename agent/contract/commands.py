@@ -8,18 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from datetime import datetime  # noqa: TC003 - pydantic resolves it at run time
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.manifest import Envelope, Sha256, Version
 from agent.contract.oms import Bundle
 from agent.contract.topics import Id, is_id
-from agent.contract.wire import JsonObject, describe, parse_object
+from agent.contract.wire import JsonObject, Moment, describe, parse_object
 from agent.planning.gate import MAX_SLOWDOWN
 from agent.planning.methods import NAMES
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 NamedMethod = Literal["nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp16", "fp32", "mixed"]
@@ -70,7 +72,7 @@ class Command(_Part):
 
     schema_: Annotated[Literal[1], Field(alias="schema")]
     id: Id
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
     expected_generation: int | None = None
     response_topic: ResponseTopic | None = None
     correlation_id: Annotated[str, StringConstraints(max_length=MAX_CORRELATION)] | None = None
@@ -169,7 +171,7 @@ class CollectLogs(Command):
 
     name = "collect_logs"
 
-    since: AwareDatetime | None = None
+    since: Moment | None = None
     max_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 256 * 1024
 
 

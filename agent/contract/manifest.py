@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - pydantic resolves it at run time
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import Id
-from agent.contract.wire import describe, parse_object
+from agent.contract.wire import Moment, describe, parse_object
 
 PAYLOAD_TYPE = "application/vnd.nibbled.manifest+json"
 MAX_FILES = 64
@@ -85,8 +85,8 @@ class Manifest(_Frozen):
     audience: Audience = Audience()
     model_type: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "auto"
     source_dtype: str | None = None
-    not_before: AwareDatetime | None = None
-    expires: AwareDatetime | None = None
+    not_before: Moment | None = None
+    expires: Moment | None = None
     allow_downgrade: bool = False
 
     @property

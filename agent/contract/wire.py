@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, AwareDatetime
 
 from agent.contract.errors import ErrorCode, RefusalError
 
@@ -18,8 +20,21 @@ MAX_DEPTH = 32
 JsonObject = dict[str, Any]
 
 
+def _told_in_utc(moment: datetime) -> datetime:
+    """Refuse a date that has no name in UTC, such as midnight of year 1 east of Greenwich."""
+    try:
+        moment.astimezone(timezone.utc)
+    except OverflowError:
+        raise ValueError("a date outside of the years 1 to 9999 in UTC") from None
+    return moment
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_told_in_utc)]
+"""A date with its offset that can be compared and told in UTC."""
+
+
 def parse_object(payload: bytes, most_bytes: int = MAX_PAYLOAD_BYTES) -> JsonObject:
-    """Parse a JSON object of at most 64 KiB and 32 levels; NaN and duplicate keys are refused.
+    """Parse a JSON object of at most 64 KiB and 32 levels; NaN, duplicate keys and half characters are refused.
 
     Args:
         payload: as it arrived.
@@ -44,6 +59,8 @@ def parse_object(payload: bytes, most_bytes: int = MAX_PAYLOAD_BYTES) -> JsonObj
         raise _bad(f"a JSON {type(value).__name__}, expected an object")
     if _is_deeper_than(value, MAX_DEPTH):
         raise _bad(f"nested deeper than {MAX_DEPTH} levels")
+    if b"\\u" in payload and not _is_text(value):
+        raise _bad("unusable: it contains half of a surrogate pair, which is no character")
     return value
 
 
@@ -85,6 +102,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 def _no_constant(name: str) -> NoReturn:
     raise _bad(f"not JSON: {name} is no JSON number")
+
+
+def _is_text(value: JsonObject) -> bool:
+    """Return whether a value can be written as UTF-8 again: one half of a surrogate pair alone cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _finite(value: Any) -> Any:

@@ -20,7 +20,18 @@ from agent.contract.wire import rfc3339
 from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
 from agent.deployment.facts import with_kept
-from agent.deployment.inbox import BudgetSeen, Inbox, Message, Moved, Outcome, Reopened, ServerLost, Started, Stop
+from agent.deployment.inbox import (
+    BudgetSeen,
+    Drained,
+    Inbox,
+    Message,
+    Moved,
+    Outcome,
+    Reopened,
+    ServerLost,
+    Started,
+    Stop,
+)
 from agent.deployment.intake import Accepted, Answered, CommandMessage, describe
 from agent.deployment.machine import (
     Begin,
@@ -130,10 +141,10 @@ class Engine:
             self._guarded(Reopened(operation.id))
         self._guarded(Started())
 
-    def run(self) -> None:
-        """Handle messages until ``Stop`` arrives."""
+    def run(self, on_turn: Callable[[], None] = lambda: None) -> None:
+        """Handle messages until ``Stop`` arrives; ``on_turn`` hears of every turn, once a second at least."""
         while self.turn():
-            pass
+            on_turn()
 
     def turn(self, *, wait_s: float = IDLE_S) -> bool:
         """Handle one message, or look at deadlines when none comes; return whether to go on."""
@@ -195,6 +206,8 @@ class Engine:
             self._budget_seen(message)
         elif isinstance(message, ServerLost):
             self._server_lost(message)
+        elif isinstance(message, Drained):
+            self._transport.flush()
         else:
             self._tell_everything()
         return True

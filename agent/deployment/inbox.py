@@ -50,6 +50,11 @@ class Connected:
 
 
 @dataclass(frozen=True)
+class Drained:
+    """The broker has acknowledged much of what it was handed: there is room for more reports."""
+
+
+@dataclass(frozen=True)
 class ServerLost:
     """The server ended without being asked to."""
 
@@ -82,6 +87,7 @@ Message = (
     | Started
     | Moved
     | Connected
+    | Drained
     | ServerLost
     | CapabilitiesKnown
     | BudgetSeen

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.errors import ErrorCode
 from agent.deployment import comparison
+from agent.deployment.admission import room_hint, unloads_first
 from agent.deployment.facts import (
     amended,
     checkpoint_facts,
@@ -28,6 +29,7 @@ from agent.deployment.facts import (
 from agent.deployment.machine import Done
 from agent.deployment.models import Release
 from agent.deployment.phases import Phase
+from agent.deployment.planner import budget_for
 from agent.deployment.ports import StepError
 from agent.deployment.selection import select
 from agent.planning.gate import judge
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from agent.deployment.models import Served
     from agent.deployment.planner import Planner
     from agent.deployment.ports import Ports, Watch
-    from agent.planning.budget import Budget
     from agent.planning.gate import Thresholds
     from agent.planning.memory import Footprint
 
@@ -157,7 +158,7 @@ class Steps:
             raise StepError(
                 ErrorCode.UNSUPPORTED_METHOD if unusable else ErrorCode.INSUFFICIENT_MEMORY,
                 chosen.reason,
-                "see capabilities for the methods that work here" if unusable else _room_hint(chosen.budget),
+                "see capabilities for the methods that work here" if unusable else room_hint(chosen.budget),
                 retryable=not unusable,
                 facts=chosen.to_json(),
             )
@@ -258,9 +259,13 @@ class Steps:
         if operation.command == "rollback":
             facts["release"] = previous_release(operation, served).to_json()
         release = Release.from_json(facts["release"])
-        unload_first = (operation.decision or {}).get("admission") == "unload_first"
-        loaded = self._ports.server.load(str(operation.model), release, unload_first=unload_first)
+        model = str(operation.model)
+        budget = budget_for(model, self._ports.device.budget(), served)
+        unload_first = unloads_first(operation.decision or {}, release.method, budget)
+        loaded = self._ports.server.load(model, release, unload_first=unload_first)
         decision = amended(operation, **{name: loaded.get(name) for name in _LOADED})
+        if unload_first:
+            decision["admission"] = "unload_first"
         if operation.command == "rollback":
             decision |= {"method": release.method, "reason": f"{release.id} was served before and is whole"}
         decision |= self._learn(decision, release.method, loaded)
@@ -333,10 +338,3 @@ class Steps:
     def _roll_back(self, _operation: Operation, served: Mapping[str, Served], _watch: Watch) -> Done:
         self._ports.server.restore(served)
         return Done(Phase.ROLLING_BACK)
-
-
-def _room_hint(budget: Budget) -> str:
-    """Return what makes room: what is free helps nobody where the configured budget is what binds."""
-    if budget.limit_bytes is not None and budget.limit_bytes < budget.available_bytes - budget.reserve_bytes:
-        return "raise memory.budget, or undeploy another model"
-    return "free memory, undeploy another model, or lower memory.reserve"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
 MAX_RANK = 8
+MAX_NUMBER = 2**63
+"""Of sizes and offsets; products of larger ones have more digits than Python prints."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -109,10 +111,14 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise BadCheckpointError(f"the header's entry {name!r} lacks dtype, shape or data_offsets") from error
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise BadCheckpointError(f"tensor {name!r} has dtype {dtype!r}; readable are {', '.join(DTYPES)}")
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)) or len(shape) > MAX_RANK:
-        raise BadCheckpointError(f"tensor {name!r} has shape {list(shape)[:MAX_RANK]}, offsets {start} to {end}")
+    if (
+        not all(type(number) is int and 0 <= number < MAX_NUMBER for number in (*shape, start, end))
+        or len(shape) > MAX_RANK
+    ):
+        told = f"{list(shape)[:MAX_RANK]}, offsets {start} to {end}"
+        raise BadCheckpointError(f"tensor {name!r} has shape {told:.300}")
     if prod(shape) * DTYPES[dtype].itemsize != end - start:
         needed = prod(shape) * DTYPES[dtype].itemsize
         raise BadCheckpointError(f"tensor {name!r} of shape {list(shape)} needs {needed} bytes, has {end - start}")

@@ -173,9 +173,47 @@ def raise_the_version(path: Path) -> None:
     db.close()
 
 
+def rename_a_column(path: Path) -> None:
+    """One letter of a table's definition: every page is whole to SQLite."""
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_master SET sql = replace(sql, 'payload', 'paxload') WHERE name = 'outbox'")
+    db.close()
+
+
+def spoil_a_name(path: Path) -> None:
+    """A table's name that is no text: SQLite's own complaint then cannot be read."""
+    content = path.read_bytes()
+    assert b"CREATE TABLE operation" in content
+    path.write_bytes(content.replace(b"CREATE TABLE operation", b"CREATE TA\x93LE operation"))
+
+
+def spoil_a_report(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE outbox SET payload = 7 WHERE number = 9")
+    db.close()
+
+
+def spoil_a_topic(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE outbox SET topic = 'a/#' WHERE number = 9")
+    db.close()
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [overwrite, cut_in_the_middle, spoil_a_record, spoil_what_is_served, raise_the_version, lambda path: path.unlink()],
+    [
+        spoil_a_report,
+        spoil_a_topic,
+        overwrite,
+        cut_in_the_middle,
+        spoil_a_record,
+        spoil_what_is_served,
+        raise_the_version,
+        rename_a_column,
+        spoil_a_name,
+        lambda path: path.unlink(),
+    ],
 )
 def test_what_is_damaged_is_set_aside_and_said(path: Path, spoil: Callable[[Path], None]) -> None:
     spoil(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from agent.adapters.mqtt import Broker, MqttTransport
 from agent.contract.reports import Report
 from agent.contract.topics import Topics
 from agent.deployment.inbox import Connected
+from tests.fakes.clock import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +55,9 @@ class Outbox:
         if self.is_full:
             raise OSError("database or disk is full")
 
-    def outbox(self) -> list[tuple[int, Report]]:
+    def outbox(self, most: int = -1) -> list[tuple[int, Report]]:
         self._write()
-        return list(self.waiting)
+        return self.waiting[: None if most < 0 else most]
 
     def acknowledged(self, number: int) -> None:
         self._write()
@@ -73,14 +73,13 @@ class Subject:
 
     def __init__(self) -> None:
         self.client, self.outbox, self.posted = Client(), Outbox(), list[Any]()
-        clock = SimpleNamespace(now=lambda: datetime(2026, 1, 1, tzinfo=timezone.utc))
         post: Callable[[Any], None] = self.posted.append
         topics = Topics("edge/v1", "box-1")
         self.transport = MqttTransport(
             Broker("localhost", 1),
             topics,
             self.outbox,
-            clock,
+            FakeClock(),
             boot_id="b",
             agent="0",
             post=post,

@@ -13,7 +13,7 @@ from agent.contract.commands import COMMANDS, Deploy, Gate
 from agent.contract.errors import MAX_TEXT, ErrorCode, ErrorInfo, RefusalError
 from agent.contract.reports import Report
 from agent.contract.topics import Topics
-from agent.contract.wire import MAX_DEPTH, MAX_PAYLOAD_BYTES, rfc3339
+from agent.contract.wire import MAX_DEPTH, MAX_PAYLOAD_BYTES, parse_object, rfc3339
 from agent.planning.methods import NAMES
 
 ARTIFACT = {"url": "https://h.example/x.pt", "sha256": "a" * 64, "size": 9}
@@ -83,6 +83,8 @@ def test_at_most_five_complaints_are_made_and_the_rest_counted() -> None:
         (b"\xff\xfe", "not UTF-8 at byte 0"),
         (b'{"id":"a","id":"b"}', "key 'id' occurs twice"),
         (b'{"a":{"b":1,"b":1}}', "key 'b' occurs twice"),
+        (b'{"a":[{"b":"\\ud83d"}]}', "half of a surrogate pair"),
+        (b'{"\\udc00":1}', "half of a surrogate pair"),
         (b'{"priority":NaN}', "NaN is no JSON number"),
         (b'{"priority":-Infinity}', "-Infinity is no JSON number"),
         (b'{"priority":' + b"1" * 5000 + b"}", "too many digits"),
@@ -106,6 +108,15 @@ def test_the_largest_and_deepest_object_is_accepted() -> None:
     assert commands.parse("deploy", whole).id == "d-1"
     deep = b'{"schema":1,"id":"s","a":' + b'{"a":' * (MAX_DEPTH - 2) + b"{}" + b"}" * (MAX_DEPTH - 1)
     assert commands.parse("status", deep).id == "s"
+
+
+def test_a_character_outside_the_first_plane_is_accepted_as_a_pair() -> None:
+    assert parse_object(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+
+
+@pytest.mark.parametrize("date", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
+def test_a_date_that_has_no_name_in_utc_is_refused(date: str) -> None:
+    assert "outside of the years 1 to 9999" in refuse({**DEPLOY, "expires_at": date}).detail
 
 
 def test_a_retained_command_is_refused_with_the_way_out() -> None:

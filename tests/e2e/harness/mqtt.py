@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import uuid
@@ -39,9 +40,14 @@ class Message:
 
 
 class Broker:
-    """Mosquitto on a free port of the loopback interface, with its database in ``directory``."""
+    """Mosquitto on a free port of the loopback interface, with its database in ``directory``.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: for its files.
+        settings: lines for its configuration.
+    """
+
+    def __init__(self, directory: Path, settings: str = "") -> None:
         self.port = free_port()
         self._program = require("mosquitto")
         self._database = directory / "mosquitto.db"
@@ -49,7 +55,7 @@ class Broker:
         owner = pwd.getpwuid(os.geteuid()).pw_name
         self._config.write_text(
             f"listener {self.port} {HOST}\nallow_anonymous true\nlog_dest stderr\nuser {owner}\n"
-            f"persistence true\npersistence_location {directory}/\n",
+            f"persistence true\npersistence_location {directory}/\n{settings}",
             encoding="utf-8",
         )
         self._process: subprocess.Popen[str] | None = None
@@ -69,9 +75,22 @@ class Broker:
             end(self._process)
             self._log.join()
 
+    def save(self) -> None:
+        """Write the database now, as ``autosave_interval`` does."""
+        assert self._process is not None, "the broker was not started"
+        self._process.send_signal(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """End it with SIGKILL: what its database says is what was saved last."""
+        assert self._process is not None, "the broker was not started"
+        assert self._log is not None, "the broker was not started"
+        self._process.kill()
+        self._process.wait(END_S)
+        self._log.join()
+
     def wipe(self) -> None:
-        """Forget every retained message and session; it must have been stopped."""
-        self._database.unlink()
+        """Forget every retained message and session; it must have been ended."""
+        self._database.unlink(missing_ok=True)
 
 
 class Subscriber:

@@ -1,0 +1,54 @@
+"""Whether a release still fits when it is about to be loaded: since the plan there was a build, and others take memory.
+
+Pure. What fitted beside the old form may now only fit in its place, and what fits nowhere is refused before the server
+touches it: the kernel would end the process that answers. Half of the reserve may be used for that, since a plan that
+was just made must not fail for a few pages that come and go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from agent.contract.errors import ErrorCode
+from agent.deployment.ports import StepError
+from agent.planning.budget import size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.planning.budget import Budget
+
+
+def unloads_first(decision: Mapping[str, Any], method: str, budget: Budget) -> bool:
+    """Return whether the old form has to go before the new one is loaded.
+
+    Args:
+        decision: the plan's record; one without an estimate for the method is not judged again.
+        method: what was built.
+        budget: the memory now, with what the model itself holds.
+
+    Raises:
+        StepError: ``insufficient_memory``, when there is no room for it in any way.
+    """
+    planned = decision.get("admission") == "unload_first"
+    estimate = decision.get("estimates", {}).get(method)
+    if estimate is None:
+        return planned
+    needed = estimate["weights_bytes"] + estimate["working_bytes"] + estimate["overhead_bytes"]
+    lenient = replace(budget, reserve_bytes=budget.reserve_bytes // 2)
+    if needed > lenient.room_bytes:
+        raise StepError(
+            ErrorCode.INSUFFICIENT_MEMORY,
+            f"memory shrank since this was planned: {method} needs {size(needed)}, budget {lenient}",
+            room_hint(budget),
+            retryable=True,
+        )
+    return planned or needed > lenient.bytes
+
+
+def room_hint(budget: Budget) -> str:
+    """Return what makes room: what is free helps nobody where the configured budget is what binds."""
+    if budget.limit_bytes is not None and budget.limit_bytes < budget.available_bytes - budget.reserve_bytes:
+        return "raise memory.budget, or undeploy another model"
+    return "free memory, undeploy another model, or lower memory.reserve"

@@ -1,0 +1,103 @@
+"""A link that is cut, slow or lossy: an operation goes on where it can, ends once, and is told when the link is back.
+
+Cut means a black hole: connections hang and nothing is refused. While a device is cut off for minutes the broker says
+that it is ``offline``; afterwards it is ``online`` under a higher epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.harness.operator import MODEL, RUNNING
+from tests.faults.harness_network import minutes, remote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.e2e.harness.world import World
+    from tests.faults.harness_network import Remote
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+PHASES = ("downloading", "planning", "building", "canary", "trial")
+CUT_S = 150.0
+"""Longer than a device and a broker take to notice (keepalive 30 s) and than the will waits (30 s)."""
+REACH_S = 400.0
+"""How long five devices at once may take to get anywhere on two processor cores."""
+SIGNING = threading.Lock()
+"""The world's one signer writes into files of one name."""
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def deployed_across_a_cut(device: Remote, world: World, phase: str, seconds: float) -> str:
+    """Cut a device off for so long as soon as a deploy of its is in a phase; return how the deploy ended."""
+    file = world.files.host(f"{device.agent.device_id}.pt", world.checkpoint.content)
+    file.bytes_per_s = len(file.content) // 2
+    mark = device.operator.mark()
+    with SIGNING:
+        operation = device.deploy(world, file, gate={"soak_s": 1})
+    topic = device.operator.topic(f"op/{operation}")
+    device.operator.subscriber.wait(topic, lambda body: body["phase"] == phase, since=mark, timeout_s=REACH_S)
+    device.cut_for(seconds)
+    ended = device.operator.history(operation, since=mark, timeout_s=REACH_S)
+    states = [body["state"] for body in ended]
+    assert set(states) - RUNNING == {states[-1]}
+    device.operator.event(lambda body: (body["event"], body.get("id")) == ("operation_ended", operation), since=mark)
+    operation = device.operator.send("status")
+    assert device.operator.result(operation)["state"] == "succeeded"
+    return str(states[-1])
+
+
+@pytest.mark.parametrize("phase", ["downloading", "building"])
+def test_a_short_cut_delays_a_deploy_and_nothing_else(
+    stack: contextlib.ExitStack, world: World, tmp_path: Path, phase: str
+) -> None:
+    device = remote(stack, world, tmp_path, f"blink-{phase}", broker=world.broker, subscriber=world.subscriber)
+    assert deployed_across_a_cut(device, world, phase, 2.0) == "succeeded"
+    assert device.link.made == 1
+    assert device.operator.served()["method"] == "nf4"
+
+
+def test_latency_and_loss_slow_a_deploy_down_and_end_nothing(
+    stack: contextlib.ExitStack, world: World, tmp_path: Path
+) -> None:
+    device = remote(stack, world, tmp_path, "faraway", broker=world.broker, subscriber=world.subscriber)
+    for link in (device.link, device.files):
+        link.delay_s, link.stall_share = 0.05, 0.05
+    operation = device.deploy(world, world.checkpoint, gate={"soak_s": 1})
+    assert device.operator.result(operation)["state"] == "succeeded"
+    assert device.link.made == 1
+
+
+@minutes
+@pytest.mark.timeout(1800)
+def test_a_cut_of_minutes_in_any_phase_is_gone_through(
+    stack: contextlib.ExitStack, world: World, tmp_path: Path
+) -> None:
+    """The cuts of all phases last at the same time, each on a device of its own."""
+    devices = {
+        phase: remote(stack, world, tmp_path / phase, f"cut-{phase}", broker=world.broker, subscriber=world.subscriber)
+        for phase in PHASES
+    }
+    mark = world.subscriber.mark()
+    with ThreadPoolExecutor(len(devices)) as pool:
+        cuts = {
+            phase: pool.submit(deployed_across_a_cut, device, world, phase, CUT_S) for phase, device in devices.items()
+        }
+        assert {phase: cut.result() for phase, cut in cuts.items()} == dict.fromkeys(PHASES, "succeeded")
+    for device in devices.values():
+        states = [body["state"] for body in world.subscriber.on(device.operator.topic("presence"), since=mark)]
+        assert states[0] == "offline"
+        assert states[-1] == "online"
+        assert world.images.accuracy(device.agent.url, MODEL) > 0.5
