@@ -3,7 +3,7 @@
 Rules: routes are matched on the undecoded path, so that an encoded slash stays inside its segment; no header but
 lengths and encodings is ever looked at (strict clients send no Content-Type); every reply that is not 200 is
 ``{"error": …}`` as ``application/json``; a client's mistake is never a 500. The socket of the supervisor gets the same
-application with a ``ControlPlane``; without one its routes do not exist.
+application with a ``ControlPlane``; without one the repository can be read and not changed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from agent.serving.exposition import CONTENT_TYPE
 from agent.serving.metrics import render
 from agent.serving.oip import format_response, parse_request
 from agent.serving.replies import Reply, error_reply, infer_reply, json_reply, send_reply
+from agent.serving.repository import ReadOnlyRepository
 from agent.serving.validation import timeout_s
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class HttpApp:
     Args:
         plane: what is shared with the other sockets.
         responses: replies by status, counted for all sockets together.
-        control: the supervisor's routes, None where they must not exist.
+        control: the supervisor's routes, None where nothing may be changed.
         max_body_bytes: larger bodies are refused, before and after decompression.
     """
 
@@ -101,9 +102,10 @@ class HttpApp:
                 return Reply(200, render(self._plane, self._responses), CONTENT_TYPE)
             case ["v2", "models", name, *rest] if rest:
                 return await self._model(request, name, rest)
-            case ["v2", "repository" | "control" as group, *rest] if self._control is not None:
+            case ["v2", "repository" | "control" as group, *rest]:
                 body = await self._body(request) if request.method == "POST" else b""
-                return json_reply(await self._control.answer(group, rest, request.method, body))
+                repository = self._control or ReadOnlyRepository(self._plane)
+                return json_reply(await repository.answer(group, rest, request.method, body))
             case ["v2", *rest]:
                 return self._describe(request, rest)
         raise request.unknown()

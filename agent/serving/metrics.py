@@ -64,6 +64,7 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             of_rooms("shed_total", "counter", "Requests refused as too many waited.", lambda room: room.shed),
             Family("nibbled_model_gap_seconds", "gauge", "Last or running time without an answer.", _gaps(plane)),
             Family("nibbled_http_responses_total", "counter", "HTTP replies by status.", _statuses(responses)),
+            Family("nibbled_grpc_responses_total", "counter", "gRPC calls by status.", _codes(plane)),
             Family("nibbled_server_resident_memory_bytes", "gauge", "Resident set of the server.", {(): rss_bytes()}),
         ]
     )
@@ -88,3 +89,7 @@ def _gaps(plane: DataPlane) -> dict[Labels, float]:
 
 def _statuses(responses: Mapping[int, int]) -> dict[Labels, float]:
     return {(("code", str(status)),): count for status, count in sorted(responses.items())}
+
+
+def _codes(plane: DataPlane) -> dict[Labels, float]:
+    return {(("code", code),): count for code, count in sorted(plane.rpc_codes.items())}
