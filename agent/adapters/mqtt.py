@@ -13,8 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import ConnectFlags, DisconnectFlags
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from agent.adapters.broker import Broker, Outbox
     from agent.contract.reports import Report
     from agent.contract.topics import Topics
     from agent.deployment.ports import Clock
@@ -54,35 +54,6 @@ WILL_DELAY_S = 30
 RECONNECT_S = (1, 60)
 MAX_IN_FLIGHT = 256
 """Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
-
-
-class Outbox(Protocol):
-    """What the transport needs of the journal."""
-
-    def outbox(self, most: int = -1) -> list[tuple[int, Report]]:
-        """Return what waits, oldest first."""
-
-    def acknowledged(self, number: int) -> None:
-        """Forget one."""
-
-    def count(self, name: str) -> int:
-        """Increase a persistent counter."""
-
-
-@dataclass(frozen=True)
-class Broker:
-    """Where the broker is and how to log in."""
-
-    host: str
-    port: int
-    version: str = "5"
-    transport: str = "tcp"
-    username: str | None = None
-    password: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    use_tls: bool = False
 
 
 class MqttTransport:
