@@ -6,9 +6,9 @@ import importlib.util
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from agent.adapters.broker import Broker
 from agent.adapters.download.downloader import Downloader
 from agent.adapters.download.policy import Policy as DownloadPolicy
-from agent.adapters.mqtt_client import Broker
 from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.adapters.tls import check_server_files
 from agent.contract.matrix import MatrixError, parse_toml

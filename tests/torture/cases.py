@@ -50,6 +50,8 @@ _VEHICLES = {
     "mix.rename": MIX,
     **dict.fromkeys(
         (
+            "download.mark.fsync",
+            "download.mark.rename",
             "store.admit.fsync",
             "store.admit.rename",
             "store.footprint.rename",

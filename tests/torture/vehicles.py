@@ -131,7 +131,9 @@ def measured_anew(rig: Rig) -> str:
     used = item["dataset"] if item else None
     other = next(file for file in rig.world.datasets if file.reference()["sha256"] != used)
     gate = {"soak_s": 0.1, "min_agreement": 0.5, "dataset": other.reference()}
-    return rig.operator.deploy(rig.manifest or {}, gate=gate, method=_current(rig)["method"])
+    current = _current(rig)
+    manifest = {**rig.manifests[current["sha256"]], "sequence": rig.operator.manifest(other)["sequence"]}
+    return rig.operator.deploy(manifest, gate=gate, method=current["method"])
 
 
 def mixed(rig: Rig) -> str:
@@ -189,13 +191,6 @@ def stopped(rig: Rig) -> str:
     return started(rig)
 
 
-def _served_as_deployed(rig: Rig) -> None:
-    """Serve the checkpoint that was deployed last, if that failed."""
-    if rig.manifest is None or rig.manifest["files"][0]["sha256"] != _current(rig)["sha256"]:
-        mark = rig.operator.mark()
-        rig.end_of(rig.deploy(), mark)
-
-
 def _killed(rig: Rig) -> None:
     rig.agent.kill()
 
@@ -237,7 +232,7 @@ DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)
 MEND = Vehicle("mend", started, _cut_short_while_replacing)
 RECONNECT = Vehicle("reconnect", reconnected)
-REMEASURE = Vehicle("remeasure", measured_anew, _served_as_deployed)
+REMEASURE = Vehicle("remeasure", measured_anew)
 MIX = Vehicle("mix", mixed)
 DEPLOY = Vehicle("deploy", deployed)
 DESIRED = Vehicle("desired", wanted)
