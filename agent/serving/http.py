@@ -124,7 +124,7 @@ class HttpApp:
         body: Any
         match rest:
             case [] | [""]:
-                body = server_metadata(("model_repository",) if self._control else ())
+                body = server_metadata(("generate", "model_repository") if self._control else ("generate",))
             case ["health", "live"]:
                 body = {"live": True}
             case ["health", "ready"]:
