@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agent.adapters.download.downloader import Downloader
 from agent.adapters.download.policy import Policy as DownloadPolicy
-from agent.adapters.mqtt import Broker
+from agent.adapters.mqtt_client import Broker
 from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.contract.matrix import MatrixError, parse_toml
 from agent.devices import system, tegra
