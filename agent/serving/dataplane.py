@@ -34,7 +34,7 @@ log = structlog.get_logger("dataplane")
 
 NAME = "nibbled"
 PLATFORM = "pytorch"
-EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics", "generate")
+EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics")
 
 
 @dataclass(frozen=True)

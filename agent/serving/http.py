@@ -171,7 +171,8 @@ class HttpApp:
         body: Any
         match rest:
             case [] | [""]:
-                body = server_metadata(("model_repository",) if self._control is not None else ())
+                extensions = ("generate", "model_repository") if self._control is not None else ("generate",)
+                body = server_metadata(extensions)
             case ["health", "live"]:
                 body = {"live": True}
             case ["health", "ready"]:

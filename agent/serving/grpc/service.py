@@ -35,9 +35,6 @@ STREAM_WINDOW = 16
 FINAL_WANTED, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 
 
-HTTP_ALONE = ("binary_tensor_data", "generate")
-
-
 class InferenceService:
     """What each method answers. Raises ``ServingError``.
 
@@ -68,8 +65,8 @@ class InferenceService:
     async def server_metadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Describe the server."""
         described = server_metadata()
-        # Extensions of HTTP alone; tensors are raw here as a matter of course.
-        described["extensions"] = [name for name in described["extensions"] if name not in HTTP_ALONE]
+        # Binary tensor data is an extension of HTTP alone: here they are raw as a matter of course.
+        described["extensions"].remove("binary_tensor_data")
         return _message(described, pb.ServerMetadataResponse)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
