@@ -35,6 +35,7 @@ _HEADERS: dict[int, JsonObject] = {
     401: {"WWW-Authenticate": {"required": True, "schema": TEXT}},
     503: {"Retry-After": {"required": True, "description": "seconds", "schema": COUNT}},
 }
+ENCODINGS = ("gzip", "x-gzip", "deflate", "identity")
 _LENGTH = "Inference-Header-Content-Length"
 _BYTES: JsonObject = {"schema": {"type": "string", "format": "binary"}}
 
@@ -183,11 +184,17 @@ def _operation(route: Route, *, needs_token: bool) -> JsonObject:
     if route.is_infer:
         operation["parameters"] += [
             _header(_LENGTH, {**COUNT, "description": "bytes of the JSON part; 0: the body is the only input"}),
-            _header("Content-Encoding", {"type": "string", "enum": ["gzip", "x-gzip", "deflate", "identity"]}),
+            _header("Content-Encoding", {**TEXT, "pattern": f"^({_any_case(*ENCODINGS)})?$", "examples": [*ENCODINGS]}),
         ]
     if needs_token:
         operation["security"] = [{"bearer": []}]
     return operation
+
+
+def _any_case(*words: str) -> str:
+    """Return a pattern for ``words`` in any case (RFC 9110, 8.4.1), since JSON Schema has no flag for it."""
+    spelt = ("".join(f"[{each}{each.upper()}]" if each.isalpha() else each for each in word) for word in words)
+    return "|".join(spelt)
 
 
 def _answer(route: Route) -> JsonObject:
