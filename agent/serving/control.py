@@ -169,13 +169,14 @@ class ControlPlane:
                     network, figures = await self._thread.load(artifact, model.batcher.max_rows, wish)
         except LoadFailedError as error:
             model.failure = (release, version, str(error))
+            self._plane.judge(error)
             log.warning("load_failed", model=model.name, release=release, code=error.code, detail=str(error))
             await self._thread.release_memory()
             raise
         finally:
             model.loading = None
         slot = model.slots[release] = Slot(
-            model.name, release, version, network, figures, max_rows=model.batcher.max_rows
+            model.name, release, version, network, figures, max_rows=model.batcher.max_rows, judge=self._plane.judge
         )
         log.info("loaded", model=model.name, release=release, resident_bytes=network.resident_bytes, **figures)
         return slot

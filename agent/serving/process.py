@@ -24,6 +24,7 @@ import structlog
 import uvicorn
 
 from agent.serving.connection import Connection
+from agent.serving.lost import LOST_STATUS
 from agent.serving.tls import HANDSHAKE_S
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("server")
 LINGER_S = 0.5
+LAST_WORDS_S = 0.2
+"""For replies on their way, when a process ends that has lost its device."""
 # What uvicorn needs besides its own deadline: it looks every 0.1 s whether it should end, and sleeps while ending.
 UVICORN_MARGIN_S = 0.5
 BACKLOG = 2048
@@ -203,13 +206,25 @@ async def serve(plane: DataPlane, data: Listener, control: Listener, drain_s: fl
     if rpc is not None:
         running.append(asyncio.create_task(_answer_rpc(rpc, plane.is_open, asked, forced, drain_s)))
     log.info("listening", pid=os.getpid())
-    await asyncio.wait([asyncio.create_task(asked.wait()), *running], return_when=asyncio.FIRST_COMPLETED)
+    await _until_over(plane, asked, running)
     log.info("draining", in_flight=_in_flight(plane))
     await asyncio.sleep(LINGER_S)
     for server in servers:
         server.should_exit = True
     await asyncio.gather(*running)
     log.info("stopped", in_flight=_in_flight(plane))
+
+
+async def _until_over(plane: DataPlane, asked: asyncio.Event, running: list[asyncio.Task[None]]) -> None:
+    """Return when the process is to drain; end it when its device is lost."""
+    lost = asyncio.create_task(plane.is_lost.wait())
+    await asyncio.wait([asyncio.create_task(asked.wait()), lost, *running], return_when=asyncio.FIRST_COMPLETED)
+    if lost.done():
+        # Whoever waits for a thread that is stuck in a driver waits for ever: what could be answered was.
+        await asyncio.sleep(LAST_WORDS_S)
+        sys.stderr.flush()
+        os._exit(LOST_STATUS)
+    lost.cancel()
 
 
 async def _answer_rpc(
