@@ -60,6 +60,10 @@ def listen(serving: Serving) -> socket.socket:
             raise StartError(
                 f"serving.cert_file {serving.cert_file} and key_file {serving.key_file}: {error}"
             ) from None
+    if serving.otlp_endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
+        raise StartError(
+            "serving.otlp_endpoint needs the extra otel: pip install 'nibbled[otel]', or leave the key out"
+        )
     return _listen(serving.host, serving.http_port, "serving.http_port")
 
 
@@ -101,6 +105,7 @@ def server_options(serving: Serving, store: Path) -> tuple[str, ...]:
         "head-s": serving.head_s,
         "body-s": serving.body_s,
         "log-every": serving.log_every,
+        "otlp-endpoint": serving.otlp_endpoint,
         "token-file": serving.token_file,
         "admin-token-file": serving.admin_token_file,
         "store": store,

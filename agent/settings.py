@@ -112,6 +112,7 @@ class Serving(_Section):
     head_s: Annotated[float, Field(gt=0, le=600)] = 10.0
     body_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     log_every: Annotated[int, Field(ge=0)] = 0
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0

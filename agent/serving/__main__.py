@@ -24,6 +24,7 @@ from agent.serving.process import Listener, Rpc, configure_log, fitting, log, se
 from agent.serving.repository import Repository
 from agent.serving.slots import Loader, Models
 from agent.serving.tls import RenewedContext
+from agent.serving.tracing import Tracer
 from agent.serving.waiting import HOLD_S
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _data(
         access=access,
         groups=("repository",),
         log_every=options.log_every,
+        tracer=Tracer(options.otlp_endpoint) if options.otlp_endpoint else None,
     )
     tls = RenewedContext(options.cert_file, options.key_file).context if options.cert_file else None
     return Listener(app, socket.socket(fileno=options.http_fd), limits, responses, tls)
@@ -128,6 +130,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--max-delay-ms", type=float, default=0.0, help="milliseconds that a busy model waits for more to join"
     )
     parser.add_argument("--max-queue", type=int, default=standard.max_queue, help="requests of a model that may wait")
+    parser.add_argument("--otlp-endpoint", help="URL of a collector of traces")
     parser.add_argument("--max-body-bytes", type=int, default=DEFAULT.max_body_bytes)
     parser.add_argument("--max-connections", type=int, default=DEFAULT.max_connections)
     parser.add_argument("--head-s", type=float, default=DEFAULT.head_s, help="seconds for a request's headers")

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from agent.serving.oip import InferRequest
     from agent.serving.replies import Send
     from agent.serving.slots import Slot
+    from agent.serving.tracing import Tracer
 
 log = structlog.get_logger("http")
 HEADER_LENGTH = b"inference-header-content-length"
@@ -70,6 +71,7 @@ class HttpApp:
         access: None answers whoever can connect.
         groups: what ``control`` answers below ``/v2``.
         log_every: how many requests make a line of the log; 0 for none.
+        tracer: hears of every inference, None where no traces are collected.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class HttpApp:
         access: Access | None = None,
         groups: tuple[str, ...] = ("repository", "control"),
         log_every: int = 0,
+        tracer: Tracer | None = None,
     ) -> None:
         self._plane = plane
         self._responses = responses
@@ -93,6 +96,7 @@ class HttpApp:
         self._access = access
         self._log_every = log_every
         self._until_logged = log_every
+        self._tracer = tracer
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -232,8 +236,12 @@ class HttpApp:
             response = await self._plane.infer(slot, question, waited_s)
             reply = infer_reply(*format_response(response.wire))
         except ServingError as error:
+            seconds = time.perf_counter() - began
             if slot is not None:
-                slot.stats.refused(error.outcome, time.perf_counter() - began)
+                slot.stats.refused(error.outcome, seconds)
+            if self._tracer is not None:
+                version = slot.version if slot is not None else ""
+                self._tracer.record(request.headers.items(), name, version, seconds, error=str(error))
             raise
         except asyncio.CancelledError:
             if not watch.has_left:
@@ -243,7 +251,10 @@ class HttpApp:
             raise DisconnectedError from None
         finally:
             watch.close()
-        slot.stats.answered(response.rows, time.perf_counter() - began, response.timing, time.time_ns() // 1_000_000)
+        seconds = time.perf_counter() - began
+        slot.stats.answered(response.rows, seconds, response.timing, time.time_ns() // 1_000_000)
+        if self._tracer is not None:
+            self._tracer.record(request.headers.items(), name, slot.version, seconds, timing=response.timing)
         return reply
 
     async def _wait(
