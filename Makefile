@@ -101,6 +101,12 @@ decisions: install
 deploy/bench/out/%.pt: | $(STAMP)
 	nice -n 10 $(BIN)/python -m deploy.bench.train_kanji $*
 
+# A language model from nothing, in minutes, to try texts with; see docs/texts.md.
+.PHONY: demo-lm
+demo-lm: STEPS ?= 1500
+demo-lm: install
+	nice -n 10 $(BIN)/python -m deploy.demo.train_lm deploy/demo/out --steps $(STEPS)
+
 # A day of noisy memory per trace and model; SEEDS="4 5 6" plays others.
 .PHONY: flap
 flap: install
@@ -116,6 +122,11 @@ sequences: install
 .PHONY: attacks
 attacks: install
 	nice -n 10 $(BIN)/python -m deploy.bench.attacks
+
+# Requests made up from the OpenAPI document, against a real server. EXAMPLES=2000 SEED=3 plays others.
+.PHONY: fuzz-http
+fuzz-http: install
+	nice -n 10 $(BIN)/python -m tests.e2e.harness.fuzz --examples $(or $(EXAMPLES),500) --seed $(or $(SEED),1)
 
 # Whole operations in which something fails; see tests/torture/campaign.py for shares of it. START= starts processes as
 # a device does, which takes ten times as long; PUBLISH=--publish puts the sum into docs/reliability.md.

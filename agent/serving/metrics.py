@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.serving.exposition import Family, Labels, expose
+from agent.serving.generation.stats import families
 from agent.serving.memory import rss_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             each("batch_rows", "histogram", "Rows of each forward pass.", lambda slot: slot.stats.batch_rows),
             each("in_flight", "gauge", "Requests that hold the release.", lambda slot: slot.in_flight),
             each("resident_bytes", "gauge", "Weights.", lambda slot: slot.network.resident_bytes, "nibbled_model"),
+            *families({labels: slot.generated for labels, slot in slots.items() if slot.network.text is not None}),
             each(
                 "unpacked_bytes", "gauge", "Kept unpacked.", lambda slot: slot.network.unpacked_bytes, "nibbled_model"
             ),

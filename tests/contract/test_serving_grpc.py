@@ -395,7 +395,8 @@ def test_a_stream_is_answered_in_order_side_by_side_and_goes_on_after_errors(tmp
             assert answers[number].infer_response.raw_output_contents[0] == expected.tobytes()
         assert answers[4].infer_response.parameters["triton_final_response"].bool_param
         assert "triton_final_response" not in answers[5].infer_response.parameters
-        assert network.calls == [1, 5]
+        assert sum(network.calls) == 6
+        assert len(network.calls) <= 2, "those that waited were computed together"
 
     run(scenario)
 
