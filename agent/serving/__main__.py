@@ -16,7 +16,7 @@ from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
 from agent.serving.http import HttpApp
 from agent.serving.loader import TorchLoader
-from agent.serving.process import configure_log, log, serve, tie_to_parent
+from agent.serving.process import configure_log, die_before_parent, log, serve, tie_to_parent
 from agent.serving.slots import Loader, Models
 from agent.serving.waiting import HOLD_S
 
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None, loader: Loader | None = None) -> No
     """Run the server until it is told to end; does not return."""
     options = _parse(arguments)
     tie_to_parent()
+    die_before_parent()
     configure_log()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     loader = loader or TorchLoader(options.device, options.threads)
