@@ -1,8 +1,8 @@
 """Keys and passwords as systemd hands them to a service: files in ``$CREDENTIALS_DIRECTORY`` (``systemd.exec(5)``).
 
 A credential is named after the setting that it stands for, without ``_file``: ``mqtt.key`` is ``mqtt.key_file``. A
-bearer token is ``downloads.token.HOST``. Names of other sections belong to somebody else and are left alone; an unknown name
-of these is refused, since a misspelt one would pass for a connection without a key.
+bearer token is ``downloads.token.HOST``. Names of other sections belong to somebody else and are left alone; an unknown
+name of these is refused, since a misspelt one would pass for a connection without a key.
 """
 
 from __future__ import annotations

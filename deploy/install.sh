@@ -182,7 +182,7 @@ install_configuration() {
     if [ -e "$root$file" ]; then say "kept $file"; return; fi
     [ -e "$tree/configs/$profile.toml" ] || fail "no profile $profile" \
         "there are:$(names "$tree"/configs/*.toml)"
-    device_id=${device_id:-$(uname -n | tr -c 'A-Za-z0-9_-\n' - | cut -c1-64)}
+    device_id=${device_id:-$(uname -n | tr -c 'A-Za-z0-9_\n-' - | cut -c1-64)}
     sed "s|^device_id = \"[^\"]*\"|device_id = \"$device_id\"|" "$tree/configs/$profile.toml" | write "$file" 640
     chgrp nibbled "$root$file" 2>/dev/null || chown "0:$(sed -n 's/^nibbled:[^:]*:\([0-9]*\):.*/\1/p' "$root/etc/group")" "$root$file"
 }

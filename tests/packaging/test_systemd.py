@@ -1,4 +1,4 @@
-"""The unit files: valid, closed as far as a GPU allows, and every directive that stays open has its reason beside it."""
+"""The unit files: valid, closed as far as a GPU allows; every directive that stays open has its reason beside it."""
 
 from __future__ import annotations
 
