@@ -238,7 +238,7 @@ CODE
     [ -z "$package" ] || number=$(printf '%s' "$package" | sed -n 's/.*nibbled[=-]*\([0-9][^-]*\).*/\1/p')
     [ -n "$number" ] || fail "nothing to install here" "give --wheelhouse or --package"
     target=$root$prefix/versions/$number
-    if [ -x "$target/bin/nibbled" ] && [ "$("$target/bin/nibbled" --version 2>/dev/null | awk '{print $NF}')" = "$number" ] && [ -z "$package" ]; then
+    if [ -x "$target/bin/nibbled" ] && [ "$("$target/bin/python" "$target/bin/nibbled" --version 2>/dev/null | awk '{print $NF}')" = "$number" ] && [ -z "$package" ]; then
         say "version $number is installed already"
     else
         mkdir -p "$(dirname "$target")"
