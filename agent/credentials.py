@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-NAMES = ("mqtt.password", "mqtt.ca", "mqtt.cert", "mqtt.key", "downloads.ca")
+NAMES = (
+    "mqtt.password",
+    "mqtt.ca",
+    "mqtt.cert",
+    "mqtt.key",
+    "downloads.ca",
+    "serving.cert",
+    "serving.key",
+    "serving.token",
+    "serving.admin_token",
+)
 TOKEN = "downloads.token."  # noqa: S105 - the head of a name
 _SECTIONS = tuple({name.partition(".")[0] + "." for name in NAMES})
 

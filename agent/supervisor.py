@@ -82,6 +82,7 @@ class Supervisor:
         state_dir = parts.prepare(settings.state_dir)
         self._control_path = state_dir / "run" / "control.sock"
         self._http, self._control = parts.listen(settings.serving), parts.listen_control(self._control_path)
+        self._grpc = parts.listen_grpc(settings.serving)
         self._logbook.keep_in(state_dir / "logs" / "agent.jsonl")
         self._clock = SystemClock()
         matrix = parts.matrix(settings)
@@ -89,7 +90,7 @@ class Supervisor:
         self._journal = SqliteJournal(state_dir / "journal.db")
         self._live = LiveSettings(settings, self._journal.config(), fixed=fixed_by_environment())
         self._keys = KeyDirectory(settings.trust.keys_dir)
-        self._relaxations = () if settings.trust.require_signature else ("trust.require_signature is off",)
+        self._relaxations = parts.relaxations(settings)
         self._builder = BuilderProcess(settings.deployment.build_threads)
         live = self._live
         self._probe = DeviceProbe(
@@ -128,7 +129,8 @@ class Supervisor:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._engine.post(Stop()))
-        log.info("starting", device=self._settings.device_id, agent=agent.__version__, inference=self._inference_url())
+        addresses = {"inference": self._inference_url(), "grpc": self._grpc_address()}
+        log.info("starting", device=self._settings.device_id, agent=agent.__version__, **addresses)
         self._runner.start()
         self._engine.recover()
         self._transport.start()
@@ -168,22 +170,20 @@ class Supervisor:
         self._journal.close()
         self._http.close()
         self._control.close()
+        if self._grpc is not None:
+            self._grpc.close()
         self._control_path.unlink(missing_ok=True)
         log.info("stopped")
         self._logbook.close()
 
     def _make_server(self) -> ServerProcess:
-        serving = self._settings.serving
-        waits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
-        batching = ("--max-batch-rows", str(serving.max_batch_rows), "--max-delay-ms", str(serving.max_delay_ms))
-        queue = ("--max-queue", str(serving.max_queue))
-        options = ("--device", serving.device, "--threads", str(serving.threads), *waits, *batching, *queue)
         return ServerProcess(
             self._http,
             self._control,
             self._control_path,
-            options=options,
-            silence_s=serving.silence_s,
+            grpc=self._grpc,
+            options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
+            silence_s=self._settings.serving.silence_s,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
             residency=self._residency,
         )
@@ -340,4 +340,8 @@ class Supervisor:
 
     def _inference_url(self) -> str:
         host, port = self._http.getsockname()[:2]
-        return f"http://{host}:{port}/v2"
+        scheme = "https" if self._settings.serving.cert_file else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v2"
+
+    def _grpc_address(self) -> str | None:
+        return "{}:{}".format(*self._grpc.getsockname()[:2]) if self._grpc is not None else None

@@ -19,7 +19,7 @@ from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
 from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
-from agent.deployment.facts import with_kept
+from agent.deployment.facts import logged, with_kept
 from agent.deployment.inbox import (
     BudgetSeen,
     Drained,
@@ -373,15 +373,7 @@ class Engine:
             self._journal.save(after, told, served=item, remove=item is None)
         if not after.state.is_terminal:
             self._open[after.id] = after
-        log.info(
-            "operation",
-            id=after.id,
-            state=str(after.state),
-            phase=str(after.phase),
-            attempt=after.attempt,
-            error=str(after.error.code) if after.error else None,
-            detail=after.error.detail if after.error else None,
-        )
+        log.info("operation", **logged(after))
         self._transport.flush()
 
     def _perform(self, operation: Operation, phase: Phase, served: Mapping[str, Served]) -> None:

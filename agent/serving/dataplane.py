@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import structlog
 
 from agent import __version__
 from agent.serving.errors import BadRequestError, ModelFailedError, ServingError, UnavailableError
+from agent.serving.lost import is_lost
 from agent.serving.memory import is_out_of_memory
 from agent.serving.oip import InferResponse
 from agent.serving.tensors import Tensor, is_finite
@@ -50,19 +52,30 @@ class DataPlane:
 
     Attributes:
         is_draining: set once, when the process was asked to end.
+        rpc_codes: calls over gRPC by how they ended; stays empty without it.
         is_open: set once the data plane's socket may be answered; until then connections wait in its backlog.
+        is_lost: set once an error said that this process can compute nothing more.
     """
 
     def __init__(self, models: Models) -> None:
         self.models = models
         self.is_draining = False
+        self.rpc_codes: Counter[str] = Counter()
         self.is_open = asyncio.Event()
+        self.is_lost = asyncio.Event()
         self.started_at = time.monotonic()
 
     @property
     def is_ready(self) -> bool:
         """Whether requests should be sent here."""
         return self.models.is_ready and not self.is_draining
+
+    def judge(self, error: BaseException) -> None:
+        """Look at what a model raised: some errors leave the whole process without a device."""
+        if not self.is_lost.is_set() and is_lost(error):
+            log.critical("device_lost", error=f"{type(error).__name__}: {error}"[:2000])
+            self.drain()
+            self.is_lost.set()
 
     def drain(self) -> None:
         """Begin to end: what waits for a switch is answered, as no release may come any more."""
