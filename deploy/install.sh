@@ -10,6 +10,8 @@
 # (/etc/nibbled) and state (/var/lib/nibbled: journal, models) belong to no version and are not touched.
 set -euo pipefail
 umask 022
+# The service will not have them: what they add must not be taken for a part of the installation.
+unset PYTHONPATH PYTHONHOME
 
 usage() {
     sed -n '2,7p' "$0" | sed 's/^# \{0,1\}//'
