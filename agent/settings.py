@@ -229,8 +229,13 @@ class Watch(_Section):
 
 def _ports_agree(serving: Serving, status: Status) -> None:
     is_same_host = serving.host == status.host or {"0.0.0.0", "::"} & {serving.host, status.host}  # noqa: S104 - only compared
-    if status.enabled and serving.http_port and serving.http_port == status.port and is_same_host:
-        raise ValueError(f"serving.http_port and status.port are both {status.port}; expected two different ports")
+    page = {"status.port": status.port} if status.enabled and is_same_host else {}
+    ports = {"serving.http_port": serving.http_port, "serving.grpc_port": serving.grpc_port, **page}
+    taken: dict[int, str] = {}
+    for name, port in ports.items():
+        if port and port in taken:
+            raise ValueError(f"{taken[port]} and {name} are both {port}; expected two different ports")
+        taken[port or 0] = name
 
 
 class Logging(_Section):

@@ -225,6 +225,7 @@ def test_an_address_is_local_only_when_no_other_machine_reaches_it(
         ('[mqtt]\nusername = "u"\npassword = "p"\npassword_file = "/p"', ("password and password_file contradict",)),
         ('[mqtt]\npassword_file = "/p"', ("a password needs a username",)),
         ("[serving]\nhttp_port = 9000\n[status]\nport = 9000", ("serving.http_port and status.port are both 9000",)),
+        ("[serving]\nhttp_port = 9000\ngrpc_port = 9000", ("serving.http_port and serving.grpc_port are both 9000",)),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_with_what_was_expected(
