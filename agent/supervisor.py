@@ -304,6 +304,7 @@ class Supervisor:
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],
             "server_starts": self._server.starts,
             "broker_connected": self._transport.is_connected,
+            "broker_echo": self._transport.is_echoed,
         }
 
     def _status(self) -> dict[str, Any]:

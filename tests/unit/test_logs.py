@@ -122,5 +122,5 @@ def test_a_terminal_gets_lines_for_people(monkeypatch: pytest.MonkeyPatch) -> No
     os.close(leader)
     assert "connected" in written
     assert "canary" not in written
-    with pytest.raises(ValueError, match="Expecting|Extra"):
+    with pytest.raises(ValueError, match=r"Expecting|Extra"):
         json.loads(written)
