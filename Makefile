@@ -13,7 +13,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[model,transformers,onnx,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[model,grpc,transformers,onnx,demo,dev,clients]'
 	touch $@
 
 demo: install
@@ -28,7 +28,7 @@ test-supervisor:
 	@PYTHON310="$$(sh .ci/find-python 3.10)"; \
 	if [ -z "$$PYTHON310" ]; then echo "test-supervisor: SKIPPED, no Python 3.10 on this machine"; exit 0; fi; \
 	"$$PYTHON310" -m venv .venv-3.10 && \
-	.venv-3.10/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' && \
+	.venv-3.10/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,grpc]' && \
 	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu and not minutes"
 
 # The real timm imports torchvision, which has to be built for its torch: an environment of its own, several gigabytes.
@@ -101,6 +101,12 @@ decisions: install
 deploy/bench/out/%.pt: | $(STAMP)
 	nice -n 10 $(BIN)/python -m deploy.bench.train_kanji $*
 
+# A language model from nothing, in minutes, to try texts with; see docs/texts.md.
+.PHONY: demo-lm
+demo-lm: STEPS ?= 1500
+demo-lm: install
+	nice -n 10 $(BIN)/python -m deploy.demo.train_lm deploy/demo/out --steps $(STEPS)
+
 # A day of noisy memory per trace and model; SEEDS="4 5 6" plays others.
 .PHONY: flap
 flap: install
@@ -154,6 +160,19 @@ fuzz: install
 	  PYTHONPATH="$$PWD/.fuzz/site" nice -n 10 $(BIN)/python -m tests.fuzz.campaign $$target $(SECONDS) --keep .fuzz/findings \
 	    || failed="$$failed $$target"; \
 	done; test -z "$$failed"
+
+# KServe's own client against a running server: an environment of its own, half a gigabyte. Triton's runs with the tests.
+.PHONY: clients
+clients: install
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check kserve==0.21.0
+	$(BIN)/python -m tests.clients.run $(BIN)/python tests/clients/triton.py
+	$(BIN)/python -m tests.clients.run .venv-clients/bin/python tests/clients/kserve_clients.py
+
+# The gRPC messages from their .proto files; a test compares them with what is committed.
+.PHONY: protos
+protos: install
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. agent/serving/grpc/inference.proto agent/serving/grpc/health.proto
 
 # Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
 .PHONY: interruptions

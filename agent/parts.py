@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from agent.adapters.download.downloader import Downloader
 from agent.adapters.download.policy import Policy as DownloadPolicy
-from agent.adapters.mqtt import Broker
+from agent.adapters.mqtt_client import Broker
 from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.contract.matrix import MatrixError, parse_toml
 from agent.devices import system, tegra
@@ -38,11 +39,26 @@ def prepare(state_dir: Path) -> Path:
 
 def listen(serving: Serving) -> socket.socket:
     """Return the socket of the inference API, bound and listening."""
+    return _listen(serving.host, serving.http_port, "serving.http_port")
+
+
+def listen_grpc(serving: Serving) -> socket.socket | None:
+    """Return the socket of the inference API over gRPC, None where it is not configured.
+
+    grpcio is looked for and not imported: only the server does that.
+    """
+    if serving.grpc_port is None:
+        return None
+    if importlib.util.find_spec("grpc") is None:
+        raise StartError("serving.grpc_port needs the extra grpc: pip install 'nibbled[grpc]', or leave the key out")
+    return _listen(serving.host, serving.grpc_port, "serving.grpc_port")
+
+
+def _listen(host: str, port: int, key: str) -> socket.socket:
     try:
-        return listen_tcp(serving.host, serving.http_port)
+        return listen_tcp(host, port)
     except OSError as error:
-        where = f"serving.http_port {serving.http_port} on {serving.host}"
-        raise StartError(f"{where}: {error.strerror or error}; choose another one") from None
+        raise StartError(f"{key} {port} on {host}: {error.strerror or error}; choose another one") from None
 
 
 def listen_control(path: Path) -> socket.socket:

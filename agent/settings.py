@@ -90,6 +90,7 @@ class Serving(_Section):
 
     host: str = "127.0.0.1"
     http_port: Port = 8000
+    grpc_port: Port | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0

@@ -79,6 +79,7 @@ class Supervisor:
         state_dir = parts.prepare(settings.state_dir)
         self._control_path = state_dir / "run" / "control.sock"
         self._http, self._control = parts.listen(settings.serving), parts.listen_control(self._control_path)
+        self._grpc = parts.listen_grpc(settings.serving)
         self._logbook.keep_in(state_dir / "logs" / "agent.jsonl")
         self._clock = SystemClock()
         matrix = parts.matrix(settings)
@@ -125,7 +126,8 @@ class Supervisor:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._engine.post(Stop()))
-        log.info("starting", device=self._settings.device_id, agent=agent.__version__, inference=self._inference_url())
+        addresses = {"inference": self._inference_url(), "grpc": self._grpc_address()}
+        log.info("starting", device=self._settings.device_id, agent=agent.__version__, **addresses)
         self._runner.start()
         self._engine.recover()
         self._transport.start()
@@ -157,6 +159,8 @@ class Supervisor:
         self._journal.close()
         self._http.close()
         self._control.close()
+        if self._grpc is not None:
+            self._grpc.close()
         self._control_path.unlink(missing_ok=True)
         log.info("stopped")
         self._logbook.close()
@@ -171,6 +175,7 @@ class Supervisor:
             self._http,
             self._control,
             self._control_path,
+            grpc=self._grpc,
             options=options,
             silence_s=serving.silence_s,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
@@ -323,3 +328,6 @@ class Supervisor:
     def _inference_url(self) -> str:
         host, port = self._http.getsockname()[:2]
         return f"http://{host}:{port}/v2"
+
+    def _grpc_address(self) -> str | None:
+        return "{}:{}".format(*self._grpc.getsockname()[:2]) if self._grpc is not None else None

@@ -22,6 +22,8 @@ REASONS = {
     "orjson": ("tensors as JSON", "`json`, several times slower on arrays"),
     "numpy": ("tensors on the wire", ""),
     "safetensors": ("artifacts: mapped, never executed", "pickle"),
+    "grpcio": ("gRPC; the extra `grpc`", "`grpclib` on `h2`: HTTP/2 in Python"),
+    "protobuf": ("its messages; the same extra", ""),
     "tomli": ("TOML on Python 3.10", ""),
 }
 

@@ -207,8 +207,9 @@ class ArtifactStore:
 
 def _with_paths(result: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Return ``result`` with its file names resolved below ``directory``: it was written before the move."""
-    names = ("artifact", "sidecar", "gate_file")
-    return {**result, **{name: str(directory / os.path.basename(result[name])) for name in names}}  # noqa: PTH119
+    names = ("artifact", "sidecar", "gate_file", "tokenizer")
+    held = {name: os.path.basename(result[name]) for name in names if name in result}  # noqa: PTH119
+    return {**result, **{name: str(directory / file) for name, file in held.items()}}
 
 
 def _hash(path: Path, watch: Watch) -> tuple[int, str]:

@@ -13,19 +13,18 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
-from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters.contention import Contention
+from agent.adapters.mqtt_client import RECONNECT_S, connect_properties, make_client
 from agent.adapters.survived import survived
-from agent.adapters.tls import RenewingContext, TlsFiles
+from agent.adapters.tls import TlsFiles
 from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
 from agent.deployment.inbox import Connected, Drained
@@ -35,23 +34,20 @@ from agent.failpoints import around
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from paho.mqtt.client import ConnectFlags, DisconnectFlags
+    from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from agent.adapters.mqtt_client import Broker
     from agent.contract.reports import Report
     from agent.contract.topics import Topics
     from agent.deployment.ports import Clock
 
 log = structlog.get_logger("mqtt")
 
-SESSION_EXPIRY_S = 7 * 24 * 3600
-RECEIVE_MAXIMUM = 16
-MAX_PACKET_BYTES = 256 * 1024
 MAX_FILTERS = 4
 """Filters in one SUBSCRIBE; AWS IoT Core takes eight, others fewer."""
 KEEPALIVE_S = 30
 WILL_DELAY_S = 30
-RECONNECT_S = (1, 60)
 MAX_IN_FLIGHT = 256
 """Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
 
@@ -67,22 +63,6 @@ class Outbox(Protocol):
 
     def count(self, name: str) -> int:
         """Increase a persistent counter."""
-
-
-@dataclass(frozen=True)
-class Broker:
-    """Where the broker is and how to log in."""
-
-    host: str
-    port: int
-    version: str = "5"
-    transport: str = "tcp"
-    username: str | None = None
-    password: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    use_tls: bool = False
 
 
 class MqttTransport:
@@ -119,7 +99,7 @@ class MqttTransport:
         self._sources = {topics.desired: OWN, **{topics.group_desired(group): group for group in groups}}
         self._post = post
         self._epoch = 0
-        self._is_v5 = broker.version == "5"
+        self._is_v5 = broker.is_v5
         self._in_flight: dict[int, int] = {}
         self._early: set[int] = set()
         self._is_leaving = False
@@ -158,7 +138,7 @@ class MqttTransport:
         """Connect in the background, again and again until ``stop``."""
         options: dict[str, Any] = {}
         if self._is_v5:
-            options = {"clean_start": False, "properties": _connect_properties()}
+            options = {"clean_start": False, "properties": connect_properties()}
         self._client.connect_async(self._broker.host, self._broker.port, KEEPALIVE_S, **options)
         self._client.loop_start()
 
@@ -230,20 +210,7 @@ class MqttTransport:
         return True
 
     def _make_client(self) -> Client:
-        client = Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._topics.device,
-            clean_session=None if self._is_v5 else False,
-            protocol=MQTTv5 if self._is_v5 else MQTTv311,
-            transport="websockets" if self._broker.transport == "websockets" else "tcp",
-            manual_ack=True,
-        )
-        client.reconnect_delay_set(*RECONNECT_S)
-        client.max_queued_messages_set(0)
-        if self._broker.username is not None:
-            client.username_pw_set(self._broker.username, self._broker.password)
-        if self._tls is not None:
-            client.tls_set_context(RenewingContext(self._tls))  # type: ignore[arg-type]  # it wraps sockets, no more
+        client = make_client(self._broker, self._topics.device, self._tls)
         client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -414,11 +381,3 @@ class MqttTransport:
         if report.correlation is not None:
             properties.CorrelationData = report.correlation
         return properties
-
-
-def _connect_properties() -> Properties:
-    properties = Properties(PacketTypes.CONNECT)
-    properties.SessionExpiryInterval = SESSION_EXPIRY_S
-    properties.ReceiveMaximum = RECEIVE_MAXIMUM
-    properties.MaximumPacketSize = MAX_PACKET_BYTES
-    return properties

@@ -48,6 +48,7 @@ class ServerProcess:
         http: listening TCP socket; it stays open here, so that clients wait while the server is replaced.
         control: listening Unix socket.
         control_path: where ``control`` is bound.
+        grpc: a listening TCP socket like ``http``, None without gRPC.
         options: further arguments of the server.
         on_exit: called from a watching thread when the server ends without being asked to.
         start_timeout_s: how long it may take to answer.
@@ -61,14 +62,14 @@ class ServerProcess:
         control: socket.socket,
         control_path: Path,
         *,
+        grpc: socket.socket | None = None,
         options: tuple[str, ...] = (),
         on_exit: Callable[[str], None] = lambda _detail: None,
         start_timeout_s: float = 120.0,
         silence_s: float = 30.0,
         residency: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self._http = http
-        self._control = control
+        self._sockets = {"--http-fd": http, "--control-fd": control, **({"--grpc-fd": grpc} if grpc else {})}
         self._path = control_path
         self._options = options
         self._on_exit = on_exit
@@ -185,22 +186,14 @@ class ServerProcess:
     def _ensure_running(self) -> None:
         if self.pid is not None or self._is_stopping:
             return
-        fds = (self._http.fileno(), self._control.fileno())
-        command = [
-            sys.executable,
-            "-m",
-            "agent.serving",
-            "--http-fd",
-            str(fds[0]),
-            "--control-fd",
-            str(fds[1]),
-            "--closed",
-        ]
+        fds = {option: listener.fileno() for option, listener in self._sockets.items()}
+        numbered = [word for option, fd in fds.items() for word in (option, str(fd))]
+        command = [sys.executable, "-m", "agent.serving", *numbered, "--closed", *self._options]
         child, coroner = None, Coroner()
         try:
             with around("server.start"):
                 child = subprocess.Popen(
-                    [*command, *self._options], pass_fds=fds, stdin=subprocess.DEVNULL, env=child_environment()
+                    command, pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL, env=child_environment()
                 )
         except OSError as error:
             end(child)

@@ -50,6 +50,7 @@ from agent.deployment.models import settle
 from agent.deployment.phases import Phase, State
 from agent.deployment.pursuit import message_of
 from agent.deployment.recovery import Mode
+from agent.deployment.reporting import line
 from agent.deployment.runner import WorkWatch
 from agent.deployment.waiting import expiry, next_up, replaced
 
@@ -373,15 +374,7 @@ class Engine:
             self._journal.save(after, told, served=item, remove=item is None)
         if not after.state.is_terminal:
             self._open[after.id] = after
-        log.info(
-            "operation",
-            id=after.id,
-            state=str(after.state),
-            phase=str(after.phase),
-            attempt=after.attempt,
-            error=str(after.error.code) if after.error else None,
-            detail=after.error.detail if after.error else None,
-        )
+        log.info("operation", **line(after))
         self._transport.flush()
 
     def _perform(self, operation: Operation, phase: Phase, served: Mapping[str, Served]) -> None:

@@ -31,6 +31,11 @@ INDEX = "model.safetensors.index.json"
 POOLING, MODULES = "1_Pooling/config.json", "modules.json"
 """What sentence-transformers writes beside an encoder: how steps become one vector, and what follows."""
 
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
+TEXT_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, GENERATION)
+"""What a language model needs besides its weights to make texts; see ``huggingface_text``."""
+
 MAX_JSON_BYTES = 16 << 20
 """An index has about 100 bytes a tensor, a configuration with 20,000 labels 1 MiB."""
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
@@ -49,8 +54,8 @@ def open_files(path: Path) -> Checkpoint:
         UnsafeCheckpointError: an index or archive points outside of itself.
         ArchitectureError: the model is none that can be served.
     """
-    files = _files(path)
-    config = _object(files, CONFIG)
+    files = files_in(path)
+    config = json_object(files, CONFIG)
     entries: dict[str, Entry] = {}
     weights = _weight_files(files)
     for name in weights:
@@ -74,13 +79,20 @@ def digest(path: Path) -> str:
     """Return the SHA-256, in hex, of an archive, or of the list of files that are read from a directory."""
     if not path.is_dir():
         return sha256(path)
-    files = _files(path)
-    names = [CONFIG, *_weight_files(files), *(name for name in (INDEX, POOLING, MODULES) if name in files)]
+    files = files_in(path)
+    others = (INDEX, POOLING, MODULES, *TEXT_FILES)
+    names = [CONFIG, *_weight_files(files), *(name for name in others if name in files)]
     lines = "".join(f"{sha256(files[name].path)}  {name}\n" for name in sorted(names))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _files(path: Path) -> Files:
+def files_in(path: Path) -> Files:
+    """Return what is in a directory or archive, by name.
+
+    Raises:
+        BadCheckpointError: an archive is damaged.
+        UnsafeCheckpointError: it was made to deceive.
+    """
     try:
         return members(path)
     except ArchiveError as error:
@@ -101,7 +113,7 @@ def _weight_files(files: Files) -> list[str]:
 
 def _weight_map(files: Files) -> dict[str, str]:
     """Return each tensor's file by the index."""
-    listed = _object(files, INDEX).get("weight_map")
+    listed = json_object(files, INDEX).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise BadCheckpointError(f"{INDEX} has no weight_map")
     for name in listed.values():
@@ -124,7 +136,7 @@ def _sentences(files: Files) -> dict[str, Any]:
     """Return how a model of sentence-transformers makes one vector of a text; nothing for others."""
     if POOLING not in files:
         return {}
-    pooling = _object(files, POOLING)
+    pooling = json_object(files, POOLING)
     modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
     mode = _MODES.get(modes[0], modes[0]) if len(modes) == 1 else " and ".join(modes) or None
     modules = _modules(files)
@@ -143,7 +155,13 @@ def _modules(files: Files) -> list[str]:
     return [str(item.get("type")).rpartition(".")[2] for item in listed]
 
 
-def _object(files: Files, name: str) -> dict[str, Any]:
+def json_object(files: Files, name: str) -> dict[str, Any]:
+    """Return the object in a file of JSON.
+
+    Raises:
+        BadCheckpointError: it is missing, no JSON, or no object.
+        UnsafeCheckpointError: it is larger than any such file is.
+    """
     content = _json(files, name)
     if not isinstance(content, dict):
         raise BadCheckpointError(f"{name} holds a {type(content).__name__}, not an object")

@@ -37,6 +37,7 @@ from agent.quantization import (
     footprint,
     gate,
     huggingface_files,
+    huggingface_text,
     mixing,
     onnx,
     process,
@@ -125,7 +126,11 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
     data = gate.evaluation(found, job.dataset, job.rows, job.seed)
     job.output_dir.mkdir(parents=True, exist_ok=True)
     path = job.output_dir / artifact.file_name(found.model_type, file_tag(job.method))
-    origin = {"source_sha256": job.source_sha256 or _digest(job.checkpoint), "decision": job.decision}
+    origin: JsonObject = {"source_sha256": job.source_sha256 or _digest(job.checkpoint), "decision": job.decision}
+    if huggingface_text.is_language_model(found):
+        generation, notes = huggingface_text.carry(job.checkpoint, found, path)
+        origin["generation"] = generation
+        found = replace(found, notes=(*found.notes, *notes))
     subject = trial.Subject(checkpoint, found, data, job.blocksize, job.device, origin)
     gate_file = path.with_name(GATE_FILE)
     if job.wish is not None:
@@ -136,6 +141,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
         "artifact": str(path),
         "sidecar": str(path.with_suffix(".json")),
         "gate_file": str(gate_file),
+        **({"tokenizer": str(path.with_name(told["tokenizer"]["file"]))} if (told := origin.get("generation")) else {}),
         **{key: facts[key] for key in _RESULT_KEYS},
         "skipped": facts["skipped"][:SKIPPED_REPORTED],
         **({"mixed": mixing.told(facts["mixed"])} if "mixed" in facts else {}),

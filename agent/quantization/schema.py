@@ -204,6 +204,30 @@ class Mixed(_Closed):
     """The method of every packed tensor, by the name that the checkpoint has for it."""
 
 
+class Tokenizer(_Closed):
+    """The tokenizer's file, which lies beside the artifact."""
+
+    file: Text
+    """Its name."""
+    sha256: Sha256
+    """Its digest."""
+    bytes: Count
+    """Its length."""
+
+
+class Generation(_Closed):
+    """What a language model makes texts with."""
+
+    tokenizer: Tokenizer
+    """Text to ids and back."""
+    eos_token_ids: list[Count]
+    """Ids that end a text."""
+    chat_template: str | None
+    """The checkpoint's template for conversations, in Jinja; null if it came with none."""
+    special_tokens: dict[str, Text]
+    """Tokens that the template asks for by name."""
+
+
 class Sidecar(_Closed):
     """The JSON beside a nibbled artifact: what it is, how it was made, and how it measured against its source."""
 
@@ -263,6 +287,8 @@ class Sidecar(_Closed):
     """What a full batch took on top for a moment; null where the system does not tell."""
     gate: Gate
     """What was measured."""
+    generation: Generation | None = None
+    """What a language model makes texts with; null for one without a usable tokenizer, absent for other types."""
     decision: dict[str, JsonValue] | None = None
     """Why the device built it: scenario, rule, budget and candidates of the plan; null where nobody planned."""
 

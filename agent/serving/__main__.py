@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import socket
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -16,7 +18,7 @@ from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
 from agent.serving.http import HttpApp
 from agent.serving.loader import TorchLoader
-from agent.serving.process import configure_log, log, serve, tie_to_parent
+from agent.serving.process import Rpc, configure_log, log, serve, tie_to_parent
 from agent.serving.slots import Loader, Models
 from agent.serving.waiting import HOLD_S
 
@@ -52,7 +54,20 @@ async def _run(options: argparse.Namespace, loader: Loader) -> None:
         plane.is_open.set()
     data = HttpApp(plane, responses, None, limit), socket.socket(fileno=options.http_fd)
     supervisor = HttpApp(plane, responses, control, limit), socket.socket(fileno=options.control_fd)
-    await serve(plane, data, supervisor, options.drain_s)
+    rpc = None
+    if options.grpc_fd is not None:
+        rpc = _grpc_server(plane, options.grpc_fd, Path(supervisor[1].getsockname()), limit)
+    await serve(plane, data, supervisor, options.drain_s, rpc)
+
+
+def _grpc_server(plane: DataPlane, fd: int, control_path: Path, limit: int) -> Rpc:
+    try:
+        module = importlib.import_module("agent.serving.grpc.server")
+    except ImportError as error:
+        log.critical("grpc_missing", error=str(error), hint="pip install 'nibbled[grpc]', or set no serving.grpc_port")
+        os._exit(1)
+    server: Rpc = module.GrpcServer(plane, socket.socket(fileno=fd), control_path.with_name("grpc.sock"), limit)
+    return server
 
 
 def _report(preparing: asyncio.Future[None]) -> None:
@@ -66,7 +81,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m agent.serving", description=__doc__)
     parser.add_argument("--http-fd", type=int, required=True, help="listening TCP socket of the data plane")
     parser.add_argument("--control-fd", type=int, required=True, help="listening Unix socket of the supervisor")
-    parser.add_argument("--closed", action="store_true", help="leave the TCP socket unanswered until told to open")
+    parser.add_argument("--grpc-fd", type=int, help="listening TCP socket of the data plane over gRPC; needs the extra")
+    parser.add_argument("--closed", action="store_true", help="leave the TCP sockets unanswered until told to open")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each model")
     parser.add_argument("--drain-s", type=float, default=10.0, help="seconds that a shutdown may take")

@@ -6,6 +6,7 @@ INVARIANTS:
 - Joined requests belong to the same slot, have equal shapes behind the rows, and do not exceed ``max_rows`` together.
 - The oldest request is always in the next batch.
 - When a batch fails, each of its requests is computed alone: only those that fail alone are answered with an error.
+- Work that takes turns gets one step after each batch, or at once while none waits.
 - A work is settled exactly once, on the event loop; until then it holds its slot.
 
 The queue is shared by two threads and guarded by one condition; futures are touched on the event loop only.
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -85,6 +86,13 @@ class _Executed:
 _DEFAULT = Batching()
 
 
+class Turns(Protocol):
+    """Work that takes turns with batches, a step at a time."""
+
+    def step(self) -> bool:
+        """Do one step, in the thread; return whether there is another."""
+
+
 class Batcher:
     """Computes the requests of one model, one batch at a time, in a thread of its own."""
 
@@ -95,6 +103,7 @@ class Batcher:
         self._loop = loop
         self._changed = threading.Condition()
         self._queue: deque[Work] = deque()
+        self._turns: list[Turns] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._work, name=f"model-{name}", daemon=True)
         self._thread.start()
@@ -142,12 +151,20 @@ class Batcher:
             self._changed.notify()
         return work.future
 
+    def wake(self, turns: Turns) -> None:
+        """Let the thread call ``turns.step`` until it returns False, one step after each batch; from any thread."""
+        with self._changed:
+            if turns not in self._turns and not self._is_stopping:
+                self._turns.append(turns)
+                self._changed.notify()
+
     def stop(self) -> None:
         """End the thread; what is still queued is answered with 503."""
         with self._changed:
             self._is_stopping = True
             left = list(self._queue)
             self._queue.clear()
+            self._turns.clear()
             self._changed.notify()
         for work in left:
             self._settle(work, UnavailableError(f"model {work.slot.model!r} was unloaded"))
@@ -189,29 +206,36 @@ class Batcher:
     # What follows runs in the thread.
 
     def _work(self) -> None:
-        while batch := self._take():
-            executed = self._execute(batch)
-            self._loop.call_soon_threadsafe(self._deliver, batch, executed)
+        while (taken := self._take()) is not None:
+            batch, turns = taken
+            if batch:
+                self._loop.call_soon_threadsafe(self._deliver, batch, self._execute(batch))
+            for each in turns:
+                if each.step():
+                    self.wake(each)
+                del each
             # The next wait may be long: do not keep a release alive meanwhile.
-            del batch, executed
+            del batch, turns, taken
 
-    def _take(self) -> list[Work]:
-        """Wait for work and return the next batch; an empty one means the end."""
+    def _take(self) -> tuple[list[Work], list[Turns]] | None:
+        """Wait for work and return the next batch, which may be empty, and who has a turn; None means the end."""
         with self._changed:
             if self._queue and self._max_delay_s:
                 self._collect()
-            while not self._queue:
+            while not self._queue and not self._turns:
                 if self._is_stopping:
-                    return []
+                    return None
                 self._changed.wait()
-            batch = [self._queue.popleft()]
+            turns, self._turns = self._turns, []
+            batch = [self._queue.popleft()] if self._queue else []
             if self._queue and batch[0].slot.network.is_batchable:
                 self._join(batch)
-            return batch
+            return batch, turns
 
     def _collect(self) -> None:
         """Wait until a batch is full or the oldest request has waited long enough; it may leave meanwhile."""
-        while self._queue and not self._is_stopping and self._queue[0].slot.network.is_batchable:
+        # A step that is due is not held up by a batch that may fill.
+        while self._queue and not (self._is_stopping or self._turns) and self._queue[0].slot.network.is_batchable:
             left_s = self._queue[0].queued_at + self._max_delay_s - time.perf_counter()
             if left_s <= 0 or sum(work.question.rows for work in self._queue) >= self.max_rows:
                 return

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import orjson
 import structlog
 
 from agent.failpoints import around
@@ -24,6 +23,7 @@ from agent.serving.canary import measure
 from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllowedError, NotFoundError
 from agent.serving.loading import LoadingThread
 from agent.serving.memory import rss_bytes
+from agent.serving.repository import index, parse
 from agent.serving.residency import Mode, Wish
 from agent.serving.slots import Model, Slot
 from agent.serving.stats import percentiles_ms
@@ -86,8 +86,10 @@ class ControlPlane:
         if rest == ["open"]:
             self._plane.is_open.set()
             return {"open": True}
-        request = _parse(body)
-        return self.index(request) if rest == ["index"] else await self._change(rest[1], rest[2], request)
+        request = parse(body)
+        return (
+            index(self._plane.models, request) if rest == ["index"] else await self._change(rest[1], rest[2], request)
+        )
 
     async def _change(self, name: str, action: str, request: JsonObject) -> JsonObject:
         parameters = request.get("parameters") or {}
@@ -232,21 +234,8 @@ class ControlPlane:
             del model.slots[release]
             # Replies that are still being written look at the slot, and must not keep its weights.
             slot.network.close()
-
-    def index(self, request: JsonObject) -> list[JsonObject]:
-        """Return every release that is loaded, being loaded, or failed to load last."""
-        entries: list[JsonObject] = []
-        for model in self._plane.models:
-            for slot in model.slots.values():
-                is_active = slot is model.active
-                entries.append(_entry(model.name, slot.version, "READY", "", slot.release, active=is_active))
-            if model.loading is not None:
-                release, version = model.loading
-                entries.append(_entry(model.name, version, "LOADING", "", release))
-            if model.failure is not None:
-                release, version, reason = model.failure
-                entries.append(_entry(model.name, version, "UNAVAILABLE", reason, release))
-        return [entry for entry in entries if entry["state"] == "READY" or not request.get("ready")]
+            if slot.engine is not None:
+                slot.engine.close()
 
     def status(self) -> JsonObject:
         """Return counters of every model that answers, how every model was switched last, and the memory."""
@@ -269,16 +258,6 @@ async def _change(model: Model) -> AsyncIterator[None]:
             yield
         finally:
             model.room.touch()
-
-
-def _parse(body: bytes) -> JsonObject:
-    try:
-        request = orjson.loads(body) if body else {}
-    except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the request is not valid JSON: {error}") from None
-    if not isinstance(request, dict):
-        raise BadRequestError("the request must be a JSON object")
-    return request
 
 
 def _text(parameters: JsonObject, key: str) -> str:
@@ -304,11 +283,6 @@ def _flag(parameters: JsonObject, key: str) -> bool:
     if not isinstance(value, bool):
         raise BadRequestError(f"parameter {key!r} must be true or false")
     return value
-
-
-def _entry(name: str, version: str, state: str, reason: str, release: str, *, active: bool = False) -> JsonObject:
-    parameters = {"release": release, "active": active}
-    return {"name": name, "version": version, "state": state, "reason": reason, "parameters": parameters}
 
 
 def _status(model: Model, slot: Slot) -> JsonObject:

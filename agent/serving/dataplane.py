@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ log = structlog.get_logger("dataplane")
 
 NAME = "nibbled"
 PLATFORM = "pytorch"
-EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics")
+EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics", "generate")
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ class DataPlane:
 
     Attributes:
         is_draining: set once, when the process was asked to end.
+        rpc_codes: calls over gRPC by how they ended; stays empty without it.
         is_open: set once the data plane's socket may be answered; until then connections wait in its backlog.
     """
 
     def __init__(self, models: Models) -> None:
         self.models = models
         self.is_draining = False
+        self.rpc_codes: Counter[str] = Counter()
         self.is_open = asyncio.Event()
         self.started_at = time.monotonic()
 

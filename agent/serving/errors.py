@@ -2,6 +2,7 @@
 
 ServingError
   BadRequestError         400  the client's mistake, with the numbers
+  ForbiddenError          403  this socket does not do that, for anybody
   NotFoundError           404  no such route, model, version or release
   MethodNotAllowedError   405
   BodyTimeoutError        408  the body did not arrive in time
@@ -37,6 +38,13 @@ class BadRequestError(ServingError):
     """The client has to change the request."""
 
     status = 400
+    outcome = "invalid"
+
+
+class ForbiddenError(ServingError):
+    """What is asked for exists, and is not done for whoever asks here."""
+
+    status = 403
     outcome = "invalid"
 
 
@@ -99,6 +107,10 @@ class ExpiredError(UnavailableError):
     """The request's own ``timeout`` passed while it waited."""
 
     outcome = "expired"
+
+
+class HeldTooLongError(ExpiredError):
+    """The server's own limit for the wait passed, not the request's."""
 
 
 class ModelFailedError(ServingError):

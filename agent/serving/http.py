@@ -3,7 +3,7 @@
 Rules: routes are matched on the undecoded path, so that an encoded slash stays inside its segment; no header but
 lengths and encodings is ever looked at (strict clients send no Content-Type); every reply that is not 200 is
 ``{"error": …}`` as ``application/json``; a client's mistake is never a 500. The socket of the supervisor gets the same
-application with a ``ControlPlane``; without one its routes do not exist.
+application with a ``ControlPlane``; without one the repository can be read and not changed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from agent.serving.errors import (
     ServingError,
 )
 from agent.serving.exposition import CONTENT_TYPE
+from agent.serving.generation.events import EventReply
+from agent.serving.generation.routes import GENERATE, TextRoutes, openai_error_reply
 from agent.serving.metrics import render
 from agent.serving.oip import format_response, parse_request
 from agent.serving.replies import Reply, error_reply, infer_reply, json_reply, send_reply
+from agent.serving.repository import ReadOnlyRepository
 from agent.serving.validation import timeout_s
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ class HttpApp:
     Args:
         plane: what is shared with the other sockets.
         responses: replies by status, counted for all sockets together.
-        control: the supervisor's routes, None where they must not exist.
+        control: the supervisor's routes, None where nothing may be changed.
         max_body_bytes: larger bodies are refused, before and after decompression.
     """
 
@@ -67,6 +70,7 @@ class HttpApp:
         self._responses = responses
         self._control = control
         self._max_body_bytes = max_body_bytes
+        self._texts = TextRoutes(plane, self._body)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -81,18 +85,21 @@ class HttpApp:
             return
         except ServingError as error:
             is_unread = error.is_unread
-            reply = error_reply(error)
+            reply = request.refusal(error)
         except Exception:
             log.exception("request_failed", path=request.path)
-            reply = error_reply(ServingError("internal error"))
+            reply = request.refusal(ServingError("internal error"))
         self._responses[reply.status] += 1
         closes = is_unread or self._plane.is_draining
+        if isinstance(reply, EventReply):
+            await reply.send(send, closes=closes)
+            return
         await send_reply(send, reply, request.headers, closes=closes, ends=not is_unread)
         if is_unread:
             await discard_body(receive)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _answer(self, request: _Request) -> Reply:
+    async def _answer(self, request: _Request) -> Reply | EventReply:
         if len(request.path) > MAX_PATH_BYTES:
             raise NotFoundError(f"the path has {len(request.path)} characters, at most {MAX_PATH_BYTES} are matched")
         match request.route:
@@ -101,11 +108,14 @@ class HttpApp:
                 return Reply(200, render(self._plane, self._responses), CONTENT_TYPE)
             case ["v2", "models", name, *rest] if rest:
                 return await self._model(request, name, rest)
-            case ["v2", "repository" | "control" as group, *rest] if self._control is not None:
+            case ["v2", "repository" | "control" as group, *rest]:
                 body = await self._body(request) if request.method == "POST" else b""
-                return json_reply(await self._control.answer(group, rest, request.method, body))
+                repository = self._control or ReadOnlyRepository(self._plane)
+                return json_reply(await repository.answer(group, rest, request.method, body))
             case ["v2", *rest]:
                 return self._describe(request, rest)
+            case ["v1", *rest]:
+                return await self._texts.openai(request, rest)
         raise request.unknown()
 
     def _describe(self, request: _Request, rest: list[str]) -> Reply:
@@ -137,13 +147,15 @@ class HttpApp:
         reason = "the server is shutting down" if self._plane.is_draining else "no model is active"
         return json_reply({"live": True, "ready": False, "error": reason}, 503)
 
-    async def _model(self, request: _Request, name: str, rest: list[str]) -> Reply:
+    async def _model(self, request: _Request, name: str, rest: list[str]) -> Reply | EventReply:
         version = None
         if rest[0] == "versions" and len(rest) > 1:
             version, rest = rest[1], rest[2:]
         if rest == ["infer"]:
             request.expect("POST")
             return await self._infer(request, name, version)
+        if len(rest) == 1 and rest[0] in GENERATE:
+            return await self._texts.generate(request, name, version, rest[0])
         if rest not in ([], ["ready"], ["config"], ["stats"]):
             raise request.unknown()
         request.expect("GET")
@@ -223,6 +235,10 @@ class _Request:
         """Raise ``MethodNotAllowedError`` for another verb; HEAD is GET without the body, which uvicorn leaves out."""
         if self.method != method and not (self.method == "HEAD" and method == "GET"):
             raise MethodNotAllowedError(self.method, self.path[:128], method)
+
+    def refusal(self, error: ServingError) -> Reply:
+        """Return what says no, in the form of the protocol that was spoken."""
+        return openai_error_reply(error) if self.route[:1] == ["v1"] else error_reply(error)
 
     def unknown(self) -> NotFoundError:
         """Return the error for a path that matches nothing."""

@@ -6,6 +6,10 @@ import contextlib
 import ctypes
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # How running out of memory reads: CUDA's allocator, the CPU's, and NvMap on Jetson boards, where the allocator's own
 # bookkeeping fails first ("NVML_SUCCESS == r INTERNAL ASSERT FAILED") because their NVML knows no device memory.
@@ -21,6 +25,9 @@ OUT_OF_MEMORY_TEXTS = (
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STATM = Path("/proc/self/statm")
 CLEAR_REFS = Path("/proc/self/clear_refs")
+MEMINFO = Path("/proc/meminfo")
+OWN_GROUP = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -43,6 +50,27 @@ def reset_peak_rss() -> bool:
         CLEAR_REFS.write_text("5", encoding="ascii")
         return True
     return False
+
+
+def available_bytes() -> int:
+    """Return what this process may still take of the main memory: the kernel's estimate, or less by a control group.
+
+    ``MemAvailable`` of ``/proc/meminfo``, proc(5); ``memory.max`` less ``memory.current``, cgroup-v2.rst.
+    """
+    lines = MEMINFO.read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min((available, *_group_rooms()))
+
+
+def _group_rooms() -> Iterator[int]:
+    with contextlib.suppress(OSError, StopIteration):
+        own = next(line for line in OWN_GROUP.read_text(encoding="ascii").splitlines() if line.startswith("0::"))
+        group = GROUPS / own.removeprefix("0::").lstrip("/")
+        while group.is_relative_to(GROUPS):
+            with contextlib.suppress(OSError, ValueError):  # the root has no limit, others may say "max"
+                most, current = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+                yield max(0, int(most) - int(current))
+            group = group.parent
 
 
 def trim_heap() -> None:

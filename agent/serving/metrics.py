@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.serving.exposition import Family, Labels, expose
+from agent.serving.generation.stats import families
 from agent.serving.memory import rss_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             each("batch_rows", "histogram", "Rows of each forward pass.", lambda slot: slot.stats.batch_rows),
             each("in_flight", "gauge", "Requests that hold the release.", lambda slot: slot.in_flight),
             each("resident_bytes", "gauge", "Weights.", lambda slot: slot.network.resident_bytes, "nibbled_model"),
+            *families({labels: slot.generated for labels, slot in slots.items() if slot.network.text is not None}),
             each(
                 "unpacked_bytes", "gauge", "Kept unpacked.", lambda slot: slot.network.unpacked_bytes, "nibbled_model"
             ),
@@ -64,6 +66,7 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             of_rooms("shed_total", "counter", "Requests refused as too many waited.", lambda room: room.shed),
             Family("nibbled_model_gap_seconds", "gauge", "Last or running time without an answer.", _gaps(plane)),
             Family("nibbled_http_responses_total", "counter", "HTTP replies by status.", _statuses(responses)),
+            Family("nibbled_grpc_responses_total", "counter", "gRPC calls by status.", _codes(plane)),
             Family("nibbled_server_resident_memory_bytes", "gauge", "Resident set of the server.", {(): rss_bytes()}),
         ]
     )
@@ -88,3 +91,7 @@ def _gaps(plane: DataPlane) -> dict[Labels, float]:
 
 def _statuses(responses: Mapping[int, int]) -> dict[Labels, float]:
     return {(("code", str(status)),): count for status, count in sorted(responses.items())}
+
+
+def _codes(plane: DataPlane) -> dict[Labels, float]:
+    return {(("code", code),): count for code, count in sorted(plane.rpc_codes.items())}

@@ -1,4 +1,4 @@
-"""Networks that compute with torch. The only file of the server that imports it; see ``loader``."""
+"""Networks that compute with torch. Only this and what it imports knows torch; see ``loader``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from agent import architectures
+from agent.planning.model_types import HUGGING_FACE
 from agent.quantization import artifact as artifacts
 from agent.quantization import kernels, modules, residency
 from agent.serving.memory import trim_heap
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from agent.serving.generation.model import LanguageModel
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
 
+LANGUAGE = "agent.serving.generation.language"
 JOINED = 8
 """Rows of the batch that stands for joined requests when times are compared."""
 WARM_UP_S = 1.0
@@ -66,7 +69,10 @@ def load(artifact: Path, device: str) -> TorchNetwork:
     module = artifacts.load(artifact, device=device)
     examples = architectures.synthetic_inputs(sidecar["model_type"], sidecar["options"], rows=2, seed=0)
     arrays = [examples[spec["name"]].numpy() for spec in sidecar["inputs"]]
-    return TorchNetwork(module, sidecar, modules.resident_bytes(module), arrays)
+    network = TorchNetwork(module, sidecar, modules.resident_bytes(module), arrays)
+    if sidecar["model_type"] == HUGGING_FACE:
+        network.learn_to_write(artifact, sidecar)
+    return network
 
 
 def release_memory() -> None:
@@ -122,6 +128,8 @@ class TorchNetwork:
         counts_rows = all(spec.shape and spec.shape[0] == -1 for spec in self.inputs + self.outputs)
         self.is_batchable = counts_rows and bool(sidecar["batchable"])
         self.resident_bytes = resident_bytes
+        self.text: LanguageModel | None = None
+        self.no_text = "it answers tensors"
         self.unpacked_bytes = 0
         self._module: torch.nn.Module | None = module.eval()
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
@@ -149,6 +157,18 @@ class TorchNetwork:
             self._compute(largest)
         return largest
 
+    def learn_to_write(self, artifact: Path, sidecar: dict[str, Any]) -> None:
+        """Find out whether the artifact makes texts."""
+        try:
+            language = importlib.import_module(LANGUAGE)
+        except ImportError as error:  # of the optional package, one that is older than what is used of it
+            self.no_text = str(error)
+            return
+        try:
+            self.text = language.language_model(artifact, sidecar, self._module, self._device)
+        except language.NoTextError as error:
+            self.no_text = str(error)
+
     def reside(self, wish: Wish) -> Residency:
         """Keep weights packed or unpacked; one row is timed, and where rows are joined ``JOINED`` too."""
         module = self._module
@@ -172,7 +192,7 @@ class TorchNetwork:
 
     def close(self) -> None:
         """Let go of the module and the examples."""
-        self._module, self._examples = None, ()
+        self._module, self.text, self._examples = None, None, ()
 
     def _compute(self, rows: int) -> None:
         self.run([np.resize(array, (rows, *array.shape[1:])) for array in self._examples])

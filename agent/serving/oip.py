@@ -17,6 +17,7 @@ import orjson
 
 from agent.serving.errors import BadRequestError, ModelFailedError, TooLargeError
 from agent.serving.json_data import to_array
+from agent.serving.raw import as_values, byte_size
 from agent.serving.tensors import BINARY_ONLY, DATATYPES, Tensor, is_finite
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 # JSON numbers become Python objects of 24 to 32 bytes each while the interpreter lock is held; larger tensors belong
 # into the binary form, which is not copied at all.
 MAX_JSON_BYTES = 16 * 1024 * 1024
-MAX_RANK = 16
 MOST_RARE = 64
 """Rare bytes that are looked at one by one before a text is searched for the word itself."""
-MAX_TENSOR_BYTES = 2**62
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
@@ -278,39 +277,21 @@ def _parse_shape(entry: dict[str, Any], datatype: str) -> tuple[int, ...]:
     shape, where = entry.get("shape"), f"'shape' of input {entry['name']!r}"
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise BadRequestError(f"{where} must be an array of integers that are not negative")
-    if len(shape) > MAX_RANK:
-        raise BadRequestError(f"{where} has {len(shape)} dimensions, at most {MAX_RANK} are read")
-    elements = DATATYPES[datatype].itemsize
-    for size in shape:
-        elements *= max(size, 1)
-    if elements > MAX_TENSOR_BYTES:
-        raise BadRequestError(f"{where} is {shape}: no tensor has that many elements")
+    byte_size(entry["name"], datatype, shape)
     return tuple(shape)
 
 
 def _binary_tensor(
     name: str, datatype: str, shape: tuple[int, ...], size: Any, binary: memoryview
 ) -> tuple[Tensor, int]:
-    dtype = DATATYPES[datatype]
-    wanted = dtype.itemsize
-    for length in shape:
-        wanted *= length
+    wanted = byte_size(name, datatype, shape)
     if type(size) is not int or size != wanted:
         raise BadRequestError(
             f"input {name!r} has binary_data_size {size!r}, shape {list(shape)} of {datatype} needs {wanted}"
         )
     if len(binary) < wanted:
         raise BadRequestError(f"input {name!r}: expecting {wanted - len(binary)} additional bytes of binary data")
-    return Tensor(name, datatype, _view(name, datatype, binary[:wanted]).reshape(shape)), wanted
-
-
-def _view(name: str, datatype: str, binary: memoryview) -> np.ndarray[Any, Any]:
-    values = np.frombuffer(binary, dtype=np.uint8 if datatype == "BOOL" else DATATYPES[datatype])
-    if datatype != "BOOL":
-        return values
-    if values.size and int(values.max()) > 1:
-        raise BadRequestError(f"input {name!r} is BOOL, a byte of it is {int(values.max())} instead of 0 or 1")
-    return values.view(np.bool_)
+    return Tensor(name, datatype, as_values(name, datatype, binary[:wanted]).reshape(shape)), wanted
 
 
 def _parse_raw(body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
@@ -327,5 +308,5 @@ def _parse_raw(body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
     fits = len(body) % item == 0 and len(body) > 0 if -1 in shape else len(body) == item
     if not fits:
         raise BadRequestError(f"the raw request has {len(body)} bytes, shape {shape} of {spec.datatype} needs {item}")
-    values = _view(spec.name, spec.datatype, memoryview(body))
+    values = as_values(spec.name, spec.datatype, memoryview(body))
     return InferRequest((Tensor(spec.name, spec.datatype, values.reshape(shape)),), is_binary=True)

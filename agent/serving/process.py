@@ -1,8 +1,9 @@
 """The process around the servers: its tie to the supervisor, its sockets, its log, and how it ends.
 
-Two uvicorn servers share one event loop. At SIGTERM readiness turns to 503 and every reply closes its connection; for
-``LINGER_S`` new connections are still taken, so that clients between two requests learn of it by a reply instead of
-a reset; then the sockets are left to the supervisor, in whose backlog new connections wait for the next server.
+Two uvicorn servers, and gRPC's where it is configured, share one event loop. At SIGTERM readiness turns to 503 and
+every reply closes its connection; for ``LINGER_S`` new connections are still taken, so that clients between two
+requests learn of it by a reply instead of a reset; then the sockets are left to the supervisor, in whose backlog new
+connections wait for the next server.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import uvicorn
@@ -102,8 +103,22 @@ def _server(app: HttpApp, drain_s: float) -> _Server:
     )
 
 
+class Rpc(Protocol):
+    """A further protocol on the data plane, with a socket of its own."""
+
+    async def start(self) -> None:
+        """Begin to answer."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Finish what was asked within ``grace_s`` seconds; may be called again to hurry."""
+
+
 async def serve(
-    plane: DataPlane, data: tuple[HttpApp, socket.socket], control: tuple[HttpApp, socket.socket], drain_s: float
+    plane: DataPlane,
+    data: tuple[HttpApp, socket.socket],
+    control: tuple[HttpApp, socket.socket],
+    drain_s: float,
+    rpc: Rpc | None = None,
 ) -> None:
     """Answer on inherited listening sockets until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
@@ -112,7 +127,7 @@ async def serve(
     """
     apps = (data, control)
     servers = [_server(app, drain_s) for app, _ in apps]
-    asked = asyncio.Event()
+    asked, forced = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -120,6 +135,7 @@ async def serve(
             log.warning("forced")
             for server in servers:
                 server.force_exit = True
+            forced.set()
         plane.drain()
         asked.set()
 
@@ -136,6 +152,8 @@ async def serve(
         asyncio.create_task(answer(server, listener, is_data=listener is data[1]))
         for server, (_, listener) in zip(servers, apps, strict=True)
     ]
+    if rpc is not None:
+        running.append(asyncio.create_task(_answer_rpc(rpc, plane.is_open, asked, forced, drain_s)))
     log.info("listening", pid=os.getpid())
     await asyncio.wait([asyncio.create_task(asked.wait()), *running], return_when=asyncio.FIRST_COMPLETED)
     log.info("draining", in_flight=_in_flight(plane))
@@ -144,6 +162,23 @@ async def serve(
         server.should_exit = True
     await asyncio.gather(*running)
     log.info("stopped", in_flight=_in_flight(plane))
+
+
+async def _answer_rpc(
+    rpc: Rpc, opened: asyncio.Event, asked: asyncio.Event, forced: asyncio.Event, drain_s: float
+) -> None:
+    await _either(opened, asked)
+    if asked.is_set():
+        return
+    await rpc.start()
+    await asked.wait()
+    stopping = asyncio.create_task(rpc.stop(max(0.0, drain_s - UVICORN_MARGIN_S)))
+    hurrying = asyncio.create_task(forced.wait())
+    await asyncio.wait([stopping, hurrying], return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        await rpc.stop(0)
+    await stopping
+    hurrying.cancel()
 
 
 async def _either(*events: asyncio.Event) -> None:

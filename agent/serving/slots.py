@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.planning.memory import SERVED_ROWS
 from agent.serving.errors import NotFoundError, UnavailableError
+from agent.serving.generation.stats import Generated
 from agent.serving.stats import Stats
 
 if TYPE_CHECKING:
@@ -23,9 +24,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.serving.batcher import Batcher
+    from agent.serving.generation.engine import Engine
+    from agent.serving.generation.model import LanguageModel
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array, TensorSpec
     from agent.serving.waiting import WaitingRoom
+
+
+# A text can take minutes; whoever unloads its release has waited for its end for long enough.
+DRAIN_S = 10.0
 
 
 class Network(Protocol):
@@ -37,6 +44,8 @@ class Network(Protocol):
         is_batchable: whether rows of several requests may be computed together without changing an answer.
         resident_bytes: what its weights occupy as they were loaded.
         unpacked_bytes: what weights that are kept unpacked occupy besides; 0 if none are.
+        text: what makes texts of it, None where nothing does.
+        no_text: why not, a sentence without its end.
     """
 
     model_type: str
@@ -45,6 +54,8 @@ class Network(Protocol):
     outputs: tuple[TensorSpec, ...]
     is_batchable: bool
     resident_bytes: int
+    text: LanguageModel | None
+    no_text: str
     unpacked_bytes: int
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
@@ -101,8 +112,10 @@ class Slot:
         release: the supervisor's id for it.
         version: the operator's word for it; what clients see.
         figures: what its load took, see ``loading``.
+        generated: what texts were made.
         max_rows: rows that are computed together at most.
         in_flight: requests that hold it.
+        engine: makes its texts, None before the first.
     """
 
     model: str
@@ -111,8 +124,10 @@ class Slot:
     network: Network
     figures: Mapping[str, Any] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
+    generated: Generated = field(default_factory=Generated)
     max_rows: int = SERVED_ROWS
     in_flight: int = 0
+    engine: Engine | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def acquire(self) -> None:
@@ -127,9 +142,16 @@ class Slot:
             self._idle.set()
 
     async def drained(self) -> None:
-        """Return when no request holds the slot."""
-        if self.in_flight:
-            await self._idle.wait()
+        """Return when no request holds the slot; texts that take longer than ``DRAIN_S`` are cut off."""
+        if not self.in_flight:
+            return
+        timer = asyncio.get_running_loop().call_later(DRAIN_S, self._cut_off)
+        await self._idle.wait()
+        timer.cancel()
+
+    def _cut_off(self) -> None:
+        if self.engine is not None:
+            self.engine.end(UnavailableError(f"the release that made this text was unloaded {DRAIN_S:g} s ago"))
 
 
 @dataclass(eq=False)

@@ -93,6 +93,11 @@ class Stats:
         self.output_s += timing.output_s
         self.latencies_s.append(request_s)
 
+    def told(self, now_ms: int) -> None:
+        """Count a text that went out; its durations are those of ``generation.stats``."""
+        self.outcomes["ok"] += 1
+        self.last_inference_ms = now_ms
+
     def refused(self, outcome: str, request_s: float) -> None:
         """Count a request that got an error instead."""
         self.outcomes[outcome] += 1

@@ -19,7 +19,7 @@ from typing import Any
 
 from agent.serving.batcher import Batching
 from agent.serving.body import MAX_BODY_BYTES
-from agent.serving.errors import ExpiredError, UnavailableError
+from agent.serving.errors import ExpiredError, HeldTooLongError, UnavailableError
 
 HOLD_S = 30.0
 # Memory is what such a switch is short of: together, bodies may take what a single one may.
@@ -110,14 +110,15 @@ class WaitingRoom:
             timeout_s: the request's own, None for none.
 
         Raises:
-            ExpiredError: it took too long.
+            ExpiredError: it took longer than the request's timeout; ``HeldTooLongError``: than ``hold_s``.
             UnavailableError: too many wait already, or no release will come.
         """
         self.expect_place(size)
         loop = asyncio.get_running_loop()
         limit_s = self.hold_s if timeout_s is None else min(self.hold_s, timeout_s)
+        kind = ExpiredError if limit_s == timeout_s else HeldTooLongError
         turn = loop.create_future()
-        timer = loop.call_at(since + limit_s, self._expire, turn, limit_s)
+        timer = loop.call_at(since + limit_s, self._expire, turn, limit_s, kind)
         self._waiting[turn] = size
         self.held += 1
         try:
@@ -141,12 +142,12 @@ class WaitingRoom:
             "shed": self.shed,
         }
 
-    def _expire(self, turn: asyncio.Future[None], limit_s: float) -> None:
+    def _expire(self, turn: asyncio.Future[None], limit_s: float, kind: type[ExpiredError]) -> None:
         if turn.done():
             return
         self.expired += 1
         turn.set_exception(
-            ExpiredError(
+            kind(
                 f"model {self.model!r} is being switched: the request waited {limit_s:g} s, "
                 f"nothing has answered for {self.gap_ms / 1e3:.1f} s, {len(self)} requests wait"
             )

@@ -177,7 +177,7 @@ def _keep(
     result: JsonObject, output: Path, *, complaints: Sequence[str], overruled: Sequence[str], as_json: bool
 ) -> None:
     """Move what was built into ``output`` and print the result."""
-    for name in ("artifact", "sidecar"):
+    for name in [name for name in ("artifact", "sidecar", "tokenizer") if name in result]:
         final = output / Path(result[name]).name
         Path(result[name]).replace(final)
         result[name] = str(final)

@@ -181,8 +181,13 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "path traversal": ("POST", "/v2/models/..%2fm/infer", {"json": {}}, 404),
     "encoded slash": ("GET", "/v2%2fmodels", {}, 404),
     "name of 4 KB": ("GET", "/v2/models/" + "a" * 4096, {}, 404),
-    "control on the data plane": ("POST", "/v2/repository/index", {}, 404),
-    "load on the data plane": ("POST", "/v2/repository/models/m/load", {"json": {}}, 404),
+    "canary on the data plane": ("POST", "/v2/repository/models/m/canary", {"json": {}}, 404),
+    "activation on the data plane": ("POST", "/v2/repository/models/m/activate", {"json": {}}, 404),
+    "load of what is not loaded": ("POST", "/v2/repository/models/x/load", {}, 403),
+    "load with parameters": ("POST", "/v2/repository/models/m/load", {"json": {"parameters": {"release": "r2"}}}, 403),
+    "unload on the data plane": ("POST", "/v2/repository/models/m/unload", {}, 403),
+    "index by GET": ("GET", "/v2/repository/index", {}, 405),
+    "index of no object": ("POST", "/v2/repository/index", {"content": b"[]"}, 400),
     "status on the data plane": ("GET", "/v2/control/status", {}, 404),
     "inference by GET": ("GET", INFER, {}, 405),
     "metadata by POST": ("POST", "/v2/models/m", {}, 405),
@@ -206,6 +211,22 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
         400,
     ),
 }
+
+
+def test_clients_see_the_repository_and_may_load_what_is_loaded_but_paths_are_kept_from_them() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            assert (await it.change("n", "load", artifact="/store/x", version="1", release="r2")).status_code == 400
+            entries = (await it.data.post("/v2/repository/index")).json()
+            found = {entry["name"]: (entry["state"], entry["reason"]) for entry in entries}
+            assert found == {"m": ("READY", ""), "n": ("UNAVAILABLE", "the load failed")}
+            ready = (await it.data.post("/v2/repository/index", json={"ready": True})).json()
+            assert [entry["name"] for entry in ready] == ["m"]
+            reply = await it.data.post("/v2/repository/models/m/load", json={})
+            assert (reply.status_code, it.loader.loads) == (200, ["r1", "x"])
+
+    run(scenario)
 
 
 @pytest.mark.parametrize("case", REFUSALS)

@@ -47,6 +47,8 @@ class FakeNetwork:
     model_type: str = "fake"
     method: str = "nf4"
     resident_bytes: int = 48
+    text: Any = None
+    no_text: str = "it answers tensors"
     unpacked_bytes: int = 0
     needs_unpacked_bytes: int = 96
     calls: list[int] = field(default_factory=list)

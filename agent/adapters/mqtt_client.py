@@ -1,0 +1,70 @@
+"""How the client library is set up for a broker: session, limits, login, TLS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paho.mqtt.client import Client, MQTTv5, MQTTv311
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from agent.adapters.tls import RenewingContext
+
+if TYPE_CHECKING:
+    from agent.adapters.tls import TlsFiles
+
+SESSION_EXPIRY_S = 7 * 24 * 3600
+RECEIVE_MAXIMUM = 16
+MAX_PACKET_BYTES = 256 * 1024
+RECONNECT_S = (1, 60)
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where the broker is and how to log in."""
+
+    host: str
+    port: int
+    version: str = "5"
+    transport: str = "tcp"
+    username: str | None = None
+    password: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    use_tls: bool = False
+
+    @property
+    def is_v5(self) -> bool:
+        """Whether it speaks MQTT 5; else 3.1.1."""
+        return self.version == "5"
+
+
+def make_client(broker: Broker, device: str, tls: TlsFiles | None) -> Client:
+    """Return a client whose session outlives its connections and that acknowledges what it is told to."""
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=device,
+        clean_session=None if broker.is_v5 else False,
+        protocol=MQTTv5 if broker.is_v5 else MQTTv311,
+        transport="websockets" if broker.transport == "websockets" else "tcp",
+        manual_ack=True,
+    )
+    client.reconnect_delay_set(*RECONNECT_S)
+    client.max_queued_messages_set(0)
+    if broker.username is not None:
+        client.username_pw_set(broker.username, broker.password)
+    if tls is not None:
+        client.tls_set_context(RenewingContext(tls))  # type: ignore[arg-type]  # it wraps sockets, no more
+    return client
+
+
+def connect_properties() -> Properties:
+    """Return what an MQTT 5 CONNECT asks for."""
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = SESSION_EXPIRY_S
+    properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    properties.MaximumPacketSize = MAX_PACKET_BYTES
+    return properties

@@ -1,0 +1,1 @@
+"""Text from causal language models."""

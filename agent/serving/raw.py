@@ -1,0 +1,45 @@
+"""Raw tensors against the shape that was announced for them, whatever protocol brings them. Pure.
+
+Raw means little-endian, row-major and unpadded. Arrays are read-only views of the bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agent.serving.errors import BadRequestError
+from agent.serving.tensors import DATATYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_RANK = 16
+MAX_TENSOR_BYTES = 2**62
+
+
+def byte_size(name: str, datatype: str, shape: Sequence[int]) -> int:
+    """Return how many bytes a raw tensor has; raises ``BadRequestError`` for a shape that no tensor can have."""
+    where = f"'shape' of input {name!r}"
+    if not all(size >= 0 for size in shape):
+        raise BadRequestError(f"{where} must be an array of integers that are not negative")
+    if len(shape) > MAX_RANK:
+        raise BadRequestError(f"{where} has {len(shape)} dimensions, at most {MAX_RANK} are read")
+    most = total = DATATYPES[datatype].itemsize
+    for size in shape:
+        most *= max(size, 1)
+        total *= size
+    if most > MAX_TENSOR_BYTES:
+        raise BadRequestError(f"{where} is {list(shape)}: no tensor has that many elements")
+    return total
+
+
+def as_values(name: str, datatype: str, raw: bytes | memoryview) -> np.ndarray[Any, Any]:
+    """Return a flat array over ``raw``, whose length fits; a byte of BOOL other than 0 and 1 is refused."""
+    values = np.frombuffer(raw, dtype=np.uint8 if datatype == "BOOL" else DATATYPES[datatype])
+    if datatype != "BOOL":
+        return values
+    if values.size and int(values.max()) > 1:
+        raise BadRequestError(f"input {name!r} is BOOL, a byte of it is {int(values.max())} instead of 0 or 1")
+    return values.view(np.bool_)
