@@ -4,10 +4,10 @@ Rules, since a broker may give this connection the session of the device whateve
 ``use_username_as_clientid``): it is made only while no agent runs; the session is neither cleaned nor shortened if it
 was there before; commands that wait in it are not acknowledged, so they come again; there is no will.
 
-A grant proves nothing, mosquitto grants subscriptions that it never serves. So a message makes the round trip on the one
-topic that a device may both write and read, its own presence. It is not retained and says what is true and known: the
-retained ``offline`` once more. Where ``online`` is retained the agent ended without a word, and this connection may
-have kept the broker from saying so; then ``offline`` is said in its place, retained, as the will would have.
+A grant proves nothing, mosquitto grants subscriptions that it never serves. So a message makes the round trip on the
+one topic that a device may both write and read, its own presence. It is not retained and says what is true and known:
+the retained ``offline`` once more. Where ``online`` is retained the agent ended without a word, and this connection
+may have kept the broker from saying so; then ``offline`` is said in its place, retained, as the will would have.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -90,17 +91,21 @@ def go(broker: Broker, topics: Topics, boot_id: str, agent: str) -> Trial:
     Args:
         broker: where, and how to log in.
         topics: of this device.
-        boot_id, agent: for a presence, if there was none.
+        boot_id: for a presence, if there was none.
+        agent: likewise.
     """
+    reached = reach(broker)
+    if reached.stage is not Stage.DONE:
+        return reached
     attempt = _Attempt(broker, topics)
     try:
         attempt.connect()
         unknown = reports.presence(
             topics, state="offline", epoch=0, boot_id=boot_id, agent=agent, reason="never connected", at=None
         )
-        return attempt.round_trip(unknown.payload)
+        return replace(attempt.round_trip(unknown.payload), certificate_ends=reached.certificate_ends)
     except _EndError as end:
-        return replace(end.trial, certificate_ends=attempt.certificate_ends)
+        return replace(end.trial, certificate_ends=reached.certificate_ends)
     finally:
         attempt.leave()
 
@@ -115,11 +120,11 @@ class _EndError(Exception):
 class _Attempt:
     broker: Broker
     topics: Topics
-    certificate_ends: datetime | None = None
     _client: Client = field(init=False)
     _answer: ReasonCode | None = None
     _had_session: bool = True
     _is_subscribed: bool = False
+    _is_cut: bool = False
     _written: ReasonCode | None = None
     _heard: list[tuple[bytes, bool]] = field(default_factory=list)
 
@@ -140,13 +145,13 @@ class _Attempt:
             self._client.connect(self.broker.host, self.broker.port, 30, **options)
         except OSError as error:
             raise _EndError(_failure(error)) from None
-        self.certificate_ends = _end(self._client.socket())
         self._until(lambda: self._answer is not None, ANSWER_S, Stage.LOGIN, "no answer to CONNECT")
         if self._answer is not None and self._answer.is_failure:
             raise _EndError(Trial(Stage.LOGIN, str(self._answer)))
 
     def round_trip(self, unknown: bytes) -> Trial:
-        self._client.subscribe(self.topics.presence, qos=1)
+        # QoS 0: commands that wait may fill the window of what is not acknowledged.
+        self._client.subscribe(self.topics.presence, qos=0)
         self._until(lambda: self._is_subscribed, ANSWER_S, Stage.READ, "no answer to SUBSCRIBE")
         self._loop(lambda: bool(self._heard), RETAINED_S)
         payload, is_correction = _offline(self._heard[0][0] if self._heard else unknown)
@@ -160,12 +165,11 @@ class _Attempt:
             lambda: (payload, False) in self._heard, ANSWER_S, Stage.READ, "it was acknowledged, and never came"
         )
         elapsed_ms = round((time.monotonic() - begin) * 1e3, 1)
-        return Trial(Stage.DONE, "", elapsed_ms, self.certificate_ends)
+        return Trial(Stage.DONE, round_trip_ms=elapsed_ms)
 
     def leave(self) -> None:
-        if not self._client.is_connected():
-            return
-        self._client.unsubscribe(self.topics.presence)
+        if self._client.is_connected():
+            self._client.unsubscribe(self.topics.presence)
         farewell = None
         if self.broker.is_v5 and not self._had_session:
             farewell = Properties(PacketTypes.DISCONNECT)
@@ -175,13 +179,13 @@ class _Attempt:
 
     def _until(self, is_done: Callable[[], bool], limit_s: float, stage: Stage, reason: str) -> None:
         if not self._loop(is_done, limit_s):
-            raise _EndError(Trial(stage, f"{reason} within {limit_s:g} s"))
+            told = "the broker hung up" if self._is_cut else f"{reason} within {limit_s:g} s"
+            raise _EndError(Trial(stage, told))
 
     def _loop(self, is_done: Callable[[], bool], limit_s: float) -> bool:
         end = time.monotonic() + limit_s
-        while not is_done() and time.monotonic() < end:
-            if self._client.loop(min(0.1, limit_s)) != 0 and not is_done():
-                return False  # the broker hung up
+        while not is_done() and time.monotonic() < end and not self._is_cut:
+            self._is_cut = self._client.loop(min(0.1, limit_s)) != MQTTErrorCode.MQTT_ERR_SUCCESS
         return is_done()
 
     def _on_connect(
@@ -197,10 +201,9 @@ class _Attempt:
     ) -> None:
         self._written = reason
 
-    def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
+    def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         if message.topic == self.topics.presence:
             self._heard.append((bytes(message.payload), bool(message.retain)))
-            client.ack(message.mid, message.qos)
 
 
 def _offline(payload: bytes) -> tuple[bytes, bool]:
@@ -228,8 +231,7 @@ def _failure(error: OSError) -> Trial:
     return Trial(Stage.CONNECTION, text)
 
 
-def _end(connection: Any) -> datetime | None:
-    """Return when the certificate at the other end of a connection ends; None where there is none."""
-    ask = getattr(connection, "getpeercert", None)
-    ends = (ask() or {}).get("notAfter") if ask is not None else None
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), timezone.utc) if ends else None
+def _end(connection: ssl.SSLSocket) -> datetime | None:
+    """Return when the certificate at the other end of a connection ends."""
+    ends = (connection.getpeercert() or {}).get("notAfter")
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(ends)), timezone.utc) if ends else None

@@ -67,7 +67,7 @@ KNOWN = (
     Known(
         ("No module named 'torch'",),
         "torch is not installed in this environment",
-        "on a Jetson: NVIDIA's torch, in an environment with --system-site-packages; else: pip install 'nibbled[model]'",
+        "on a Jetson: NVIDIA's torch, and a venv with --system-site-packages; else: pip install 'nibbled[model]'",
     ),
     Known(
         ("No module named 'bitsandbytes'",),

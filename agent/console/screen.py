@@ -14,7 +14,7 @@ JsonObject = dict[str, Any]
 OPERATIONS = 5
 """The newest that are shown."""
 LABEL_WIDTH = 11
-UNKNOWN = "–"
+UNKNOWN = "-"
 
 
 def lines(status: Mapping[str, Any], width: int = 0) -> list[str]:

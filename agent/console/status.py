@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def show(config: Path | None, *, watch: bool, as_json: bool, pause: Callable[[fl
         return _once(address, as_json=as_json)
     try:
         while True:
-            if not as_json and click.get_text_stream("stdout").isatty():
+            if not as_json and sys.stdout.isatty():
                 click.echo(_CLEAR, nl=False)
             _once(address, as_json=as_json)
             pause(EVERY_S)

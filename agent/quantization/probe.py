@@ -110,7 +110,7 @@ def _cuda_error() -> str | None:
     if torch.cuda.is_available():
         return None
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 - whatever it raises is the reason
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None
