@@ -58,6 +58,13 @@ def _listed(context: click.Context, option: click.Parameter, value: str | None) 
     return tuple(known.convert(name.strip(), option, context) for name in value.split(",")) if value else tuple(METHODS)
 
 
+def _profiles(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    """Return the profiles whose names begin like that, for the shell."""
+    from agent.workbench import profiles
+
+    return [name for name in ("list", *profiles.names()) if name.startswith(begun)]
+
+
 _CONFIG = click.option(
     "--config", type=click.Path(path_type=Path), help="TOML file; default /etc/nibbled/nibbled.toml if it exists."
 )
@@ -257,7 +264,11 @@ def compare(*, request: Request, methods: tuple[str, ...], output: Path, as_json
 @main.command()
 @click.argument("checkpoint", metavar="CHECKPOINT_OR_URL", required=False)
 @click.option(
-    "--profile", "profile_name", metavar="NAME", help="A device that is not at hand; --profile list names them."
+    "--profile",
+    "profile_name",
+    metavar="NAME",
+    shell_complete=_profiles,
+    help="A device that is not at hand; --profile list names them.",
 )
 @click.option("--budget", metavar="SIZE", help="What all models together may take, such as 512MiB.")
 @click.option("--reserve", metavar="SIZE", default="512MiB", show_default=True, help="What stays free.")

@@ -108,10 +108,10 @@ def _where(url: str | None) -> str:
     return "its port is off (status.enabled)" if url is None else f"nobody answers at {url}"
 
 
-def told_broker(health: Mapping[str, Any], where: str, presence: str, reached: Trial | None) -> list[Check]:
+def told_broker(connection: Mapping[str, Any], where: str, presence: str, reached: Trial | None) -> list[Check]:
     """Judge the broker by what the running agent says; ``reached`` is a try without MQTT, if it is not connected."""
-    if health.get("broker_connected"):
-        if health.get("broker_echo", True):
+    if connection.get("connected"):
+        if connection.get("echo"):
             return [
                 ok("broker", f"the running agent is connected to {where}"),
                 ok("broker rights", f"its own {presence} came back to it: it may write and read its topics"),

@@ -212,9 +212,9 @@ def _broker(settings: Settings, status: dict[str, Any] | None, version: str, *, 
     except parts.StartError as error:
         return [failed("broker", str(error), "sudo -u nibbled nibbled doctor, or make the file readable to nibbled")]
     if status is not None:
-        health = status["health"]
-        reached = None if health.get("broker_connected") else mqtt_trial.reach(broker)
-        return judging_agent.told_broker(health, where, presence, reached)
+        connection = status.get("connection") or {}
+        reached = None if connection.get("connected") else mqtt_trial.reach(broker)
+        return judging_agent.told_broker(connection, where, presence, reached)
     if is_running is not False:
         why = "an agent may run here, and a second connection of this device would throw it out"
         return [not_asked(name, why, "set status.enabled = true") for name in ("broker", "broker rights")]

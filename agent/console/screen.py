@@ -78,12 +78,12 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     agent, server = _size(health.get("supervisor_rss_bytes")), _size(health.get("server_rss_bytes"))
     yield "processes", f"agent {agent}, server {server}, {health.get('server_starts', UNKNOWN)} starts"
     yield "disk", f"{_size((health.get('disk') or {}).get('free_bytes'))} free"
-    yield "broker", f"{status.get('broker', UNKNOWN)}, {_connection(health)}"
+    yield "broker", f"{status.get('broker', UNKNOWN)}, {_connection(status)}"
     yield "inference", str(status.get("inference", UNKNOWN))
 
 
-def _connection(health: Mapping[str, Any]) -> str:
-    connected = health.get("broker_connected")
+def _connection(status: Mapping[str, Any]) -> str:
+    connected = (status.get("connection") or {}).get("connected")
     return UNKNOWN if connected is None else "connected" if connected else "not connected"
 
 

@@ -30,7 +30,6 @@ HEALTH = {
     "server_rss_bytes": None,
     "server_starts": 1,
     "disk": {"free_bytes": 7 * 1024 * MIB},
-    "broker_connected": True,
 }
 MODEL = {
     "version": "2",
@@ -56,6 +55,7 @@ BODY = {
     "device_id": "box-17",
     "agent": "0.1.0",
     "broker": "broker:8883",
+    "connection": {"connected": True, "echo": True},
     "inference": "http://127.0.0.1:8000/v2",
     "health": HEALTH,
     "models": {"kanji": MODEL},

@@ -102,3 +102,17 @@ def test_births_of_an_earlier_process_and_its_own_show_nothing(contention: Conte
 def test_two_wait_differently(contention: Contention) -> None:
     contention.draw = lambda least, _most: least
     assert waits(contention, 10.0, TAKEN_OVER, 2) == [2.5, 5.0]
+
+
+def test_only_the_last_birth_s_return_proves_that_this_connection_may_write_and_read() -> None:
+    contention = Contention("box")
+    contention.said(b"1")
+    assert not contention.has_heard_last
+    contention.heard(b"1")
+    assert contention.has_heard_last
+    contention.said(b"2")
+    contention.heard(b"1")
+    contention.heard(b"somebody else's")
+    assert not contention.has_heard_last
+    contention.heard(b"2")
+    assert contention.has_heard_last

@@ -136,8 +136,8 @@ def status(state: str, **health: Any) -> dict[str, Any]:
     return {"device_id": "box", "agent": "1", "health": {"status": state, "reasons": ["r"] * (state != "ok"), **health}}
 
 
-def told(**health: Any) -> list[Check]:
-    return judging_agent.told_broker(health, "b:1", "p", None)
+def told(**connection: Any) -> list[Check]:
+    return judging_agent.told_broker(connection, "b:1", "p", None)
 
 
 def tried(stage: Stage, ends: datetime | None = None) -> list[Check]:
@@ -164,9 +164,9 @@ AGENT = {
     "a silent one": (judging_agent.running(None, None, is_running=True), WARNING, "status.enabled"),
     "none": (judging_agent.running(None, "http://x/", is_running=False), WARNING, "http://x/"),
     "unknown": (judging_agent.running(None, "http://x/", is_running=None), NOT_ASKED, "cannot see"),
-    "connected": (told(broker_connected=True, broker_echo=True)[1], OK, "p came back"),
-    "without rights": (told(broker_connected=True, broker_echo=False)[1], FAILED, "has not come back"),
-    "not connected": (told(broker_connected=False)[0], FAILED, "is not connected"),
+    "connected": (told(connected=True, echo=True)[1], OK, "p came back"),
+    "without rights": (told(connected=True, echo=False)[1], FAILED, "has not come back"),
+    "not connected": (told(connected=False)[0], FAILED, "is not connected"),
     "a try": (tried(Stage.DONE)[1], OK, "12 ms"),
     "a try without rights": (tried(Stage.READ)[1], FAILED, "does not get"),
     "one that may not write": (tried(Stage.WRITE)[1], FAILED, "may not write p: why"),
