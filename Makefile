@@ -123,6 +123,11 @@ sequences: install
 attacks: install
 	nice -n 10 $(BIN)/python -m deploy.bench.attacks
 
+# Requests made up from the OpenAPI document, against a real server. EXAMPLES=2000 SEED=3 plays others.
+.PHONY: fuzz-http
+fuzz-http: install
+	nice -n 10 $(BIN)/python -m tests.e2e.harness.fuzz --examples $(or $(EXAMPLES),500) --seed $(or $(SEED),1)
+
 # Whole operations in which something fails; see tests/torture/campaign.py for shares of it. START= starts processes as
 # a device does, which takes ten times as long; PUBLISH=--publish puts the sum into docs/reliability.md.
 .PHONY: torture torture-random torture-ci

@@ -6,14 +6,16 @@ import importlib.util
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from agent.adapters.broker import Broker
 from agent.adapters.download.downloader import Downloader
 from agent.adapters.download.policy import Policy as DownloadPolicy
-from agent.adapters.mqtt_client import Broker
 from agent.adapters.sockets import listen_tcp, listen_unix
+from agent.adapters.tls import check_server_files
 from agent.contract.matrix import MatrixError, parse_toml
 from agent.devices import system, tegra
 from agent.planning.matrix import MATRIX
 from agent.planning.model_types import MODEL_TYPES
+from agent.tokens import TokenFileError, read_tokens
 
 if TYPE_CHECKING:
     import socket
@@ -38,17 +40,44 @@ def prepare(state_dir: Path) -> Path:
 
 
 def listen(serving: Serving) -> socket.socket:
-    """Return the socket of the inference API, bound and listening."""
+    """Return the socket of the inference API, bound and listening, with the files that guard it in order."""
+    if not serving.is_local and serving.token_file is None and not serving.allow_anonymous:
+        raise StartError(
+            f"serving.host {serving.host} is reached from other machines: set serving.token_file, "
+            "or serving.allow_anonymous = true to answer everyone"
+        )
+    for name in ("token_file", "admin_token_file"):
+        path = getattr(serving, name)
+        if path is not None:
+            try:
+                read_tokens(path)
+            except TokenFileError as error:
+                raise StartError(f"serving.{name} {error}") from None
+    if serving.cert_file is not None and serving.key_file is not None:
+        try:
+            check_server_files(serving.cert_file, serving.key_file)
+        except OSError as error:
+            raise StartError(
+                f"serving.cert_file {serving.cert_file} and key_file {serving.key_file}: {error}"
+            ) from None
+    if serving.otlp_endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
+        raise StartError(
+            "serving.otlp_endpoint needs the extra otel: pip install 'nibbled[otel]', or leave the key out"
+        )
     return _listen(serving.host, serving.http_port, "serving.http_port")
 
 
 def listen_grpc(serving: Serving) -> socket.socket | None:
     """Return the socket of the inference API over gRPC, None where it is not configured.
 
-    grpcio is looked for and not imported: only the server does that.
+    grpcio is looked for and not imported: only the server does that. What guards the HTTP port does not guard this
+    one, so it is not opened beside tokens or certificates: it would be the way around them.
     """
     if serving.grpc_port is None:
         return None
+    guarded = [name for name in ("token_file", "cert_file") if getattr(serving, name) is not None]
+    if guarded:
+        raise StartError(f"serving.grpc_port has neither tokens nor TLS: leave it out, or serving.{guarded[0]}")
     if importlib.util.find_spec("grpc") is None:
         raise StartError("serving.grpc_port needs the extra grpc: pip install 'nibbled[grpc]', or leave the key out")
     return _listen(serving.host, serving.grpc_port, "serving.grpc_port")
@@ -59,6 +88,43 @@ def _listen(host: str, port: int, key: str) -> socket.socket:
         return listen_tcp(host, port)
     except OSError as error:
         raise StartError(f"{key} {port} on {host}: {error.strerror or error}; choose another one") from None
+
+
+def server_options(serving: Serving, store: Path) -> tuple[str, ...]:
+    """Return the server's arguments; ``store`` is where administrators load artifacts from."""
+    given = {
+        "device": serving.device,
+        "threads": serving.threads,
+        "drain-s": serving.drain_s,
+        "hold-s": serving.hold_s,
+        "max-batch-rows": serving.max_batch_rows,
+        "max-delay-ms": serving.max_delay_ms,
+        "max-queue": serving.max_queue,
+        "max-body-bytes": serving.max_body,
+        "max-connections": serving.max_connections,
+        "head-s": serving.head_s,
+        "body-s": serving.body_s,
+        "log-every": serving.log_every,
+        "otlp-endpoint": serving.otlp_endpoint,
+        "token-file": serving.token_file,
+        "admin-token-file": serving.admin_token_file,
+        "store": store,
+        "cert-file": serving.cert_file,
+        "key-file": serving.key_file,
+    }
+    return tuple(text for name, value in given.items() if value is not None for text in (f"--{name}", str(value)))
+
+
+def relaxations(settings: Settings) -> tuple[str, ...]:
+    """Return what was made less safe on purpose, in words for every report."""
+    serving, found = settings.serving, []
+    if not settings.trust.require_signature:
+        found.append("trust.require_signature is off")
+    if not serving.is_local and serving.token_file is None:
+        found.append(f"serving.allow_anonymous: everyone who reaches {serving.host} may ask for inference")
+    if not serving.is_local and serving.cert_file is None:
+        found.append(f"serving.cert_file is not set: inference on {serving.host} is not encrypted")
+    return tuple(found)
 
 
 def listen_control(path: Path) -> socket.socket:

@@ -8,12 +8,13 @@ Lower floors receive values from here, never the settings object.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -56,6 +57,16 @@ def _is_path(path: Path) -> Path:
 PemPath = Annotated[Path, AfterValidator(_is_path)]
 
 
+def _is_token_path(path: Path) -> Path:
+    if not path.is_absolute():
+        # Also what is neither here nor there: a token in place of its file would be shown by every error.
+        raise ValueError("give the absolute path of a file, not the token")
+    return path
+
+
+TokenPath = Annotated[Path, AfterValidator(_is_token_path)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,6 +102,17 @@ class Serving(_Section):
     host: str = "127.0.0.1"
     http_port: Port = 8000
     grpc_port: Port | None = None
+    token_file: TokenPath | None = None
+    admin_token_file: TokenPath | None = None
+    allow_anonymous: bool = False
+    cert_file: PemPath | None = None
+    key_file: PemPath | None = None
+    max_body: Size = 64 * 2**20
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 768
+    head_s: Annotated[float, Field(gt=0, le=600)] = 10.0
+    body_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    log_every: Annotated[int, Field(ge=0)] = 0
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0
@@ -100,6 +122,20 @@ class Serving(_Section):
     max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
     residency: Literal["packed", "unpacked", "auto"] = "packed"
     max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
+
+    @model_validator(mode="after")
+    def _files_belong_together(self) -> Serving:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file belong together")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs on this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 class Status(_Section):
@@ -255,7 +291,7 @@ def _complaint(item: Any) -> str:
 
 
 def _shown(keys: list[str], value: Any) -> str:
-    return "***" if any("password" in key for key in keys) else redacted(repr(value))[:80]
+    return "***" if any("password" in key or "token" in key for key in keys) else redacted(repr(value))[:80]
 
 
 def _known(path: list[str]) -> list[str]:

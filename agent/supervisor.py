@@ -87,7 +87,7 @@ class Supervisor:
         self._journal = SqliteJournal(state_dir / "journal.db")
         self._live = LiveSettings(settings, self._journal.config(), fixed=fixed_by_environment())
         self._keys = KeyDirectory(settings.trust.keys_dir)
-        self._relaxations = () if settings.trust.require_signature else ("trust.require_signature is off",)
+        self._relaxations = parts.relaxations(settings)
         self._builder = BuilderProcess(settings.deployment.build_threads)
         live = self._live
         self._probe = DeviceProbe(
@@ -166,18 +166,13 @@ class Supervisor:
         self._logbook.close()
 
     def _make_server(self) -> ServerProcess:
-        serving = self._settings.serving
-        waits = ("--drain-s", str(serving.drain_s), "--hold-s", str(serving.hold_s))
-        batching = ("--max-batch-rows", str(serving.max_batch_rows), "--max-delay-ms", str(serving.max_delay_ms))
-        queue = ("--max-queue", str(serving.max_queue))
-        options = ("--device", serving.device, "--threads", str(serving.threads), *waits, *batching, *queue)
         return ServerProcess(
             self._http,
             self._control,
             self._control_path,
             grpc=self._grpc,
-            options=options,
-            silence_s=serving.silence_s,
+            options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
+            silence_s=self._settings.serving.silence_s,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
             residency=self._residency,
         )
@@ -327,7 +322,8 @@ class Supervisor:
 
     def _inference_url(self) -> str:
         host, port = self._http.getsockname()[:2]
-        return f"http://{host}:{port}/v2"
+        scheme = "https" if self._settings.serving.cert_file else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v2"
 
     def _grpc_address(self) -> str | None:
         return "{}:{}".format(*self._grpc.getsockname()[:2]) if self._grpc is not None else None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
     from paho.mqtt.reasoncodes import ReasonCode
 
-    from agent.adapters.mqtt_client import Broker
+    from agent.adapters.broker import Broker, Outbox
     from agent.contract.reports import Report
     from agent.contract.topics import Topics
     from agent.deployment.ports import Clock
@@ -50,19 +50,6 @@ KEEPALIVE_S = 30
 WILL_DELAY_S = 30
 MAX_IN_FLIGHT = 256
 """Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
-
-
-class Outbox(Protocol):
-    """What the transport needs of the journal."""
-
-    def outbox(self, most: int = -1) -> list[tuple[int, Report]]:
-        """Return what waits, oldest first."""
-
-    def acknowledged(self, number: int) -> None:
-        """Forget one."""
-
-    def count(self, name: str) -> int:
-        """Increase a persistent counter."""
 
 
 class MqttTransport:
@@ -99,7 +86,7 @@ class MqttTransport:
         self._sources = {topics.desired: OWN, **{topics.group_desired(group): group for group in groups}}
         self._post = post
         self._epoch = 0
-        self._is_v5 = broker.is_v5
+        self._is_v5 = broker.version == "5"
         self._in_flight: dict[int, int] = {}
         self._early: set[int] = set()
         self._is_leaving = False

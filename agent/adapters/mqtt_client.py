@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paho.mqtt.client import Client, MQTTv5, MQTTv311
@@ -13,6 +12,7 @@ from paho.mqtt.properties import Properties
 from agent.adapters.tls import RenewingContext
 
 if TYPE_CHECKING:
+    from agent.adapters.broker import Broker
     from agent.adapters.tls import TlsFiles
 
 SESSION_EXPIRY_S = 7 * 24 * 3600
@@ -21,34 +21,13 @@ MAX_PACKET_BYTES = 256 * 1024
 RECONNECT_S = (1, 60)
 
 
-@dataclass(frozen=True)
-class Broker:
-    """Where the broker is and how to log in."""
-
-    host: str
-    port: int
-    version: str = "5"
-    transport: str = "tcp"
-    username: str | None = None
-    password: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    use_tls: bool = False
-
-    @property
-    def is_v5(self) -> bool:
-        """Whether it speaks MQTT 5; else 3.1.1."""
-        return self.version == "5"
-
-
 def make_client(broker: Broker, device: str, tls: TlsFiles | None) -> Client:
     """Return a client whose session outlives its connections and that acknowledges what it is told to."""
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=device,
-        clean_session=None if broker.is_v5 else False,
-        protocol=MQTTv5 if broker.is_v5 else MQTTv311,
+        clean_session=None if (broker.version == "5") else False,
+        protocol=MQTTv5 if (broker.version == "5") else MQTTv311,
         transport="websockets" if broker.transport == "websockets" else "tcp",
         manual_ack=True,
     )

@@ -25,7 +25,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.adapters.mqtt_client import Broker, connect_properties, make_client
+from agent.adapters.mqtt_client import connect_properties, make_client
 from agent.adapters.tls import RenewingContext, TlsFiles
 from agent.contract import reports
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from agent.adapters.broker import Broker
     from agent.contract.topics import Topics
 
 CONNECT_S = 5.0
@@ -139,7 +140,7 @@ class _Attempt:
 
     def connect(self) -> None:
         options: dict[str, Any] = {}
-        if self.broker.is_v5:
+        if self.broker.version == "5":
             options = {"clean_start": False, "properties": connect_properties()}
         try:
             self._client.connect(self.broker.host, self.broker.port, 30, **options)
@@ -171,7 +172,7 @@ class _Attempt:
         if self._client.is_connected():
             self._client.unsubscribe(self.topics.presence)
         farewell = None
-        if self.broker.is_v5 and not self._had_session:
+        if (self.broker.version == "5") and not self._had_session:
             farewell = Properties(PacketTypes.DISCONNECT)
             farewell.SessionExpiryInterval = 0
         self._client.disconnect(properties=farewell)

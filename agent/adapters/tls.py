@@ -1,7 +1,8 @@
 """TLS to the broker: certificates read again at every connection, and words for what is wrong with them.
 
 A long-lived process must not be restarted for a certificate that was renewed, and must not end over one that was not:
-files that cannot be read, or do not fit together, are an ``OSError`` of the one connection that was tried.
+files that cannot be read, or do not fit together, are an ``OSError`` of the one connection that was tried. The files of
+the server's own port are only looked at here, before it starts.
 """
 
 from __future__ import annotations
@@ -94,6 +95,15 @@ class RenewingContext:
         except ValueError as error:  # what no connection can mend must not end paho's thread either
             raise ssl.SSLError(str(error)) from None
         return context.wrap_socket(sock, **options)
+
+
+def check_server_files(cert_file: Path, key_file: Path) -> None:
+    """Raise ``OSError`` if a server could not be started with these files."""
+
+    def no_password() -> str:
+        raise ssl.SSLError("the key is encrypted")
+
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password=no_password)
 
 
 def _lateness(certificate: x509.Certificate, now: datetime, path: str) -> str | None:

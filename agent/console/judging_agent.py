@@ -78,6 +78,20 @@ def certificate(
     return ok("certificate", f"valid until {validity[1]:%Y-%m-%d}, {(validity[1] - now).days} days")
 
 
+def server_certificate(validity: tuple[datetime, datetime] | None, error: str, now: datetime) -> Check:
+    """Judge the certificate that the inference port shows; ``error`` says why it cannot be used."""
+    name, renew = "server certificate", "put a renewed one in its place; new connections get it"
+    if validity is None:
+        return failed(name, f"serving.cert_file and key_file cannot be used: {error}", "mend them")
+    until = f"{validity[1]:%Y-%m-%d}"
+    if not validity[0] <= now < validity[1]:
+        return failed(name, f"valid from {validity[0]:%Y-%m-%d} until {until}", renew)
+    days = (validity[1] - now).days
+    if validity[1] - now < min(_SOON, (validity[1] - validity[0]) / 3):
+        return warning(name, f"ends {until}, in {days} days", renew)
+    return ok(name, f"valid until {until}, {days} days")
+
+
 def running(status: Mapping[str, Any] | None, url: str | None, *, is_running: bool | None) -> Check:
     """Judge the agent by its own words.
 

@@ -18,7 +18,7 @@ from agent.adapters.builder import BuilderProcess
 from agent.adapters.clock import SystemClock
 from agent.adapters.signatures import KeyDirectory
 from agent.adapters.sockets import listen_tcp
-from agent.adapters.tls import TlsFiles
+from agent.adapters.tls import TlsFiles, check_server_files
 from agent.console import ask, judging, judging_agent, judging_torch
 from agent.console.check import failed, not_asked
 from agent.contract.topics import Topics
@@ -32,11 +32,12 @@ from agent.planning.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from pathlib import Path
 
-    from agent.adapters.mqtt_client import Broker
+    from agent.adapters.broker import Broker
     from agent.console.check import Check
-    from agent.settings import Settings
+    from agent.settings import Serving, Settings
 
 PROBE_S = 120.0
 """Loading torch from a slow card and setting up CUDA takes a minute."""
@@ -114,7 +115,8 @@ def certificate(settings: Settings) -> list[Check]:
         except (OSError, ValueError):
             validity = None  # the problem says so already
     is_local = mqtt.host in _LOCAL
-    return [judging_agent.certificate(validity, problem, now, uses_tls=mqtt.uses_tls, is_local=is_local)]
+    ours = judging_agent.certificate(validity, problem, now, uses_tls=mqtt.uses_tls, is_local=is_local)
+    return [ours, *_server_certificate(settings.serving, now)]
 
 
 def agent(settings: Settings, version: str) -> list[Check]:
@@ -183,8 +185,22 @@ def _status(address: str | None, device_id: str) -> dict[str, Any] | None:
     return found if found["device_id"] == device_id else None
 
 
+def _server_certificate(serving: Serving, now: datetime) -> list[Check]:
+    if serving.cert_file is None or serving.key_file is None:
+        return []
+    try:
+        check_server_files(serving.cert_file, serving.key_file)
+        validity = TlsFiles(cert_file=str(serving.cert_file)).validity()
+    except (OSError, ValueError) as error:
+        return [judging_agent.server_certificate(None, str(error), now)]
+    return [judging_agent.server_certificate(validity, "", now)]
+
+
 def _ports(settings: Settings, *, is_running: bool | None) -> list[Check]:
-    wanted = [("serving.http_port", settings.serving.host, settings.serving.http_port)]
+    serving = settings.serving
+    wanted = [("serving.http_port", serving.host, serving.http_port)]
+    if serving.grpc_port is not None:
+        wanted.append(("serving.grpc_port", serving.host, serving.grpc_port))
     if settings.status.enabled:
         wanted.append(("status.port", settings.status.host, settings.status.port))
     if is_running is None:

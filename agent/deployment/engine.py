@@ -19,7 +19,7 @@ from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
 from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
-from agent.deployment.facts import with_kept
+from agent.deployment.facts import logged, with_kept
 from agent.deployment.inbox import (
     BudgetSeen,
     Drained,
@@ -50,7 +50,6 @@ from agent.deployment.models import settle
 from agent.deployment.phases import Phase, State
 from agent.deployment.pursuit import message_of
 from agent.deployment.recovery import Mode
-from agent.deployment.reporting import line
 from agent.deployment.runner import WorkWatch
 from agent.deployment.waiting import expiry, next_up, replaced
 
@@ -374,7 +373,7 @@ class Engine:
             self._journal.save(after, told, served=item, remove=item is None)
         if not after.state.is_terminal:
             self._open[after.id] = after
-        log.info("operation", **line(after))
+        log.info("operation", **logged(after))
         self._transport.flush()
 
     def _perform(self, operation: Operation, phase: Phase, served: Mapping[str, Served]) -> None:

@@ -177,6 +177,19 @@ def told(decision: Mapping[str, Any]) -> JsonObject:
     return {**{name: decision[name] for name in _TOLD if name in decision}, "explanation": explain(decision)}
 
 
+def logged(operation: Operation) -> JsonObject:
+    """Return where an operation stands, for a line of the log."""
+    error = operation.error
+    return {
+        "id": operation.id,
+        "state": str(operation.state),
+        "phase": str(operation.phase),
+        "attempt": operation.attempt,
+        "error": str(error.code) if error else None,
+        "detail": error.detail if error else None,
+    }
+
+
 def with_kept(operation: Operation, served: Mapping[str, Served]) -> Operation:
     """Say in a new error what goes on serving."""
     error, item = operation.error, served.get(str(operation.model))

@@ -203,18 +203,6 @@ def describe_served(item: Served) -> JsonObject:
     return {**_release(item.current), "state": "serving", "previous": previous, "decision": decision}
 
 
-def line(operation: Operation) -> JsonObject:
-    """Return what the log says of an operation whenever its record changes."""
-    return {
-        "id": operation.id,
-        "state": str(operation.state),
-        "phase": str(operation.phase),
-        "attempt": operation.attempt,
-        "error": str(operation.error.code) if operation.error else None,
-        "detail": operation.error.detail if operation.error else None,
-    }
-
-
 def describe_operation(operation: Operation) -> JsonObject:
     """Return where an operation stands, as its report and the status page show it."""
     return {

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from agent.serving.access import Access, TokenFile
 from agent.serving.batcher import Batching
 from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
 from agent.serving.http import HttpApp
+from agent.serving.limits import DEFAULT, Limits
 from agent.serving.loader import TorchLoader
-from agent.serving.process import Rpc, configure_log, log, serve, tie_to_parent
+from agent.serving.process import Listener, Rpc, configure_log, fitting, log, serve, tie_to_parent
+from agent.serving.repository import Repository
 from agent.serving.slots import Loader, Models
+from agent.serving.tls import RenewedContext
+from agent.serving.tracing import Tracer
 from agent.serving.waiting import HOLD_S
 
 if TYPE_CHECKING:
@@ -49,25 +54,55 @@ async def _run(options: argparse.Namespace, loader: Loader) -> None:
     responses: Counter[int] = Counter()
     preparing = control.prepare()
     preparing.add_done_callback(_report)
-    limit = options.max_body_mib * 1024 * 1024
+    limits = Limits(
+        max_body_bytes=options.max_body_bytes,
+        max_connections=options.max_connections,
+        head_s=options.head_s,
+        body_s=options.body_s,
+    )
     if not options.closed:
         plane.is_open.set()
-    data = HttpApp(plane, responses, None, limit), socket.socket(fileno=options.http_fd)
-    supervisor = HttpApp(plane, responses, control, limit), socket.socket(fileno=options.control_fd)
+    data = _data(options, plane, control, limits, responses)
+    app = HttpApp(plane, responses, control, limits=limits)
+    supervisor = Listener(app, socket.socket(fileno=options.control_fd), limits, responses)
     rpc = None
     if options.grpc_fd is not None:
-        rpc = _grpc_server(plane, options.grpc_fd, Path(supervisor[1].getsockname()), limit)
+        path = Path(supervisor.socket.getsockname()).with_name("grpc.sock")
+        rpc = _grpc_server(plane, options.grpc_fd, path, limits.max_body_bytes)
     await serve(plane, data, supervisor, options.drain_s, rpc)
 
 
-def _grpc_server(plane: DataPlane, fd: int, control_path: Path, limit: int) -> Rpc:
+def _grpc_server(plane: DataPlane, fd: int, path: Path, limit: int) -> Rpc:
     try:
         module = importlib.import_module("agent.serving.grpc.server")
     except ImportError as error:
         log.critical("grpc_missing", error=str(error), hint="pip install 'nibbled[grpc]', or set no serving.grpc_port")
         os._exit(1)
-    server: Rpc = module.GrpcServer(plane, socket.socket(fileno=fd), control_path.with_name("grpc.sock"), limit)
+    server: Rpc = module.GrpcServer(plane, socket.socket(fileno=fd), path, limit)
     return server
+
+
+def _data(
+    options: argparse.Namespace, plane: DataPlane, control: ControlPlane, limits: Limits, responses: Counter[int]
+) -> Listener:
+    """Return what strangers reach: with tokens, TLS and the repository only where their files are given."""
+    users = TokenFile(options.token_file) if options.token_file else None
+    administrators = TokenFile(options.admin_token_file) if options.admin_token_file else None
+    access = Access(users, administrators) if users or administrators else None
+    repository = Repository(control, options.store) if administrators else None
+    limits = fitting(limits)
+    app = HttpApp(
+        plane,
+        responses,
+        repository,
+        limits=limits,
+        access=access,
+        groups=("repository",),
+        log_every=options.log_every,
+        tracer=Tracer(options.otlp_endpoint) if options.otlp_endpoint else None,
+    )
+    tls = RenewedContext(options.cert_file, options.key_file).context if options.cert_file else None
+    return Listener(app, socket.socket(fileno=options.http_fd), limits, responses, tls)
 
 
 def _report(preparing: asyncio.Future[None]) -> None:
@@ -95,8 +130,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--max-delay-ms", type=float, default=0.0, help="milliseconds that a busy model waits for more to join"
     )
     parser.add_argument("--max-queue", type=int, default=standard.max_queue, help="requests of a model that may wait")
-    parser.add_argument("--max-body-mib", type=int, default=64)
-    return parser.parse_args(arguments)
+    parser.add_argument("--otlp-endpoint", help="URL of a collector of traces")
+    parser.add_argument("--max-body-bytes", type=int, default=DEFAULT.max_body_bytes)
+    parser.add_argument("--max-connections", type=int, default=DEFAULT.max_connections)
+    parser.add_argument("--head-s", type=float, default=DEFAULT.head_s, help="seconds for a request's headers")
+    parser.add_argument("--body-s", type=float, default=DEFAULT.body_s, help="seconds for a request's body")
+    parser.add_argument("--token-file", type=Path, help="tokens for inference; none lets everyone ask")
+    parser.add_argument("--admin-token-file", type=Path, help="tokens for the repository; none keeps it away")
+    parser.add_argument("--store", type=Path, help="directory that administrators load artifacts from")
+    parser.add_argument("--cert-file", type=Path, help="certificate of the TCP socket; none leaves it unencrypted")
+    parser.add_argument("--key-file", type=Path, help="its key")
+    parser.add_argument("--log-every", type=int, default=0, help="requests to a line of the log; 0 for none")
+    options = parser.parse_args(arguments)
+    if (options.cert_file is None) != (options.key_file is None):
+        parser.error("--cert-file and --key-file belong together")
+    return options
 
 
 if __name__ == "__main__":

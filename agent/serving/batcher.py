@@ -201,6 +201,8 @@ class Batcher:
             for rows in executed.passes:
                 batch[0].slot.stats.executed(rows)
         for work, outcome in zip(batch, executed.outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                work.slot.judge(outcome)
             self._settle(work, outcome)
 
     # What follows runs in the thread.

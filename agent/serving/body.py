@@ -8,14 +8,13 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from agent.serving.errors import BadRequestError, BodyTimeoutError, TooLargeError, UnsupportedEncodingError
+from agent.serving.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     Receive = Callable[[], Awaitable[dict[str, Any]]]
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
-BODY_TIMEOUT_S = 60.0
 DISCARD_S = 5.0
 # Smaller replies do not gain from compression, and the fastest level loses little on tensors.
 MIN_COMPRESSED_BYTES = 1024
@@ -31,14 +30,15 @@ class DisconnectedError(Exception):
     """The client went away before its request was complete; nobody is left to answer."""
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limits: Limits = DEFAULT) -> bytes:
     """Return the decompressed body.
 
     Raises:
-        TooLargeError: as announced, as received or as decompressed it is over ``limit`` bytes.
-        BodyTimeoutError: it is not complete after ``BODY_TIMEOUT_S``.
+        TooLargeError: as announced, as received or as decompressed it is over ``limits.max_body_bytes``.
+        BodyTimeoutError: it is not complete after ``limits.body_s``, or comes too slowly.
         DisconnectedError: the client left.
     """
+    limit = limits.max_body_bytes
     announced = headers.get(b"content-length", b"0")
     if not announced.isdigit():
         raise BadRequestError(f"Content-Length {announced!r} is not a number")
@@ -47,7 +47,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if encoding not in ("identity", "") and encoding not in WINDOW_BITS:
         raise UnsupportedEncodingError(f"Content-Encoding {encoding!r} is not gzip, deflate or identity")
-    body = await _receive_all(receive, limit)
+    body = await _receive_all(receive, limits)
     if encoding not in WINDOW_BITS:
         return body
     return await asyncio.to_thread(decompress, body, encoding, limit)
@@ -61,19 +61,21 @@ async def discard_body(receive: Receive) -> None:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + DISCARD_S
     with contextlib.suppress(BodyTimeoutError, DisconnectedError):
-        while (await _receive_part(receive, ends_at - loop.time())).get("more_body"):
+        while (await _receive_part(receive, ends_at - loop.time(), 0)).get("more_body"):
             pass
 
 
-async def _receive_all(receive: Receive, limit: int) -> bytes:
-    message = await _receive_part(receive, BODY_TIMEOUT_S)
+async def _receive_all(receive: Receive, limits: Limits) -> bytes:
+    limit = limits.max_body_bytes
+    message = await _receive_part(receive, limits.body_grace_s, 0)
     if not message.get("more_body"):
         return _checked(message.get("body", b""), 0, limit)
     loop = asyncio.get_running_loop()
-    ends_at = loop.time() + BODY_TIMEOUT_S
+    began = loop.time()
     parts, size = [_checked(message["body"], 0, limit)], len(message["body"])
     while message.get("more_body"):
-        message = await _receive_part(receive, ends_at - loop.time())
+        allowed_s = min(limits.body_s, limits.body_grace_s + size / limits.body_bytes_per_s)
+        message = await _receive_part(receive, began + allowed_s - loop.time(), size)
         part = _checked(message.get("body", b""), size, limit)
         size += len(part)
         parts.append(part)
@@ -86,7 +88,7 @@ def _checked(part: bytes, before: int, limit: int) -> bytes:
     return part
 
 
-async def _receive_part(receive: Receive, timeout_s: float) -> dict[str, Any]:
+async def _receive_part(receive: Receive, timeout_s: float, before: int) -> dict[str, Any]:
     task = asyncio.current_task()
     # A timer costs a microsecond; asyncio.wait_for would start a task for every part of every request.
     expired = False
@@ -102,7 +104,7 @@ async def _receive_part(receive: Receive, timeout_s: float) -> dict[str, Any]:
         message = await receive()
     except asyncio.CancelledError:
         if expired:
-            raise BodyTimeoutError(f"the body was not complete after {BODY_TIMEOUT_S:.0f} s") from None
+            raise BodyTimeoutError(f"the body comes too slowly: {before} bytes of it came in time") from None
         raise
     finally:
         timer.cancel()

@@ -23,7 +23,7 @@ from agent.serving.canary import measure
 from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllowedError, NotFoundError
 from agent.serving.loading import LoadingThread
 from agent.serving.memory import rss_bytes
-from agent.serving.repository import index, parse
+from agent.serving.repository import index, parse, parse_parameters
 from agent.serving.residency import Mode, Wish
 from agent.serving.slots import Model, Slot
 from agent.serving.stats import percentiles_ms
@@ -78,9 +78,9 @@ class ControlPlane:
             case ("repository", ["index"] | ["models", _, "load" | "canary" | "activate" | "unload"]):
                 wanted = "POST"
             case _:
-                raise NotFoundError(f"there is no route {path}")
-        if method != wanted:
-            raise MethodNotAllowedError(method, path, wanted)
+                raise NotFoundError(f"there is no route {path[:128]}")
+        if method != wanted and (method, wanted) != ("HEAD", "GET"):
+            raise MethodNotAllowedError(method, path[:128], wanted)
         if rest == ["status"]:
             return self.status()
         if rest == ["open"]:
@@ -92,9 +92,7 @@ class ControlPlane:
         )
 
     async def _change(self, name: str, action: str, request: JsonObject) -> JsonObject:
-        parameters = request.get("parameters") or {}
-        if not isinstance(parameters, dict):
-            raise BadRequestError("'parameters' must be an object")
+        parameters = parse_parameters(request)
         match action:
             case "load":
                 release, version = _text(parameters, "release"), _text(parameters, "version")
@@ -171,13 +169,14 @@ class ControlPlane:
                     network, figures = await self._thread.load(artifact, model.batcher.max_rows, wish)
         except LoadFailedError as error:
             model.failure = (release, version, str(error))
+            self._plane.judge(error)
             log.warning("load_failed", model=model.name, release=release, code=error.code, detail=str(error))
             await self._thread.release_memory()
             raise
         finally:
             model.loading = None
         slot = model.slots[release] = Slot(
-            model.name, release, version, network, figures, max_rows=model.batcher.max_rows
+            model.name, release, version, network, figures, max_rows=model.batcher.max_rows, judge=self._plane.judge
         )
         log.info("loaded", model=model.name, release=release, resident_bytes=network.resident_bytes, **figures)
         return slot
@@ -236,6 +235,14 @@ class ControlPlane:
             slot.network.close()
             if slot.engine is not None:
                 slot.engine.close()
+
+    def loaded(self, name: str) -> JsonObject:
+        """Return the release that answers: a load that names no artifact asks for what is there.
+
+        Raises ``NotFoundError`` if none does.
+        """
+        slot = self._plane.models.active(name)
+        return {"release": slot.release, "resident_bytes": slot.network.resident_bytes}
 
     def status(self) -> JsonObject:
         """Return counters of every model that answers, how every model was switched last, and the memory."""

@@ -16,6 +16,7 @@ import structlog
 
 from agent import __version__
 from agent.serving.errors import BadRequestError, ModelFailedError, ServingError, UnavailableError
+from agent.serving.lost import is_lost
 from agent.serving.memory import is_out_of_memory
 from agent.serving.oip import InferResponse
 from agent.serving.tensors import Tensor, is_finite
@@ -34,7 +35,7 @@ log = structlog.get_logger("dataplane")
 
 NAME = "nibbled"
 PLATFORM = "pytorch"
-EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics", "generate")
+EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class DataPlane:
         is_draining: set once, when the process was asked to end.
         rpc_codes: calls over gRPC by how they ended; stays empty without it.
         is_open: set once the data plane's socket may be answered; until then connections wait in its backlog.
+        is_lost: set once an error said that this process can compute nothing more.
     """
 
     def __init__(self, models: Models) -> None:
@@ -60,12 +62,20 @@ class DataPlane:
         self.is_draining = False
         self.rpc_codes: Counter[str] = Counter()
         self.is_open = asyncio.Event()
+        self.is_lost = asyncio.Event()
         self.started_at = time.monotonic()
 
     @property
     def is_ready(self) -> bool:
         """Whether requests should be sent here."""
         return self.models.is_ready and not self.is_draining
+
+    def judge(self, error: BaseException) -> None:
+        """Look at what a model raised: some errors leave the whole process without a device."""
+        if not self.is_lost.is_set() and is_lost(error):
+            log.critical("device_lost", error=f"{type(error).__name__}: {error}"[:2000])
+            self.drain()
+            self.is_lost.set()
 
     def drain(self) -> None:
         """Begin to end: what waits for a switch is answered, as no release may come any more."""

@@ -2,7 +2,8 @@
 
 ServingError
   BadRequestError         400  the client's mistake, with the numbers
-  ForbiddenError          403  this socket does not do that, for anybody
+  UnauthorizedError       401  a token is needed, or is wrong
+  ForbiddenError          403  this socket, or this token, does not do that
   NotFoundError           404  no such route, model, version or release
   MethodNotAllowedError   405
   BodyTimeoutError        408  the body did not arrive in time
@@ -41,11 +42,33 @@ class BadRequestError(ServingError):
     outcome = "invalid"
 
 
+class UnauthorizedError(ServingError):
+    """The request needs a token.
+
+    Attributes:
+        is_wrong: whether it brought one.
+    """
+
+    status = 401
+    outcome = "invalid"
+    is_unread = True
+
+    def __init__(self, detail: str, *, is_wrong: bool = False) -> None:
+        super().__init__(detail)
+        self.is_wrong = is_wrong
+
+
 class ForbiddenError(ServingError):
     """What is asked for exists, and is not done for whoever asks here."""
 
     status = 403
     outcome = "invalid"
+
+
+class WeakTokenError(ForbiddenError):
+    """The token is known, and not good for this."""
+
+    is_unread = True
 
 
 class NotFoundError(ServingError):
@@ -67,7 +90,7 @@ class MethodNotAllowedError(ServingError):
 
     def __init__(self, method: str, path: str, allow: str) -> None:
         super().__init__(f"{method} is not allowed on {path}, use {allow}")
-        self.allow = allow
+        self.allow = "GET, HEAD" if allow == "GET" else allow
 
 
 class BodyTimeoutError(ServingError):
@@ -94,6 +117,7 @@ class UnsupportedEncodingError(ServingError):
 
     status = 415
     outcome = "invalid"
+    is_unread = True
 
 
 class UnavailableError(ServingError):

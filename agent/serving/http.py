@@ -3,7 +3,8 @@
 Rules: routes are matched on the undecoded path, so that an encoded slash stays inside its segment; no header but
 lengths and encodings is ever looked at (strict clients send no Content-Type); every reply that is not 200 is
 ``{"error": …}`` as ``application/json``; a client's mistake is never a 500. The socket of the supervisor gets the same
-application with a ``ControlPlane``; without one the repository can be read and not changed.
+application with a ``ControlPlane``; without one the repository can be read and not changed. What is answered, and with
+which statuses, is described in ``openapi``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, unquote
 
 import structlog
 
-from agent.serving.body import MAX_BODY_BYTES, DisconnectedError, discard_body, read_body
+from agent.serving.body import DisconnectedError, discard_body, read_body
 from agent.serving.dataplane import model_config, model_metadata, model_statistics, server_metadata
 from agent.serving.disconnect import DisconnectWatch
 from agent.serving.errors import (
@@ -28,8 +29,10 @@ from agent.serving.errors import (
 from agent.serving.exposition import CONTENT_TYPE
 from agent.serving.generation.events import EventReply
 from agent.serving.generation.routes import GENERATE, TextRoutes, openai_error_reply
+from agent.serving.limits import DEFAULT, Limits
 from agent.serving.metrics import render
 from agent.serving.oip import format_response, parse_request
+from agent.serving.openapi import document
 from agent.serving.replies import Reply, error_reply, infer_reply, json_reply, send_reply
 from agent.serving.repository import ReadOnlyRepository
 from agent.serving.validation import timeout_s
@@ -37,16 +40,24 @@ from agent.serving.validation import timeout_s
 if TYPE_CHECKING:
     from collections import Counter
 
+    from agent.serving.access import Access
     from agent.serving.body import Receive
-    from agent.serving.control import ControlPlane
     from agent.serving.dataplane import DataPlane
     from agent.serving.oip import InferRequest
     from agent.serving.replies import Send
     from agent.serving.slots import Slot
+    from agent.serving.tracing import Tracer
 
 log = structlog.get_logger("http")
 HEADER_LENGTH = b"inference-header-content-length"
 MAX_PATH_BYTES = 4096
+
+
+class Control(Protocol):
+    """Answers the routes by which models are changed: a ``ControlPlane``, or what of it is offered."""
+
+    async def answer(self, group: str, rest: list[str], method: str, body: bytes) -> Any:
+        """Answer ``/v2/<group>/<rest>`` with a JSON value."""
 
 
 class HttpApp:
@@ -55,22 +66,37 @@ class HttpApp:
     Args:
         plane: what is shared with the other sockets.
         responses: replies by status, counted for all sockets together.
-        control: the supervisor's routes, None where nothing may be changed.
-        max_body_bytes: larger bodies are refused, before and after decompression.
+        control: the routes of ``groups``; without one the repository can be read and not changed.
+        limits: see there.
+        access: None answers whoever can connect.
+        groups: what ``control`` answers below ``/v2``.
+        log_every: how many requests make a line of the log; 0 for none.
+        tracer: hears of every inference, None where no traces are collected.
     """
 
     def __init__(
         self,
         plane: DataPlane,
         responses: Counter[int],
-        control: ControlPlane | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        control: Control | None = None,
+        *,
+        limits: Limits = DEFAULT,
+        access: Access | None = None,
+        groups: tuple[str, ...] = ("repository", "control"),
+        log_every: int = 0,
+        tracer: Tracer | None = None,
     ) -> None:
         self._plane = plane
         self._responses = responses
         self._control = control
-        self._max_body_bytes = max_body_bytes
         self._texts = TextRoutes(plane, self._body)
+        self._groups = groups if control is not None else ()
+        self._repository = ReadOnlyRepository(plane)
+        self._limits = limits
+        self._access = access
+        self._log_every = log_every
+        self._until_logged = log_every
+        self._tracer = tracer
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -90,6 +116,8 @@ class HttpApp:
             log.exception("request_failed", path=request.path)
             reply = request.refusal(ServingError("internal error"))
         self._responses[reply.status] += 1
+        if self._log_every:
+            self._log(scope, request, reply)
         closes = is_unread or self._plane.is_draining
         if isinstance(reply, EventReply):
             await reply.send(send, closes=closes)
@@ -99,24 +127,47 @@ class HttpApp:
             await discard_body(receive)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    def _log(self, scope: Any, request: _Request, reply: Reply | EventReply) -> None:
+        self._until_logged -= 1
+        if self._until_logged > 0:
+            return
+        self._until_logged = self._log_every
+        client = (scope.get("client") or ("",))[0]
+        took_ms = round((time.perf_counter() - request.began) * 1e3, 3)
+        sent_bytes = None if isinstance(reply, EventReply) else len(reply.body)
+        log.info(
+            "request", method=request.method, path=request.path[:256], status=reply.status, took_ms=took_ms,
+            sent_bytes=sent_bytes, client=client, one_of=self._log_every,
+        )  # fmt: skip
+
     async def _answer(self, request: _Request) -> Reply | EventReply:
         if len(request.path) > MAX_PATH_BYTES:
             raise NotFoundError(f"the path has {len(request.path)} characters, at most {MAX_PATH_BYTES} are matched")
+        if self._access is not None:
+            self._access.check(request.route, request.headers)
         match request.route:
             case ["metrics"]:
                 request.expect("GET")
                 return Reply(200, render(self._plane, self._responses), CONTENT_TYPE)
             case ["v2", "models", name, *rest] if rest:
                 return await self._model(request, name, rest)
+            case ["openapi.json"]:
+                request.expect("GET")
+                return json_reply(self.description())
             case ["v2", "repository" | "control" as group, *rest]:
                 body = await self._body(request) if request.method == "POST" else b""
-                repository = self._control or ReadOnlyRepository(self._plane)
-                return json_reply(await repository.answer(group, rest, request.method, body))
+                offered = self._control if self._control is not None and group in self._groups else self._repository
+                return json_reply(await offered.answer(group, rest, request.method, body))
             case ["v2", *rest]:
                 return self._describe(request, rest)
             case ["v1", *rest]:
                 return await self._texts.openai(request, rest)
         raise request.unknown()
+
+    def description(self) -> dict[str, Any]:
+        """Return what this socket answers, as an OpenAPI document."""
+        is_closed = self._access is not None and self._access.covers_inference
+        return document(has_tokens=is_closed, has_repository="repository" in self._groups)
 
     def _describe(self, request: _Request, rest: list[str]) -> Reply:
         models = self._plane.models
@@ -124,7 +175,8 @@ class HttpApp:
         body: Any
         match rest:
             case [] | [""]:
-                body = server_metadata(("model_repository",) if self._control else ())
+                extensions = ("generate", "model_repository") if self._control is not None else ("generate",)
+                body = server_metadata(extensions)
             case ["health", "live"]:
                 body = {"live": True}
             case ["health", "ready"]:
@@ -170,7 +222,7 @@ class HttpApp:
         return json_reply(model_metadata(slot))
 
     async def _infer(self, request: _Request, name: str, version: str | None) -> Reply:
-        began = time.perf_counter()
+        began = request.began
         self._plane.expect(name, version)
         body = await self._body(request)
         # Looked up again: another release may have been activated while the body came in.
@@ -184,8 +236,12 @@ class HttpApp:
             response = await self._plane.infer(slot, question, waited_s)
             reply = infer_reply(*format_response(response.wire))
         except ServingError as error:
+            seconds = time.perf_counter() - began
             if slot is not None:
-                slot.stats.refused(error.outcome, time.perf_counter() - began)
+                slot.stats.refused(error.outcome, seconds)
+            if self._tracer is not None:
+                version = slot.version if slot is not None else ""
+                self._tracer.record(request.headers.items(), name, version, seconds, error=str(error))
             raise
         except asyncio.CancelledError:
             if not watch.has_left:
@@ -195,7 +251,10 @@ class HttpApp:
             raise DisconnectedError from None
         finally:
             watch.close()
-        slot.stats.answered(response.rows, time.perf_counter() - began, response.timing, time.time_ns() // 1_000_000)
+        seconds = time.perf_counter() - began
+        slot.stats.answered(response.rows, seconds, response.timing, time.time_ns() // 1_000_000)
+        if self._tracer is not None:
+            self._tracer.record(request.headers.items(), name, slot.version, seconds, timing=response.timing)
         return reply
 
     async def _wait(
@@ -210,7 +269,7 @@ class HttpApp:
         return slot, question, time.perf_counter() - began
 
     async def _body(self, request: _Request) -> bytes:
-        return await read_body(request.headers, request.receive, self._max_body_bytes)
+        return await read_body(request.headers, request.receive, self._limits)
 
 
 @dataclass(frozen=True)
@@ -222,13 +281,19 @@ class _Request:
     route: list[str]
     headers: dict[bytes, bytes]
     receive: Receive
+    began: float
 
     @classmethod
     def of(cls, scope: Any, receive: Receive) -> _Request:
         """Read an ASGI scope."""
         path = (scope.get("raw_path") or quote(scope["path"]).encode()).partition(b"?")[0].decode("latin-1")
         return cls(
-            scope["method"], path, [unquote(part) for part in path.split("/")[1:]], dict(scope["headers"]), receive
+            scope["method"],
+            path,
+            [unquote(part) for part in path.split("/")[1:]],
+            dict(scope["headers"]),
+            receive,
+            time.perf_counter(),
         )
 
     def expect(self, method: str) -> None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from agent.serving import byte_strings
 from agent.serving.errors import BadRequestError, ModelFailedError, TooLargeError
 from agent.serving.json_data import to_array
 from agent.serving.raw import as_values, byte_size
-from agent.serving.tensors import BINARY_ONLY, DATATYPES, Tensor, is_finite
+from agent.serving.tensors import BINARY_ONLY, BYTES, DATATYPE_NAMES, DATATYPES, Tensor, is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,8 +120,10 @@ def format_response(response: InferResponse) -> tuple[int | None, bytes]:
 def _format_output(tensor: Tensor, raw: list[bytes], *, is_binary: bool) -> dict[str, Any]:
     output: dict[str, Any] = {"name": tensor.name, "shape": tensor.data.shape, "datatype": tensor.datatype}
     if is_binary:
-        raw.append(tensor.data.tobytes())
-        output["parameters"] = {"binary_data_size": tensor.data.nbytes}
+        raw.append(byte_strings.pack(tensor.data) if tensor.datatype == BYTES else tensor.data.tobytes())
+        output["parameters"] = {"binary_data_size": len(raw[-1])}
+    elif tensor.datatype == BYTES:
+        output["data"] = byte_strings.to_json(tensor)
     elif tensor.datatype in BINARY_ONLY:
         raise BadRequestError(f"output {tensor.name!r} is {tensor.datatype}, which has no JSON form: ask for binary")
     elif not is_finite(tensor):
@@ -257,13 +260,15 @@ def _parse_inputs(header: dict[str, Any], binary: memoryview | None, *, may_hold
 def _parse_input(entry: dict[str, Any], binary: memoryview | None, *, may_hold_booleans: bool) -> tuple[Tensor, int]:
     name, datatype = entry["name"], entry.get("datatype")
     where = f"input {name!r}"
-    if not isinstance(datatype, str) or datatype not in DATATYPES:
-        raise BadRequestError(f"{where} has datatype {datatype!r}, known are {', '.join(DATATYPES)}")
+    if not isinstance(datatype, str) or datatype not in DATATYPE_NAMES:
+        raise BadRequestError(f"{where} has datatype {datatype!r}, known are {', '.join(DATATYPE_NAMES)}")
     shape = _parse_shape(entry, datatype)
     parameters = _parameters(entry, where)
     if "binary_data_size" not in parameters:
         if "data" not in entry:
             raise BadRequestError(f"{where} has neither 'data' nor the parameter 'binary_data_size'")
+        if datatype == BYTES:
+            return Tensor(name, datatype, byte_strings.from_json(name, shape, entry["data"])), 0
         data = to_array(name, datatype, shape, entry["data"], may_hold_booleans=may_hold_booleans)
         return Tensor(name, datatype, data), 0
     if "data" in entry:
@@ -284,6 +289,8 @@ def _parse_shape(entry: dict[str, Any], datatype: str) -> tuple[int, ...]:
 def _binary_tensor(
     name: str, datatype: str, shape: tuple[int, ...], size: Any, binary: memoryview
 ) -> tuple[Tensor, int]:
+    if datatype == BYTES:
+        return _binary_strings(name, shape, size, binary)
     wanted = byte_size(name, datatype, shape)
     if type(size) is not int or size != wanted:
         raise BadRequestError(
@@ -294,10 +301,20 @@ def _binary_tensor(
     return Tensor(name, datatype, as_values(name, datatype, binary[:wanted]).reshape(shape)), wanted
 
 
+def _binary_strings(name: str, shape: tuple[int, ...], size: Any, binary: memoryview) -> tuple[Tensor, int]:
+    if type(size) is not int or size < 0:
+        raise BadRequestError(f"input {name!r} has binary_data_size {size!r}, a number of bytes is needed")
+    if len(binary) < size:
+        raise BadRequestError(f"input {name!r}: expecting {size - len(binary)} additional bytes of binary data")
+    return Tensor(name, BYTES, byte_strings.unpack(name, shape, binary[:size])), size
+
+
 def _parse_raw(body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
     if len(specs) != 1:
         raise BadRequestError(f"a raw request needs a model with exactly one input, this one has {len(specs)}")
     spec = specs[0]
+    if spec.datatype == BYTES:
+        raise BadRequestError("a raw request cannot be BYTES, whose elements have no size")
     # The batch dimension counts one row; at most one other dimension may be found from the number of bytes.
     shape = [1 if axis == 0 and size < 0 else size for axis, size in enumerate(spec.shape)]
     item = DATATYPES[spec.datatype].itemsize

@@ -13,27 +13,41 @@ import contextlib
 import ctypes
 import logging
 import os
+import resource
 import signal
 import sys
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 import uvicorn
 
-from agent.serving.connection import KEEP_ALIVE_S, Connection
+from agent.serving.connection import Connection
+from agent.serving.lost import LOST_STATUS
+from agent.serving.tls import HANDSHAKE_S
 
 if TYPE_CHECKING:
     import socket
+    import ssl
+    from collections import Counter
     from collections.abc import Generator
 
     from agent.serving.dataplane import DataPlane
     from agent.serving.http import HttpApp
+    from agent.serving.limits import Limits
 
 log = structlog.get_logger("server")
 LINGER_S = 0.5
+LAST_WORDS_S = 0.2
+"""For replies on their way, when a process ends that has lost its device."""
 # What uvicorn needs besides its own deadline: it looks every 0.1 s whether it should end, and sleeps while ending.
 UVICORN_MARGIN_S = 0.5
 BACKLOG = 2048
+# How long the end of an encrypted connection waits for the client's word.
+TLS_END_S = 2.0
+# File descriptors that are not for connections: artifacts, imports, and clients that are told that there is no room.
+SPARE_FILES = 16
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -74,20 +88,42 @@ def configure_log() -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # What strangers send is counted, not written down.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def fitting(limits: Limits) -> Limits:
+    """Return ``limits`` with no more connections than there are file descriptors for, having asked for enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = len(list(Path("/proc/self/fd").iterdir())) + SPARE_FILES
+    wanted = limits.max_connections + taken
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            log.warning("few_file_descriptors", limit=soft, max_connections=max(1, soft - taken))
+            return replace(limits, max_connections=max(1, soft - taken))
+    return limits
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What answers on one inherited socket, within which limits; ``tls`` None leaves it unencrypted."""
+
+    app: HttpApp
+    socket: socket.socket
+    limits: Limits
+    responses: Counter[int]
+    tls: ssl.SSLContext | None = None
 
 
 class _Server(uvicorn.Server):
     """A uvicorn server whose signals and listening socket belong to the process around it."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
-def _server(app: HttpApp, drain_s: float) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app,
+    def __init__(self, listener: Listener, drain_s: float) -> None:
+        self._listener = listener
+        config = uvicorn.Config(
+            listener.app,
             loop="none",
             http=Connection,
             ws="none",
@@ -96,11 +132,33 @@ def _server(app: HttpApp, drain_s: float) -> _Server:
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=listener.limits.keep_alive_s,
             timeout_graceful_shutdown=max(1, round(drain_s - LINGER_S - UVICORN_MARGIN_S)),
         )
-    )
+        super().__init__(config)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn does, with bounds that it cannot be told."""
+        listener = self._listener
+        bounds: dict[str, Any] = {}
+        if listener.tls is not None:
+            bounds = {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": TLS_END_S}
+        loop = asyncio.get_running_loop()
+
+        def connect() -> Connection:
+            return Connection(
+                self.config, self.server_state, {}, loop, limits=listener.limits, responses=listener.responses
+            )
+
+        self.servers = [
+            await loop.create_server(connect, sock=each, ssl=listener.tls, backlog=BACKLOG, **bounds)
+            for each in sockets or ()
+        ]
+        self.started = True
 
 
 class Rpc(Protocol):
@@ -113,20 +171,14 @@ class Rpc(Protocol):
         """Finish what was asked within ``grace_s`` seconds; may be called again to hurry."""
 
 
-async def serve(
-    plane: DataPlane,
-    data: tuple[HttpApp, socket.socket],
-    control: tuple[HttpApp, socket.socket],
-    drain_s: float,
-    rpc: Rpc | None = None,
-) -> None:
+async def serve(plane: DataPlane, data: Listener, control: Listener, drain_s: float, rpc: Rpc | None = None) -> None:
     """Answer on inherited listening sockets until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
     The data plane's socket is answered once ``plane.is_open`` is set: a server that replaces another gets its models
     back first, and clients wait in the backlog meanwhile instead of hearing that their model is unknown.
     """
-    apps = (data, control)
-    servers = [_server(app, drain_s) for app, _ in apps]
+    listeners = (data, control)
+    servers = [_Server(each, drain_s) for each in listeners]
     asked, forced = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -142,26 +194,37 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
 
-    async def answer(server: _Server, listener: socket.socket, *, is_data: bool) -> None:
-        if is_data:
+    async def answer(server: _Server, listener: Listener) -> None:
+        if listener is data:
             await _either(plane.is_open, asked)
         if not asked.is_set():
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=[listener.socket])
 
     running = [
-        asyncio.create_task(answer(server, listener, is_data=listener is data[1]))
-        for server, (_, listener) in zip(servers, apps, strict=True)
+        asyncio.create_task(answer(server, listener)) for server, listener in zip(servers, listeners, strict=True)
     ]
     if rpc is not None:
         running.append(asyncio.create_task(_answer_rpc(rpc, plane.is_open, asked, forced, drain_s)))
     log.info("listening", pid=os.getpid())
-    await asyncio.wait([asyncio.create_task(asked.wait()), *running], return_when=asyncio.FIRST_COMPLETED)
+    await _until_over(plane, asked, running)
     log.info("draining", in_flight=_in_flight(plane))
     await asyncio.sleep(LINGER_S)
     for server in servers:
         server.should_exit = True
     await asyncio.gather(*running)
     log.info("stopped", in_flight=_in_flight(plane))
+
+
+async def _until_over(plane: DataPlane, asked: asyncio.Event, running: list[asyncio.Task[None]]) -> None:
+    """Return when the process is to drain; end it when its device is lost."""
+    lost = asyncio.create_task(plane.is_lost.wait())
+    await asyncio.wait([asyncio.create_task(asked.wait()), lost, *running], return_when=asyncio.FIRST_COMPLETED)
+    if lost.done():
+        # Whoever waits for a thread that is stuck in a driver waits for ever: what could be answered was.
+        await asyncio.sleep(LAST_WORDS_S)
+        sys.stderr.flush()
+        os._exit(LOST_STATUS)
+    lost.cancel()
 
 
 async def _answer_rpc(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agent.serving.byte_strings import LENGTH_BYTES
 from agent.serving.errors import BadRequestError
-from agent.serving.tensors import DATATYPES
+from agent.serving.tensors import BYTES, DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,13 +21,13 @@ MAX_TENSOR_BYTES = 2**62
 
 
 def byte_size(name: str, datatype: str, shape: Sequence[int]) -> int:
-    """Return how many bytes a raw tensor has; raises ``BadRequestError`` for a shape that no tensor can have."""
+    """Return how many bytes a raw tensor has, of BYTES at least; raises ``BadRequestError`` for an impossible shape."""
     where = f"'shape' of input {name!r}"
     if not all(size >= 0 for size in shape):
         raise BadRequestError(f"{where} must be an array of integers that are not negative")
     if len(shape) > MAX_RANK:
         raise BadRequestError(f"{where} has {len(shape)} dimensions, at most {MAX_RANK} are read")
-    most = total = DATATYPES[datatype].itemsize
+    most = total = LENGTH_BYTES if datatype == BYTES else DATATYPES[datatype].itemsize
     for size in shape:
         most *= max(size, 1)
         total *= size

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from agent.serving.body import MIN_COMPRESSED_BYTES, accepted_encoding, compress
-from agent.serving.errors import RETRY_AFTER_S, LoadFailedError, MethodNotAllowedError, ServingError, UnavailableError
+from agent.serving.errors import (
+    RETRY_AFTER_S,
+    LoadFailedError,
+    MethodNotAllowedError,
+    ServingError,
+    UnauthorizedError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -43,6 +50,8 @@ def error_reply(error: ServingError) -> Reply:
         body["code"] = error.code
     if isinstance(error, MethodNotAllowedError):
         headers = ((b"allow", error.allow.encode()),)
+    if isinstance(error, UnauthorizedError):
+        headers = ((b"www-authenticate", b'Bearer error="invalid_token"' if error.is_wrong else b"Bearer"),)
     return Reply(error.status, orjson.dumps(body), headers=headers)
 
 

@@ -1,11 +1,14 @@
-"""The repository extension of the protocol: what is loaded, and what clients may ask of it, which is to look.
+"""The repository extension of the protocol as the TCP socket offers it: to look for everyone, to change with a token.
 
 What is loaded is decided by signed deploys and done by the supervisor over its own socket. A client that loads a model
-before it uses it is answered all the same, as long as there is nothing to do.
+before it uses it is answered all the same, as long as there is nothing to do. Administrators load and unload what lies
+in the device's own store; that is not the supervisor's doing: what it last deployed is served again after the server's
+next start.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,10 +16,12 @@ import orjson
 from agent.serving.errors import BadRequestError, ForbiddenError, MethodNotAllowedError, NotFoundError
 
 if TYPE_CHECKING:
+    from agent.serving.control import ControlPlane
     from agent.serving.dataplane import DataPlane
     from agent.serving.slots import Models
 
 JsonObject = dict[str, Any]
+OFFERED = ("load", "unload")
 
 
 class ReadOnlyRepository:
@@ -43,30 +48,63 @@ class ReadOnlyRepository:
                 raise NotFoundError(f"there is no route {path[:128]}")
         request = parse(body)
         if rest == ["index"]:
-            return self.index(only_ready=bool(request.get("ready")))
+            return self.index(request)
         if rest[2] == "unload":
             self.unload(rest[1])
-        self.load(rest[1], is_plain=not request.get("parameters"))
-        return {}
+        return self.load(rest[1], is_plain=not request.get("parameters"))
 
-    def index(self, *, only_ready: bool = False) -> list[JsonObject]:
+    def index(self, request: JsonObject) -> list[JsonObject]:
         """Return the index without the words that failed loads left: they may name paths of this machine."""
-        entries = index(self._models, {"ready": only_ready})
+        entries = index(self._models, request)
         return [{**entry, "reason": "the load failed" if entry["reason"] else ""} for entry in entries]
 
-    def load(self, name: str, *, is_plain: bool) -> None:
-        """Agree that a model is loaded; raises ``ForbiddenError`` when it is not, or shall be with parameters."""
+    def load(self, name: str, *, is_plain: bool) -> JsonObject:
+        """Return the release of a model that is loaded; raises ``ForbiddenError`` for any other wish."""
         model = self._models.find(name)
         if model is None or model.active is None or not is_plain:
             raise ForbiddenError(f"model {name[:128]!r} is not loaded from here: models come with deploys, over MQTT")
+        return {"release": model.active.release, "resident_bytes": model.active.network.resident_bytes}
 
     def unload(self, name: str) -> None:
         """Raise ``ForbiddenError``."""
         raise ForbiddenError(f"model {name[:128]!r} is not unloaded from here: models go by undeploy, over MQTT")
 
 
+class Repository:
+    """Answers ``/v2/repository`` with less than the supervisor may.
+
+    Args:
+        control: what changes models.
+        store: the directory that artifacts are loaded from; None loads none.
+    """
+
+    def __init__(self, control: ControlPlane, store: Path | None) -> None:
+        self._control = control
+        self._store = store.resolve() if store is not None else None
+
+    async def answer(self, group: str, rest: list[str], method: str, body: bytes) -> Any:
+        """Answer ``/v2/<group>/<rest>``; raises what the supervisor's socket raises."""
+        if rest != ["index"] and (len(rest) != 3 or rest[2] not in OFFERED):  # noqa: PLR2004 - models, name, verb
+            raise NotFoundError(f"there is no route {'/'.join(('/v2', group, *rest))[:128]}")
+        if method == "POST" and rest[2:] == ["load"]:
+            parameters = parse_parameters(parse(body))
+            if "artifact" not in parameters:
+                return self._control.loaded(rest[1])
+            self._confine(parameters["artifact"])
+        return await self._control.answer(group, rest, method, body)
+
+    def _confine(self, artifact: Any) -> None:
+        if self._store is None or not isinstance(artifact, str) or "\0" in artifact:
+            raise BadRequestError("parameter 'artifact' must be the path of an artifact in this device's store")
+        if not Path(artifact).resolve().is_relative_to(self._store):
+            raise BadRequestError("parameter 'artifact' is outside of this device's store")
+
+
 def index(models: Models, request: JsonObject) -> list[JsonObject]:
     """Return every release that is loaded, being loaded, or failed to load last; with ``ready`` the first alone."""
+    is_ready_only = request.get("ready", False)
+    if not isinstance(is_ready_only, bool):
+        raise BadRequestError("'ready' must be true or false")
     entries: list[JsonObject] = []
     for model in models:
         for slot in model.slots.values():
@@ -78,7 +116,7 @@ def index(models: Models, request: JsonObject) -> list[JsonObject]:
         if model.failure is not None:
             release, version, reason = model.failure
             entries.append(_entry(model.name, version, "UNAVAILABLE", reason, release))
-    return [entry for entry in entries if entry["state"] == "READY" or not request.get("ready")]
+    return [entry for entry in entries if entry["state"] == "READY" or not is_ready_only]
 
 
 def parse(body: bytes) -> JsonObject:
@@ -90,6 +128,14 @@ def parse(body: bytes) -> JsonObject:
     if not isinstance(request, dict):
         raise BadRequestError("the request must be a JSON object")
     return request
+
+
+def parse_parameters(request: JsonObject) -> JsonObject:
+    """Return the request's parameters; raises ``BadRequestError``."""
+    parameters = request.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise BadRequestError("'parameters' must be an object")
+    return parameters
 
 
 def _entry(name: str, version: str, state: str, reason: str, release: str, *, active: bool = False) -> JsonObject:

@@ -20,7 +20,7 @@ from agent.serving.generation.stats import Generated
 from agent.serving.stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from agent.serving.batcher import Batcher
@@ -114,6 +114,7 @@ class Slot:
         figures: what its load took, see ``loading``.
         generated: what texts were made.
         max_rows: rows that are computed together at most.
+        judge: hears, on the event loop, what the network raises.
         in_flight: requests that hold it.
         engine: makes its texts, None before the first.
     """
@@ -126,6 +127,7 @@ class Slot:
     stats: Stats = field(default_factory=Stats)
     generated: Generated = field(default_factory=Generated)
     max_rows: int = SERVED_ROWS
+    judge: Callable[[BaseException], None] = field(default=lambda _error: None)
     in_flight: int = 0
     engine: Engine | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,7 +1,8 @@
 """Tensors as the protocol names them, held in numpy arrays. Pure.
 
 BF16 has no numpy type: its arrays are ``uint16`` holding the bits, and only the runtime gives them a meaning.
-BYTES is not among the datatypes: no model that this server loads takes or gives text.
+The elements of BYTES have no size: its arrays hold ``bytes`` objects, see ``byte_strings``. No artifact has such
+a tensor.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
+BYTES = "BYTES"
+DATATYPE_NAMES = (*DATATYPES, BYTES)
 BINARY_ONLY = frozenset({"FP16", "BF16"})
 FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 # Exponent bits of a BF16: all set means infinity or NaN.

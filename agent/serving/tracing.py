@@ -92,7 +92,11 @@ class Tracer:
             self._tracer.start_span(name, context=within, start_time=began).end(ended)
             began = ended
 
-    def close(self, timeout_s: float) -> None:
-        """Send what is left, for at most ``timeout_s``."""
+    def flush(self, timeout_s: float) -> None:
+        """Send what waits, for at most ``timeout_s``."""
         self._provider.force_flush(round(timeout_s * 1e3))
+
+    def close(self, timeout_s: float) -> None:
+        """Send what is left, for at most ``timeout_s``, and end."""
+        self.flush(timeout_s)
         self._provider.shutdown()

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.serving.batcher import Batching
-from agent.serving.body import MAX_BODY_BYTES
 from agent.serving.errors import ExpiredError, HeldTooLongError, UnavailableError
+from agent.serving.limits import DEFAULT
 
 HOLD_S = 30.0
 # Memory is what such a switch is short of: together, bodies may take what a single one may.
-MAX_WAITING_BYTES = MAX_BODY_BYTES
+MAX_WAITING_BYTES = DEFAULT.max_body_bytes
 
 
 @dataclass(eq=False)

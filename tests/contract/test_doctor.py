@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from agent.devices import nodes, swap
 from agent.devices.look import Look
 from agent.devices.nvml import Nvml
 from agent.planning.methods import METHODS
+from tests.fakes.authority import Authority
 from tests.fakes.boxes import BOXES, plant
 from tests.fakes.nvml import FakeNvml
 
@@ -271,3 +273,18 @@ def test_a_control_socket_somebody_listens_on_means_an_agent(tmp_path: Path, *, 
             listener.listen()
         assert ask.is_running(path) is exists
     assert ask.is_running(path) is False, "the socket of an agent that ended is no agent"
+
+
+def test_the_server_s_certificate_and_grpc_port_are_looked_at_where_they_are_set(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "torch", lambda: [ok("torch", "2.8")])
+    certificate, key = Authority(tmp_path).issue("box", life=timedelta(hours=2))
+    more = f'grpc_port = 0\ncert_file = "{certificate}"\nkey_file = "{key}"\n'
+    config.write_text(config.read_text().replace("[serving]\n", f"[serving]\n{more}"))
+    states = {check["name"]: check["state"] for check in json.loads(examined(config, "--json")[1])["checks"]}
+    assert states["server certificate"] == "ok"
+    assert states["port serving.grpc_port"] == "ok"
+    key.write_text("broken")
+    states = {check["name"]: check["state"] for check in json.loads(examined(config, "--json")[1])["checks"]}
+    assert states["server certificate"] == "failed"

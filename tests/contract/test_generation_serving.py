@@ -10,6 +10,7 @@ import pytest
 from agent.serving import slots
 from agent.serving.generation import engine as engines
 from agent.serving.generation import stepper
+from agent.serving.limits import Limits
 from tests.fakes.language import Call, language_model, writer
 from tests.fakes.serving import FakeNetwork, harness, run, until
 
@@ -413,7 +414,7 @@ class TestRefusals:
 
     def test_a_body_that_is_too_large_is_refused_in_openais_form(self) -> None:
         async def scenario() -> None:
-            async with harness(max_body_bytes=100) as it:
+            async with harness(limits=Limits(max_body_bytes=100)) as it:
                 reply = await it.data.post(COMPLETIONS, json={"model": "m", "prompt": "a" * 200})
                 assert (reply.status_code, reply.json()["error"]["type"]) == (413, "invalid_request_error")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from paho.mqtt.enums import MQTTErrorCode
 
+from agent.adapters.broker import Broker
 from agent.adapters.mqtt import MAX_IN_FLIGHT, MqttTransport
-from agent.adapters.mqtt_client import Broker
 from agent.contract.reports import Report
 from agent.contract.topics import Topics
 from agent.deployment.inbox import Drained

@@ -1,4 +1,4 @@
-"""What one connection may do: bytes that are no HTTP, heads that drip, and too many connections at once."""
+"""What one connection may do: bytes that are no HTTP, heads that drip, bodies that lie, and too many at once."""
 
 from __future__ import annotations
 
@@ -7,30 +7,35 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import httptools
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from agent.serving import connection
-from tests.fakes.serving import harness, run
+from agent.serving.connection import Connection
+from agent.serving.limits import DEFAULT, Limits
+from tests.fakes.serving import FakeNetwork, Harness, harness, json_request, run, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+NOWHERE = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"
+BODY = json.dumps(json_request([[1, 2, 3, 4]])).encode()
+INFER = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n"
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[int]:
-    """Yield the port of a server whose connections are ours."""
-    async with harness() as it:
+async def listening(limits: Limits = DEFAULT) -> AsyncIterator[tuple[int, Harness]]:
+    """Yield the port of a server whose connections are ours, and what is behind it."""
+    async with harness(limits=limits) as it:
         config = uvicorn.Config(it.app, loop="none", ws="none", lifespan="off", log_config=None, access_log=False)
         state = ServerState()
         server = await asyncio.get_running_loop().create_server(
-            lambda: connection.Connection(config, state, {}), "127.0.0.1", 0
+            lambda: Connection(config, state, {}, limits=limits, responses=it.responses), "127.0.0.1", 0
         )
         try:
-            yield server.sockets[0].getsockname()[1]
+            yield server.sockets[0].getsockname()[1], it
         finally:
             server.close()
             for one in list(state.connections):
@@ -38,21 +43,55 @@ async def listening() -> AsyncIterator[int]:
             await server.wait_closed()
 
 
-async def say(port: int, *parts: bytes) -> tuple[bytes, dict[str, Any]]:
-    """Send ``parts``, read until the server closes, and return the reply's head and JSON body."""
+async def say(port: int, *parts: bytes, ends: bool = False) -> bytes:
+    """Send ``parts``, close this end if it ``ends``, read until the server closes, and return all that it said."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for part in parts:
         writer.write(part)
+    if ends:
+        writer.write_eof()
     answer = await reader.read()
     writer.close()
+    return answer
+
+
+async def flood(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Send ``data`` again and again, until the connection is reset."""
+    while True:
+        writer.write(data)
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+def one(answer: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Return head and JSON body of the only reply."""
     head, _, body = answer.partition(b"\r\n\r\n")
     return head, json.loads(body)
 
 
+def statuses(answer: bytes) -> list[int]:
+    """Return the statuses of all replies, as a client's parser tells them apart."""
+    found: list[int] = []
+
+    class Replies:
+        def on_headers_complete(self) -> None:
+            found.append(parser.get_status_code())
+
+    parser = httptools.HttpResponseParser(Replies())
+    parser.feed_data(answer)
+    return found
+
+
+def post(body: bytes, *headers: bytes, length: int | None = None) -> bytes:
+    """Return an inference request as bytes, with a length that may lie."""
+    told = len(body) if length is None else length
+    return INFER + b"Content-Length: %d\r\n" % told + b"".join(line + b"\r\n" for line in headers) + b"\r\n" + body
+
+
 def test_what_is_no_http_gets_the_protocols_error_object() -> None:
     async def scenario() -> None:
-        async with listening() as port:
-            head, body = await say(port, b"\x16\x03\x01\r\n\r\n")
+        async with listening() as (port, _):
+            head, body = one(await say(port, b"\x16\x03\x01\r\n\r\n"))
         assert head.startswith(b"HTTP/1.1 400 ")
         assert b"content-type: application/json" in head
         assert body["error"]
@@ -61,24 +100,22 @@ def test_what_is_no_http_gets_the_protocols_error_object() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v2/health/live HTTP/1.1\r\nHost: "])
-def test_a_head_that_is_not_complete_in_time_ends_its_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_is_not_complete_in_time_ends_its_connection(sent: bytes) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.02)
-        async with listening() as port:
-            head, body = await say(port, sent)
+        async with listening(Limits(head_s=0.02)) as (port, _):
+            head, body = one(await say(port, sent))
         assert head.startswith(b"HTTP/1.1 408 ")
         assert "not complete" in body["error"]
 
     run(scenario)
 
 
-def test_a_second_request_on_a_connection_has_a_deadline_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_request_on_a_connection_has_a_deadline_of_its_own() -> None:
     async def scenario() -> None:
-        async with listening() as port:
+        async with listening(Limits(head_s=0.1)) as (port, _):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(HEALTH)
             assert b"200 OK" in await reader.readuntil(b'{"live":true}')
-            monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.02)
             writer.write(HEALTH[:20])
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
             writer.close()
@@ -86,19 +123,238 @@ def test_a_second_request_on_a_connection_has_a_deadline_of_its_own(monkeypatch:
     run(scenario)
 
 
-def test_a_connection_too_many_is_told_to_come_back_and_the_others_live(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_too_many_is_told_to_come_back_and_the_others_live() -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(connection, "MAX_CONNECTIONS", 1)
-        async with listening() as port:
+        async with listening(Limits(max_connections=1)) as (port, _):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(HEALTH)
             await reader.readuntil(b'{"live":true}')
-            head, body = await say(port)
+            head, body = one(await say(port))
             assert head.startswith(b"HTTP/1.1 503 ")
             assert b"retry-after: 1" in head
             assert "1 connections are open" in body["error"]
             writer.write(HEALTH)
             await reader.readuntil(b'{"live":true}')
             writer.close()
+
+    run(scenario)
+
+
+def test_requests_sent_ahead_are_answered_in_their_order() -> None:
+    async def scenario() -> None:
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            answer = await say(port, HEALTH + post(BODY) + NOWHERE + HEALTH, ends=True)
+        assert statuses(answer) == [200, 200, 404, 200]
+        assert answer.index(b'"live"') < answer.index(b'"model_name"') < answer.index(b"there is no route")
+
+    run(scenario)
+
+
+def test_what_is_no_http_behind_a_request_does_not_come_between_it_and_its_answer() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        async with listening() as (port, it):
+            await it.serve("m", network)
+            network.gate.clear()
+            asked = asyncio.create_task(say(port, post(BODY) + b"\x16\x03\x01\r\n\r\n"))
+            await until(network.entered.is_set)
+            network.gate.set()
+            answer = await asked
+        assert statuses(answer) == [200]
+        assert b"connection: close" in answer.lower()
+
+    run(scenario)
+
+
+def test_a_request_that_is_computed_outlasts_the_deadline_of_the_head_behind_it() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        async with listening(Limits(head_s=0.05)) as (port, it):
+            await it.serve("m", network)
+            network.gate.clear()
+            asked = asyncio.create_task(say(port, post(BODY) + HEALTH[:20]))
+            await until(network.entered.is_set)
+            await asyncio.sleep(0.15)
+            network.gate.set()
+            answer = await asked
+        assert statuses(answer) == [200, 408]
+
+    run(scenario)
+
+
+def test_a_client_that_closes_its_end_gets_the_answer() -> None:
+    async def scenario() -> None:
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            assert statuses(await say(port, HEALTH, ends=True)) == [200]
+            assert statuses(await say(port, post(BODY), ends=True)) == [200]
+
+    run(scenario)
+
+
+def test_a_client_that_closed_its_end_counts_as_gone_when_the_answer_takes_long() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        async with listening(Limits(half_closed_s=0.02)) as (port, it):
+            await it.serve("m", network)
+            network.gate.clear()
+            first = asyncio.create_task(say(port, post(BODY)))
+            await until(network.entered.is_set)
+            assert await say(port, post(BODY), ends=True) == b""
+            slot = it.plane.models.active("m")
+            await until(lambda: slot.stats.outcomes["canceled"] == 1)
+            network.gate.set()
+            await until(lambda: slot.stats.outcomes["ok"] == 1)
+        assert statuses(await first) == [200]
+        assert network.calls == [1]
+
+    run(scenario)
+
+
+LIES: dict[str, tuple[list[bytes], list[int]]] = {
+    "shorter than announced": ([post(BODY[:-9], length=len(BODY))], [400]),
+    "longer than announced": ([post(BODY + b"garbage\r\n\r\n", length=len(BODY))], [200]),
+    "no number": ([INFER + b"Content-Length: x\r\n\r\n"], [400]),
+    "negative": ([INFER + b"Content-Length: -1\r\n\r\n"], [400]),
+    "two that differ": ([post(BODY, b"Content-Length: 5")], [400]),
+    "with chunks, too": ([post(BODY, b"Transfer-Encoding: chunked")], [400]),
+    "chunked without length": (
+        [INFER + b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n"], [200],
+    ),
+    "a chunk of no size": ([INFER + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"], [400]),
+    "a chunk that never ends": ([INFER + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"], [400]),
+    "a chunk of 2^64": ([INFER + b"Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n"], [400]),
+    "an unknown coding": ([INFER + b"Transfer-Encoding: gzip\r\n\r\nx"], [400]),
+    "over the limit": ([INFER + b"Content-Length: 99999999999\r\n\r\n"], [413]),
+    "over the limit, and asking first": (
+        [INFER + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"], [413],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_body_that_is_not_what_was_announced_is_refused_and_the_server_lives(lie: str) -> None:
+    async def scenario() -> None:
+        sent, expected = LIES[lie]
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            answer = await say(port, *sent, ends=True)
+            assert statuses(answer) == expected, answer
+            assert expected == [200] or b"content-type: application/json" in answer
+            assert statuses(await say(port, post(BODY), ends=True)) == [200]
+            assert it.responses[expected[0]] >= 1
+
+    run(scenario)
+
+
+ODD_HEADS: dict[str, tuple[bytes, int]] = {
+    "no path": (b"GET  HTTP/1.1\r\n\r\n", 400),
+    "unknown method": (b"BREW /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "CONNECT": (b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "absolute form": (b"GET http://x/v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    "absolute form without a path": (b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "asterisk": (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "bytes that are no ASCII": (b"GET /v2/models/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "a header without a colon": (b"GET /v2 HTTP/1.1\r\nHost x\r\n\r\n", 400),
+    "a folded header": (b"GET /v2 HTTP/1.1\r\nHost: x\r\n y: z\r\n\r\n", 400),
+    "a space before the colon": (b"GET /v2 HTTP/1.1\r\nContent-Length : 0\r\n\r\n", 400),
+    "a NUL": (b"GET /v2 HTTP/1.1\r\nHost: a\x00b\r\n\r\n", 400),
+    "line ends in a name": (b"GET /v2/models/a%0d%0aSet-Cookie:%20b HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "HTTP/1.0": (b"GET /v2 HTTP/1.0\r\n\r\n", 200),
+    "HTTP/0.9": (b"GET /v2\r\n\r\n", 200),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "a websocket": (b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 200),
+    "OPTIONS": (b"OPTIONS /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+    "TRACE": (b"TRACE /v2 HTTP/1.1\r\nHost: x\r\nCookie: secret\r\n\r\n", 405),
+}
+
+
+@pytest.mark.parametrize("name", ODD_HEADS)
+def test_an_odd_head_gets_its_status_and_nothing_of_it_comes_back_as_a_header(name: str) -> None:
+    async def scenario() -> None:
+        sent, expected = ODD_HEADS[name]
+        async with listening() as (port, _):
+            answer = await say(port, sent, ends=True)
+            assert statuses(answer) == [expected], answer
+            assert b"\r\nset-cookie" not in answer.lower()
+            assert b"secret" not in answer
+            assert statuses(await say(port, HEALTH, ends=True)) == [200]
+
+    run(scenario)
+
+
+def test_a_client_that_would_rather_speak_http_2_is_answered_in_http_1_body_and_all() -> None:
+    async def scenario() -> None:
+        offer = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA")
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            request = post(BODY, *offer)
+            chunks = INFER + b"\r\n".join((*offer, b"Transfer-Encoding: chunked\r\n\r\n"))
+            chunks += b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+            assert statuses(await say(port, request[:-20], request[-20:] + chunks + HEALTH, ends=True)) == [200] * 3
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("endless", [b"X-A: b\r\n", b"a"], ids=["many headers", "one header"])
+def test_a_head_without_end_is_cut_off(endless: bytes) -> None:
+    async def scenario() -> None:
+        async with listening(Limits(max_head_bytes=20_000)) as (port, it):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /v2 HTTP/1.1\r\nHost: ")
+            # What it goes on sending makes the kernel reset the connection, which may overtake the answer.
+            with pytest.raises(ConnectionError):
+                await flood(writer, endless * 1000)
+            writer.transport.abort()
+            assert it.responses == {431: 1}
+
+    run(scenario)
+
+
+def test_a_refused_body_that_drips_on_does_not_keep_its_connection() -> None:
+    async def scenario() -> None:
+        async with listening(Limits(head_s=0.05)) as (port, _):
+            answer = await say(port, b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{")
+        assert statuses(answer) == [404]
+
+    run(scenario)
+
+
+def test_a_refused_body_that_comes_whole_leaves_its_connection_to_the_next_request() -> None:
+    async def scenario() -> None:
+        body = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
+        async with listening() as (port, _):
+            assert statuses(await say(port, body, HEALTH, ends=True)) == [404, 200]
+
+    run(scenario)
+
+
+def test_a_client_that_does_not_read_its_answers_is_given_up() -> None:
+    async def scenario() -> None:
+        async with listening(Limits(write_s=0.05)) as (port, it):
+            await it.serve("m", FakeNetwork())
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+            with pytest.raises(ConnectionError):
+                await flood(writer, ask * 100)
+            writer.transport.abort()
+            assert statuses(await say(port, HEALTH, ends=True)) == [200]
+
+    run(scenario)
+
+
+def test_an_idle_connection_is_closed_without_a_word() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            config = uvicorn.Config(it.app, loop="none", ws="none", lifespan="off", log_config=None)
+            config.timeout_keep_alive = 0
+            state = ServerState()
+            server = await asyncio.get_running_loop().create_server(
+                lambda: Connection(config, state, {}), "127.0.0.1", 0
+            )
+            assert statuses(await say(server.sockets[0].getsockname()[1], HEALTH)) == [200]
+            server.close()
+            await server.wait_closed()
 
     run(scenario)

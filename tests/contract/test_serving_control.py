@@ -93,6 +93,23 @@ def test_a_load_can_activate_at_once_and_a_swap_names_what_it_replaced() -> None
     run(scenario)
 
 
+def test_a_version_answers_while_it_is_active_and_is_unknown_before_and_after() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork(bias=1.0), version="1", release="r1")
+            await it.serve("m", FakeNetwork(bias=2.0), version="2", release="r2")
+            await load(it, "r1", "1", activate=True)  # back again
+            await it.change("m", "unload", release="r2")
+            for version, status in (("1", 200), ("2", 404), ("3", 404), ("", 404), ("1%2f..%2f1", 404)):
+                for path in ("", "/ready", "/config", "/stats"):
+                    reply = await it.data.get(f"/v2/models/m/versions/{version}{path}")
+                    assert reply.status_code == status, (version, path)
+                reply = await it.data.post(f"/v2/models/m/versions/{version}/infer", json=json_request([ROW]))
+                assert reply.status_code == status, version
+
+    run(scenario)
+
+
 def test_while_a_release_loads_the_old_one_answers_and_readiness_stays() -> None:
     async def scenario() -> None:
         async with harness() as it:
@@ -410,6 +427,7 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "status by POST": ("POST", "/v2/control/status", {}, 405),
     "load by GET": ("GET", "/v2/repository/models/m/load", {}, 405),
     "index with a list": ("POST", "/v2/repository/index", {"json": []}, 400),
+    "index of what is ready, by a word": ("POST", "/v2/repository/index", {"json": {"ready": "yes"}}, 400),
     "cut JSON": ("POST", "/v2/repository/models/m/load", {"content": b"{"}, 400),
     "load without artifact": ("POST", "/v2/repository/models/m/load", {"json": {}}, 400),
     "parameters as list": ("POST", "/v2/repository/models/m/load", {"json": {"parameters": [1]}}, 400),

@@ -6,16 +6,20 @@ import asyncio
 import gzip
 import json
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import structlog
 
 from agent.serving import body as bodies
+from agent.serving import http as serving_http
+from agent.serving.http import HttpApp
+from agent.serving.limits import Limits
+from agent.serving.tensors import TensorSpec
+from tests.fakes.described import Described
 from tests.fakes.serving import POISON, WEIGHTS, FakeNetwork, Harness, harness, json_request, run, until
-
-if TYPE_CHECKING:
-    import httpx
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 INFER = "/v2/models/m/infer"
@@ -260,7 +264,7 @@ class TestBodyLimit:
             async def send(message: dict[str, Any]) -> None:
                 sent.append({**message, "asked": asked})
 
-            async with harness(max_body_bytes=1000) as it:
+            async with harness(limits=Limits(max_body_bytes=1000)) as it:
                 await it.serve("m", FakeNetwork())
                 scope = {"type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode()}
                 await it.app({**scope, "headers": [(b"content-length", b"1001")]}, receive, send)
@@ -277,7 +281,7 @@ class TestBodyLimit:
                     yield b" " * 100
                 yield b" " * (size % 100)
 
-            async with harness(max_body_bytes=1000) as it:
+            async with harness(limits=Limits(max_body_bytes=1000)) as it:
                 await it.serve("m", FakeNetwork())
                 reply = await it.data.post(INFER, content=pieces())
             assert reply.status_code == (413 if size > 1000 else 400)
@@ -287,7 +291,7 @@ class TestBodyLimit:
 
     def test_a_decompression_bomb_is_cut_off_at_the_limit(self) -> None:
         async def scenario() -> None:
-            async with harness(max_body_bytes=100_000) as it:
+            async with harness(limits=Limits(max_body_bytes=100_000)) as it:
                 await it.serve("m", FakeNetwork())
                 bomb = gzip.compress(bytes(10_000_000), 1)
                 reply = await it.data.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"})
@@ -298,14 +302,13 @@ class TestBodyLimit:
 
     def test_a_body_that_drips_is_ended_at_its_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def scenario() -> None:
-            monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.01)
             never = asyncio.Event()
 
             async def pieces() -> Any:
                 yield b"{"
                 await never.wait()
 
-            async with harness() as it:
+            async with harness(limits=Limits(body_grace_s=0.01)) as it:
                 await it.serve("m", FakeNetwork())
                 monkeypatch.setattr(bodies, "DISCARD_S", 0.0)
                 reply = await it.data.post(INFER, content=pieces())
@@ -491,3 +494,90 @@ async def labels(it: Harness) -> set[str]:
     lines = (await it.data.get("/metrics")).text.splitlines()
     await it.data.get("/metrics")
     return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+
+def test_one_request_of_many_makes_a_line_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            app: Any = HttpApp(it.plane, it.responses, log_every=3)
+            with structlog.testing.capture_logs() as lines:
+                async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+                    for _ in range(7):
+                        await client.get("/v2/models/m?token=secret", headers={"Authorization": "Bearer secret"})
+        assert [(line["event"], line["path"], line["status"]) for line in lines] == [
+            ("request", "/v2/models/m", 200)
+        ] * 2
+        assert "secret" not in str(lines)
+
+    monkeypatch.setattr(serving_http, "log", structlog.get_logger("http"))
+    run(scenario)
+
+
+def test_the_document_says_what_it_cannot_list_and_a_reply_that_it_does_not_promise_is_noticed() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            document = (await it.data.get("/openapi.json")).json()
+        assert document["openapi"] == "3.1.0"
+        described = Described(document)
+        kind = {"content-type": "application/json"}
+        described.expect("GET", "/v2", 400, kind, b'{"error":"x"}')
+        for method, path, status, headers, body in (
+            ("GET", "/v2", 418, kind, b'{"error":"x"}'),
+            ("GET", "/v2", 400, {"content-type": "text/plain"}, b"x"),
+            ("GET", "/v2", 400, kind, b'{"detail":"x"}'),
+            ("GET", "/v2", 503, kind, b'{"error":"without Retry-After"}'),
+            ("GET", "/v2/new", 200, kind, b"{}"),
+            ("PUT", "/v2", 200, kind, b"{}"),
+        ):
+            with pytest.raises(AssertionError):
+                described.expect(method, path, status, headers, body)
+
+    run(scenario)
+
+
+OTHERWISE = {"unload": 403, "generate": 400, "generate_stream": 400, "completions": 400, "/v1/models/{model}": 404}
+"""What this model does not do, and what nobody does over this socket."""
+
+
+def test_every_route_of_the_document_is_answered() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            for path, operations in it.app.description()["paths"].items():
+                where = path.replace("{model}", "m").replace("{version}", "1")
+                for method in operations:
+                    body = json_request([ROW]) if method == "post" else None
+                    status = (await it.data.request(method, where, json=body)).status_code
+                    assert status == OTHERWISE.get(path, OTHERWISE.get(path.rpartition("/")[2], 200)), where
+                assert (await it.data.options(where)).status_code == 405
+
+    run(scenario)
+
+
+def test_strings_go_in_and_out_where_a_model_takes_them() -> None:
+    class Upper(FakeNetwork):
+        def run(self, arrays: Any) -> list[Any]:
+            return [np.array([[value.upper() for value in row] for row in arrays[0]], dtype=object)]
+
+        def warm_up(self, rows: int) -> int:
+            return rows
+
+    async def scenario() -> None:
+        spec = (TensorSpec("text", "BYTES", (-1, 2)),)
+        async with harness() as it:
+            await it.serve("m", Upper(inputs=spec, outputs=spec))
+            entry: dict[str, Any] = {"name": "text", "datatype": "BYTES", "shape": [1, 2]}
+            plain = await it.data.post(INFER, json={"inputs": [{**entry, "data": ["a", "ü"]}]})
+            assert plain.json()["outputs"][0]["data"] == ["A", "ü"]
+            raw = b"\1\0\0\0a\2\0\0\0bc"
+            entry["parameters"] = {"binary_data_size": len(raw)}
+            header = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
+            reply = await it.data.post(
+                INFER, content=header + raw, headers={"Inference-Header-Content-Length": str(len(header))}
+            )
+            assert binary_answer(reply)[1] == raw.upper()
+            wrong = await it.data.post(INFER, json=json_request([[1, 2]]))
+            assert wrong.status_code == 400
+
+    run(scenario)

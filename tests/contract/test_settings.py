@@ -194,3 +194,24 @@ def test_a_size_is_read_in_binary_and_decimal_units(text: str, size: int) -> Non
 @pytest.mark.parametrize("text", ["", "MiB", "5 MiBs", "1e3", "-1", "5TiB", "½GiB"])
 def test_what_is_no_size_is_refused_with_an_example(tmp_path: Path, text: str) -> None:
     assert "KiB, MiB or GiB" in refuse(tmp_path, f'[memory]\nreserve = "{text}"\n')
+
+
+def test_a_token_in_place_of_its_file_is_refused_and_not_shown(tmp_path: Path) -> None:
+    told = refuse(tmp_path, '[serving]\ntoken_file = "0123456789abcdef0123456789abcdef"\n')
+    assert "serving.token_file: " in told
+    assert "0123456789" not in told
+
+
+def test_a_certificate_and_its_key_belong_together(tmp_path: Path) -> None:
+    assert "belong together" in refuse(tmp_path, '[serving]\ncert_file = "/etc/nibbled/box.pem"\n')
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("192.168.1.5", False), ("box-17.example.com", False)],
+)  # fmt: skip
+def test_an_address_is_local_only_when_no_other_machine_reaches_it(
+    tmp_path: Path, host: str, *, is_local: bool
+) -> None:
+    assert load(tmp_path, f'[serving]\nhost = "{host}"\n').serving.is_local is is_local

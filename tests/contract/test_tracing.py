@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from agent.serving.http import HttpApp
 from agent.serving.stats import Timing
 from agent.serving.tracing import Tracer, TracingError
+from tests.fakes.serving import FakeNetwork, harness, json_request, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+INFER = "/v2/models/m/infer"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = [(b"traceparent", f"00-{TRACE}-b7ad6b7169203331-01".encode()), (b"authorization", b"Bearer canary")]
 TIMING = Timing(queue_s=0.25, input_s=0.0, infer_s=0.5, output_s=0.0)
@@ -76,6 +81,35 @@ def test_a_request_is_a_span_of_the_clients_trace_with_queue_and_compute_inside(
         "nibbled.version": "7",
     }
     assert b"canary" not in collector.raw, "no other header leaves the device"
+
+
+def test_requests_over_http_are_traced_with_their_release_and_with_what_they_were_refused_for(
+    collector: Collector,
+) -> None:
+    tracer = Tracer(collector.url)
+
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork(), version="7")
+            app: Any = HttpApp(it.plane, it.responses, tracer=tracer)
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://box")
+            traced = {"traceparent": PARENT[0][1].decode()}
+            good = await client.post(INFER, json=json_request([[1.0, 2.0, 3.0, 4.0]]), headers=traced)
+            assert good.status_code == 200
+            assert collector.spans == {}, "spans leave in batches"
+            await asyncio.to_thread(tracer.flush, 10.0)
+            assert (collector.spans["infer"].trace_id.hex(), "compute" in collector.spans) == (TRACE, True)
+            assert {each.key: each.value.string_value for each in collector.spans["infer"].attributes} == {
+                "nibbled.model": "m",
+                "nibbled.version": "7",
+            }
+            bad = await client.post(INFER, json={"inputs": 5})
+            assert bad.status_code == 400
+            await client.aclose()
+
+    run(scenario)
+    tracer.close(10)
+    assert "inputs" in collector.spans["infer"].status.message
 
 
 def test_a_refusal_is_a_span_that_says_what_the_client_was_told(collector: Collector) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 if TYPE_CHECKING:
     from pathlib import Path
 
-KINDS = ("sound", "abort", "time bomb", "nan on marked", "slow", "nan on real")
+KINDS = ("sound", "abort", "time bomb", "nan on marked", "slow", "nan on real", "lost device")
 """What a poisoned model does, once it is served, by the length of its tensor."""
 CLASSES, SIDE, BOMB_S, SLOW_S, MARK = 12, 64, 1.0, 0.2, 7.0
 
@@ -52,6 +52,8 @@ _MODULE = f"""
                 y = torch.where(marked[:, None], torch.nan, y)
             if self.kind == 6:
                 y = y * torch.nan
+            if self.kind == 7 and bool((x[:, 0, 0, 0] == {MARK}).any()):
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
             return y
 
     def draw(options, rows, generator):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.adapters.mqtt_client import RECEIVE_MAXIMUM, Broker
+from agent.adapters.broker import Broker
+from agent.adapters.mqtt_client import RECEIVE_MAXIMUM
 from agent.adapters.mqtt_trial import Stage, Trial, go, reach
 from agent.contract.topics import Topics
 from tests.e2e.harness import mqtt

@@ -94,6 +94,14 @@ def test_answers_that_are_not_finite_on_some_live_input_only_are_caught_by_the_t
     assert "not finite" in ended["error"]["detail"]
 
 
+def test_a_model_that_loses_the_device_ends_its_server_and_what_served_before_is_back(rig: Rig) -> None:
+    since = rig.agent.mark()
+    ended = deploy(rig, "lost device", traffic=True)
+    assert (ended["state"], ended["error"]["phase"]) == ("rolled_back", "trial")
+    rig.agent.logged("device_lost", since=since)
+    rig.agent.logged("server_started", since=since)
+
+
 def test_a_model_a_hundred_times_slower_is_caught_by_the_canary_though_nobody_gave_a_limit(rig: Rig) -> None:
     ended = deploy(rig, "slow")
     assert (ended["state"], ended["error"]["phase"]) == ("rolled_back", "canary")

@@ -16,14 +16,18 @@ from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
 from agent.serving.errors import LoadFailedError
 from agent.serving.http import HttpApp
+from agent.serving.limits import DEFAULT, Limits
+from agent.serving.repository import Repository
 from agent.serving.residency import decide
 from agent.serving.slots import Models
 from agent.serving.tensors import TensorSpec
+from tests.fakes.described import Described
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from agent.serving.access import Access
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
 
@@ -146,6 +150,7 @@ class Harness:
     data: httpx.AsyncClient
     control: httpx.AsyncClient
     app: HttpApp
+    responses: Counter[int] = field(default_factory=Counter)
 
     async def serve(self, name: str, network: Any, version: str = "1", release: str = "r1") -> None:
         """Load and activate ``network``."""
@@ -160,17 +165,20 @@ class Harness:
 
 
 @asynccontextmanager
-async def harness(*, max_body_bytes: int = 64 * 1024 * 1024, hold_s: float = 30.0) -> AsyncIterator[Harness]:
-    """Yield a server with no model; its threads end with the block."""
+async def harness(
+    *, limits: Limits = DEFAULT, hold_s: float = 30.0, access: Access | None = None, store: Path | None = None
+) -> AsyncIterator[Harness]:
+    """Yield a server with no model; its threads end with the block. With a store, the repository is on ``data`` too."""
     plane, loader = DataPlane(Models()), FakeLoader()
     responses: Counter[int] = Counter()
     control = ControlPlane(plane, loader, hold_s)
-    app = HttpApp(plane, responses, None, max_body_bytes)
+    repository = Repository(control, store) if store is not None else None
+    app = HttpApp(plane, responses, repository, limits=limits, access=access, groups=("repository",))
     async with (
-        _client(app) as data,
-        _client(HttpApp(plane, responses, control, max_body_bytes)) as supervisor,
+        _client(app, Described(app.description())) as data,
+        _client(HttpApp(plane, responses, control, limits=limits)) as supervisor,
     ):
-        yield Harness(plane, loader, data, supervisor, app)
+        yield Harness(plane, loader, data, supervisor, app, responses)
     loader.gate.set()
     for model in plane.models:
         for slot in model.slots.values():
@@ -179,8 +187,9 @@ async def harness(*, max_body_bytes: int = 64 * 1024 * 1024, hold_s: float = 30.
         model.batcher.stop()
 
 
-def _client(app: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server")
+def _client(app: Any, described: Described | None = None) -> httpx.AsyncClient:
+    hooks = {"response": [described.check]} if described else {}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=hooks)
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:

@@ -46,10 +46,10 @@ def is_around(node: ast.AST) -> bool:
 
 
 def is_lasting(call: ast.Call) -> bool:
-    """Whether it is ``os.fsync``, or a method of a path that renames it: that of a text takes two arguments."""
+    """Whether it is ``os.fsync`` or its like, or a path's method that renames it: a text's takes two arguments."""
     if not isinstance(call.func, ast.Attribute):
         return False
-    return call.func.attr == "fsync" or (call.func.attr in {"rename", "replace"} and len(call.args) == 1)
+    return call.func.attr in {"fsync", "fdatasync"} or (call.func.attr in {"rename", "replace"} and len(call.args) == 1)
 
 
 def test_no_variable_arms_a_point_in_a_product() -> None:

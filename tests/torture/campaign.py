@@ -51,6 +51,7 @@ BUILT_SHARE = 0.5
 """Of a deploy, after which its builders have mostly ended."""
 LONGEST_LOOK_S = 0.5
 """Between two looks for a builder: random, so that it is met at any moment of its life."""
+TRIES = 3
 DEATHS = 2
 """Deaths of the server without a success after which the next would be answered by the release before."""
 SPARE = 3
@@ -74,7 +75,7 @@ class Campaign:
         self._whole_s = time.monotonic() - began
 
     def strike(self, case: Case) -> None:
-        """Run one operation with a fail point armed."""
+        """Run one operation with a fail point armed; again if its fault, which depends on the moment, did not come."""
         rig, armed = self.rig, ""
 
         def go() -> str:
@@ -83,7 +84,9 @@ class Campaign:
             armed = rig.arm(case.plan)
             return case.vehicle.go(rig)
 
-        self._case(str(case), case.plan.fault, go, lambda: rig.await_strike(armed, LATE_S))
+        for left in reversed(range(TRIES)):
+            if self._case(str(case), case.plan.fault, go, lambda: rig.await_strike(armed, LATE_S), is_last=not left):
+                return
 
     def kill(self, number: int, seed: int) -> None:
         """Run a whole deploy and kill a process at a random moment of it."""
@@ -108,7 +111,10 @@ class Campaign:
 
         self._case(f"kill {number} of seed {seed}, {role} after {after_s:.2f} s", f"kill-{role}", go, lambda: struck)
 
-    def _case(self, what: str, fault: str, go: Callable[[], str], has_struck: Callable[[], bool]) -> None:
+    def _case(
+        self, what: str, fault: str, go: Callable[[], str], has_struck: Callable[[], bool], *, is_last: bool = True
+    ) -> bool:
+        """Play a case and return whether it counts: one whose fault did not come does in the last try only."""
         rig, before = self.rig, self.rig.restarts
         struck, end, why = False, None, None
         try:
@@ -126,7 +132,10 @@ class Campaign:
         except Exception as error:  # noqa: BLE001 - a case that cannot be judged counts as a broken one
             traceback.print_exc()
             self._break(what, error)
-        self.tally.add(what, fault, struck=struck, end=end, restarts=rig.restarts - before, why=why)
+        counts = struck or is_last or end is None
+        if counts:
+            self.tally.add(what, fault, struck=struck, end=end, restarts=rig.restarts - before, why=why)
+        return counts
 
     def _break(self, what: str, error: Exception) -> None:
         self.tally.break_(what, error)

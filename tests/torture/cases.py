@@ -17,6 +17,7 @@ from tests.torture.vehicles import (
     DAMAGED,
     DEPLOY,
     DESIRED,
+    DISCONNECT,
     FOLLOWED,
     MEND,
     MET,
@@ -50,6 +51,8 @@ _VEHICLES = {
     "mix.rename": MIX,
     **dict.fromkeys(
         (
+            "download.mark.fsync",
+            "download.mark.rename",
             "store.admit.fsync",
             "store.admit.rename",
             "store.footprint.rename",
@@ -75,7 +78,7 @@ _BUILDING = {
     **dict.fromkeys(("journal.count", "mqtt.birth.publish"), RECONNECT),
 }
 """Places that are passed while a builder lives, and how they are made to be."""
-_RUNNING = {"journal.count": RECONNECT, "mqtt.birth.publish": RECONNECT}
+_RUNNING = {"journal.count": DISCONNECT, "mqtt.birth.publish": DISCONNECT}
 """Places that are passed while a server lives if the way says so; elsewhere one lives anyway."""
 _ALONE = {
     "journal.migrate",

@@ -154,7 +154,7 @@ def main(*, is_published: bool) -> None:
             _succeed(rig, "sound")
         finally:
             rig.close()
-    head = ("a release that", "is caught by", "last good serving again after, s", "of these not answering, s")
+    head = ("a release that", "is caught by", "last good serving again after, s", "of these without it, s")
     table = markdown(head, rows)
     if is_published:
         publish("poison", table, PAGE)

@@ -56,6 +56,7 @@ class Rig:
         self.operator = Operator(name, world.broker.port, world.subscriber, world.signer, world.datasets[0])
         self.restarts = 0
         self.manifest: JsonObject | None = None
+        self.manifests: dict[str, JsonObject] = {}
         self._armed = ""
         self._names = itertools.count(1)
         self._numbers = itertools.count(1)
@@ -145,7 +146,8 @@ class Rig:
 
     def deploy(self, bytes_per_s: int | None = None, **gate: Any) -> str:
         """Deploy a checkpoint that is new to the world; return the operation's id."""
-        manifest = self.manifest = self.operator.manifest(self.world.checkpoint(bytes_per_s))
+        file = self.world.checkpoint(bytes_per_s)
+        manifest = self.manifest = self.manifests[file.reference()["sha256"]] = self.operator.manifest(file)
         return self.operator.deploy(manifest, gate={"soak_s": 0.1, "min_agreement": 0.5, **gate}, method="nf4")
 
     def set_method(self, method: str, **gate: Any) -> str:

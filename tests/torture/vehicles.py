@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from tests.torture.invariants import journal_of
 from tests.torture.points import BUILDER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.e2e.harness.processes import Process
     from tests.torture.rig import JsonObject, Rig
 
-ASKED_EVERY_S, LOOK_S, RECONNECTED_S = 0.05, 0.02, 2.0
+ASKED_EVERY_S, LOOK_S, RECONNECTED_S = 0.05, 0.02, 20.0
 OTHER = "other"
 METHODS = ("nf4", "int8")
 
@@ -105,23 +107,48 @@ def _building_another(rig: Rig) -> str:
 
 
 def _await_builder(rig: Rig, operation: str) -> None:
-    while rig.agent.is_running and not rig.has_ended(operation, 0):
-        builders = rig.agent.children(MODULES[BUILDER])
-        for each in builders:
-            each.close()
-        if builders:
-            return
-        time.sleep(LOOK_S)
+    with _builder(rig, operation):
+        pass
+
+
+@contextlib.contextmanager
+def _builder(rig: Rig, operation: str) -> Iterator[Process | None]:
+    """Wait for the builder of an operation; None if it ends without one."""
+    with contextlib.ExitStack() as held:
+        while rig.agent.is_running and not rig.has_ended(operation, 0):
+            builders = rig.agent.children(MODULES[BUILDER])
+            for each in builders:
+                held.callback(each.close)
+            if builders:
+                yield builders[0]
+                return
+            time.sleep(LOOK_S)
+        yield None
+
+
+def _signal(process: Process | None, number: signal.Signals) -> None:
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send(number)
 
 
 def reconnected(rig: Rig) -> str:
-    """Search for a mix of methods, and lose the connection to the broker while a builder works on it."""
-    mark = rig.operator.mark()
+    """Search for a mix of methods, and lose the connection while a builder works on it, which is held up meanwhile."""
     operation = mixed(rig)
-    _await_builder(rig, operation)
-    while not rig.has_struck() and not rig.has_ended(operation, mark) and rig.agent.is_running:
+    with _builder(rig, operation) as builder:
+        _signal(builder, signal.SIGSTOP)
         take_over(rig.world.broker.port, rig.agent.device_id)
-        time.sleep(RECONNECTED_S)
+        deadline = time.monotonic() + RECONNECTED_S
+        while not rig.has_struck() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        _signal(builder, signal.SIGCONT)
+    return operation
+
+
+def disconnected(rig: Rig) -> str:
+    """Change the method, and lose the connection to the broker."""
+    operation = switch(rig)
+    take_over(rig.world.broker.port, rig.agent.device_id)
     return operation
 
 
@@ -131,7 +158,9 @@ def measured_anew(rig: Rig) -> str:
     used = item["dataset"] if item else None
     other = next(file for file in rig.world.datasets if file.reference()["sha256"] != used)
     gate = {"soak_s": 0.1, "min_agreement": 0.5, "dataset": other.reference()}
-    return rig.operator.deploy(rig.manifest or {}, gate=gate, method=_current(rig)["method"])
+    current = _current(rig)
+    manifest = {**rig.manifests[current["sha256"]], "sequence": rig.operator.manifest(other)["sequence"]}
+    return rig.operator.deploy(manifest, gate=gate, method=current["method"])
 
 
 def mixed(rig: Rig) -> str:
@@ -189,13 +218,6 @@ def stopped(rig: Rig) -> str:
     return started(rig)
 
 
-def _served_as_deployed(rig: Rig) -> None:
-    """Serve the checkpoint that was deployed last, if that failed."""
-    if rig.manifest is None or rig.manifest["files"][0]["sha256"] != _current(rig)["sha256"]:
-        mark = rig.operator.mark()
-        rig.end_of(rig.deploy(), mark)
-
-
 def _killed(rig: Rig) -> None:
     rig.agent.kill()
 
@@ -236,8 +258,9 @@ STOP = Vehicle("stop", stopped)
 DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)
 MEND = Vehicle("mend", started, _cut_short_while_replacing)
+DISCONNECT = Vehicle("disconnect", disconnected)
 RECONNECT = Vehicle("reconnect", reconnected)
-REMEASURE = Vehicle("remeasure", measured_anew, _served_as_deployed)
+REMEASURE = Vehicle("remeasure", measured_anew)
 MIX = Vehicle("mix", mixed)
 DEPLOY = Vehicle("deploy", deployed)
 DESIRED = Vehicle("desired", wanted)

@@ -106,13 +106,10 @@ def test_two_wait_differently(contention: Contention) -> None:
 
 def test_only_the_last_birth_s_return_proves_that_this_connection_may_write_and_read() -> None:
     contention = Contention("box")
-    contention.said(b"1")
-    assert not contention.has_heard_last
-    contention.heard(b"1")
-    assert contention.has_heard_last
-    contention.said(b"2")
-    contention.heard(b"1")
-    contention.heard(b"somebody else's")
-    assert not contention.has_heard_last
-    contention.heard(b"2")
-    assert contention.has_heard_last
+    proofs = []
+    for birth, returns in ((b"1", [b"1"]), (b"2", [b"1", b"somebody else's"]), (b"3", [b"3", b"somebody else's"])):
+        contention.said(birth)
+        for each in returns:
+            contention.heard(each)
+        proofs.append(contention.has_heard_last)
+    assert proofs == [True, False, True]

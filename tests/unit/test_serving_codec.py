@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from agent.serving import oip
+from agent.serving import byte_strings, oip
 from agent.serving.errors import BadRequestError, ModelFailedError, TooLargeError
 from agent.serving.oip import InferResponse, format_response, parse_request
 from agent.serving.tensors import BINARY_ONLY, DATATYPES, Tensor, TensorSpec
@@ -137,7 +137,15 @@ MALFORMED = {
     "an input twice": (one_input().replace(b"}]", b'},{"name":"input"}]'), "holds a name twice"),
     "input without name": (one_input(name=...), "needs a 'name'"),
     "unknown datatype": (one_input(datatype="FP31"), "datatype 'FP31'"),
-    "BYTES": (one_input(datatype="BYTES", data=["a", "b"]), "datatype 'BYTES'"),
+    "numbers in BYTES": (one_input(datatype="BYTES"), "holds something that is no string"),
+    "ragged BYTES": (one_input(datatype="BYTES", data=[["a"], ["b", "c"]]), "or is ragged"),
+    "BYTES as text": (one_input(datatype="BYTES", data="ab"), "must be an array"),
+    "too few BYTES": (one_input(datatype="BYTES", data=["a"]), "has 1 elements as [1], shape [1, 2] needs 2"),
+    "BYTES nested otherwise": (one_input(datatype="BYTES", data=[["a"], ["b"]]), "as [2, 1], shape [1, 2]"),
+    "a lone surrogate in BYTES": (
+        one_input(datatype="BYTES", data=["a", "b"]).replace(b'"b"', rb'"\ud800"'),
+        "not valid JSON",
+    ),
     "datatype as list": (one_input(datatype=["FP32"]), "datatype ['FP32']"),
     "FP16 in JSON": (one_input(datatype="FP16"), "has no JSON form"),
     "BF16 in JSON": (one_input(datatype="BF16"), "has no JSON form"),
@@ -273,3 +281,56 @@ def test_a_half_precision_output_is_not_guessed_into_json() -> None:
     output = Tensor("logits", "FP16", np.array([1], "<f2"))
     with pytest.raises(BadRequestError, match="ask for binary"):
         format_response(InferResponse("m", "1", ((output, False),)))
+
+
+class TestByteStrings:
+    ELEMENTS = np.array([[b"", b"\x00\xff"], ["ü".encode(), b"a" * 300]], dtype=object)
+
+    def request(self, raw: bytes, shape: list[int] | None = None, size: int | None = None) -> tuple[bytes, int]:
+        entry: dict[str, Any] = {"name": "text", "datatype": "BYTES", "shape": shape or [2, 2]}
+        entry["parameters"] = {"binary_data_size": len(raw) if size is None else size}
+        header = orjson.dumps({"inputs": [entry]})
+        return header + raw, len(header)
+
+    def test_binary_elements_come_back_as_they_were(self) -> None:
+        raw = byte_strings.pack(self.ELEMENTS)
+        assert raw[:6] == b"\0\0\0\0\2\0"
+        (tensor,) = parse_request(*self.request(raw)).inputs
+        np.testing.assert_array_equal(tensor.data, self.ELEMENTS)
+        header_length, body = format_response(InferResponse("m", "1", ((tensor, True),)))
+        assert body[header_length:] == raw
+        assert orjson.loads(body[:header_length])["outputs"][0]["parameters"] == {"binary_data_size": len(raw)}
+
+    def test_text_has_a_json_form_both_ways_and_other_bytes_have_none(self) -> None:
+        (tensor,) = parse_request(one_input(datatype="BYTES", data=["ü", ""]), None).inputs
+        assert tensor.data.tolist() == [["ü".encode(), b""]]
+        assert orjson.loads(format_response(InferResponse("m", "1", ((tensor, False),)))[1])["outputs"] == [
+            {"name": "input", "shape": [1, 2], "datatype": "BYTES", "data": ["ü", ""]}
+        ]
+        binary = Tensor("out", "BYTES", np.array([b"\xff"], dtype=object))
+        with pytest.raises(BadRequestError, match="ask for binary"):
+            format_response(InferResponse("m", "1", ((binary, False),)))
+
+    @pytest.mark.parametrize(
+        ("raw", "shape", "size", "complaint"),
+        [
+            (b"\5\0\0\0abcd", [1], None, "element 0 ends at byte 9, the tensor at byte 8"),
+            (b"\1\0\0\0a\xff\xff\xff\xff", [2], None, "element 1 ends at byte 4294967304, the tensor at byte 9"),
+            (b"\1\0\0\0ab", [1], None, "1 bytes after its last element"),
+            (b"\4\0\0\0abcd", [2], None, "element 1 ends at byte 12, the tensor at byte 8"),
+            (b"\1\0", [1], None, "1 BYTES need 4 at least"),
+            (b"", [2**40], None, "need 4398046511104 at least"),
+            (b"\0\0\0\0", [1], 5, "expecting 1 additional bytes"),
+            (b"\0\0\0\0", [1], -1, "binary_data_size -1"),
+        ],
+    )
+    def test_lengths_that_lie_are_refused_with_the_element(
+        self, raw: bytes, shape: list[int], size: int | None, complaint: str
+    ) -> None:
+        with pytest.raises(BadRequestError) as caught:
+            parse_request(*self.request(raw, shape, size))
+        assert complaint in str(caught.value)
+
+    def test_a_raw_request_cannot_be_bytes(self) -> None:
+        with pytest.raises(BadRequestError, match="whose elements have no size"):
+            parse_request(b"abcd", 0, [TensorSpec("text", "BYTES", (-1,))])

@@ -211,6 +211,7 @@ class Engine:
     def _explain(self, error: Exception) -> ServingError:
         if isinstance(error, ServingError):
             return error
+        self._slot.judge(error)
         if is_out_of_memory(error):
             return UnavailableError("the device has not enough free memory to go on with this text")
         kind = type(error).__name__

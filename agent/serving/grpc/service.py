@@ -84,7 +84,7 @@ class InferenceService:
 
     async def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
         """List what is loaded."""
-        entries = self._repository.index(only_ready=request.ready)
+        entries = self._repository.index({"ready": request.ready})
         return _message({"models": [_without(entry, "parameters") for entry in entries]}, pb.RepositoryIndexResponse)
 
     async def model_load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:

@@ -1,0 +1,108 @@
+"""Who may ask what on a socket that strangers reach: bearer tokens, renewed without a restart.
+
+Health is told to everyone: whoever watches the box needs it, and it says no more than whether the server answers.
+Everything else needs a token of the inference's file or of the administrator's, the repository one of the latter.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.serving.errors import UnauthorizedError, WeakTokenError
+from agent.tokens import TokenFileError, Tokens, read_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+log = structlog.get_logger("access")
+LOOK_AGAIN_S = 1.0
+_SCHEME = b"bearer "
+
+
+class TokenFile:
+    """The tokens of a file as it is now.
+
+    A file that cannot be used any more leaves the last good tokens in force, since renewals are not always atomic;
+    one that never could be used accepts nobody.
+
+    Args:
+        path: of the file.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._looked_at = clock()
+        self._seen = self._fingerprint()
+        self._tokens = Tokens()
+        self._read()
+
+    def accepts(self, token: bytes) -> bool:
+        """Return whether ``token`` is in the file."""
+        now = self._clock()
+        if now - self._looked_at >= LOOK_AGAIN_S:
+            self._looked_at = now
+            found = self._fingerprint()
+            if found != self._seen:
+                self._seen = found
+                self._read()
+        return self._tokens.accept(token)
+
+    def _read(self) -> None:
+        try:
+            self._tokens = read_tokens(self._path)
+        except TokenFileError as error:
+            log.error("tokens_unusable", error=str(error))  # noqa: TRY400 - a sentence is enough
+        else:
+            log.info("tokens_read", file=str(self._path))
+
+    def _fingerprint(self) -> tuple[int, ...]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return ()
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
+class Access:
+    """What a request needs to be answered.
+
+    Args:
+        users: None lets everyone ask for inference.
+        administrators: None keeps the repository's routes away altogether.
+    """
+
+    def __init__(self, users: TokenFile | None = None, administrators: TokenFile | None = None) -> None:
+        self._users = users
+        self._administrators = administrators
+
+    @property
+    def covers_inference(self) -> bool:
+        """Whether inference needs a token, too."""
+        return self._users is not None
+
+    def check(self, route: list[str], headers: Mapping[bytes, bytes]) -> None:
+        """Let a request pass.
+
+        Raises:
+            UnauthorizedError: it needs a token, and brings none or a wrong one.
+            WeakTokenError: its token is good for inference only.
+        """
+        is_change = route[:2] == ["v2", "repository"] and self._administrators is not None
+        if route[:2] == ["v2", "health"] or (self._users is None and not is_change):
+            return
+        value = headers.get(b"authorization", b"")
+        if value[: len(_SCHEME)].lower() != _SCHEME:
+            raise UnauthorizedError("this needs a token: Authorization: Bearer …")
+        token = value[len(_SCHEME) :].strip()
+        if self._administrators is not None and self._administrators.accepts(token):
+            return
+        if self._users is None or not self._users.accepts(token):
+            raise UnauthorizedError("the token is not known here", is_wrong=True)
+        if is_change:
+            raise WeakTokenError("this token is good for inference, the repository needs an administrator's")

@@ -1,0 +1,68 @@
+"""Bearer tokens in a file (RFC 6750), one a line, so that an old and a new one can overlap; ``#`` begins a remark.
+
+Only digests are kept and compared, all of them and in constant time: how long an answer takes tells nothing about a
+token, and no traceback shows one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIN_CHARACTERS = 16
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+
+
+class TokenFileError(ValueError):
+    """The file cannot be used; the text names it and says why, and never what is in it."""
+
+
+class Tokens:
+    """The tokens of one file.
+
+    Args:
+        digests: SHA-256 of each.
+    """
+
+    def __init__(self, digests: frozenset[bytes] = frozenset()) -> None:
+        self._digests = digests
+
+    def accept(self, token: bytes) -> bool:
+        """Return whether ``token`` is one of them."""
+        given = hashlib.sha256(token).digest()
+        return sum([hmac.compare_digest(given, digest) for digest in self._digests]) > 0
+
+
+def read_tokens(path: Path) -> Tokens:
+    """Read a file that only its owner, and whoever its group is for, may read.
+
+    Raises:
+        TokenFileError: it is missing, open to others, holds no token, or one that is too short or cannot be sent.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            text = file.read(65_536).decode("ascii")
+    except OSError as error:
+        raise TokenFileError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise TokenFileError(f"{path}: holds something that is no token") from None
+    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        raise TokenFileError(f"{path}: its mode is {mode:04o}, others may not read it: chmod 600 {path}")
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    tokens = [line for line in lines if line]
+    if not tokens:
+        raise TokenFileError(f"{path}: holds no token; make one: openssl rand -hex 32")
+    for number, token in enumerate(tokens, 1):
+        if len(token) < MIN_CHARACTERS or not _TOKEN.fullmatch(token):
+            raise TokenFileError(
+                f"{path}: token {number} has to be {MIN_CHARACTERS} or more of A-Z a-z 0-9 . _ ~ + / -; "
+                "make one: openssl rand -hex 32"
+            )
+    return Tokens(frozenset(hashlib.sha256(token.encode()).digest() for token in tokens))

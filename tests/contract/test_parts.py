@@ -1,0 +1,90 @@
+"""From settings to a listening port: what has to be in order before it is opened, and what the server is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent import parts
+from agent.parts import StartError
+from agent.serving.__main__ import _parse
+from agent.settings import Serving, Settings
+from tests.fakes.authority import Authority
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    path.chmod(0o600)
+    return path
+
+
+def test_an_address_that_others_reach_needs_a_token_or_a_word(token_file: Path) -> None:
+    with pytest.raises(StartError, match=r"0\.0\.0\.0 is reached from other machines: set serving\.token_file"):
+        parts.listen(Serving(host="0.0.0.0", http_port=0))
+    for serving in (
+        Serving(host="127.0.0.1", http_port=0),
+        Serving(host="0.0.0.0", http_port=0, token_file=token_file),
+        Serving(host="0.0.0.0", http_port=0, allow_anonymous=True),
+    ):
+        parts.listen(serving).close()
+
+
+@pytest.mark.parametrize("name", ["token_file", "admin_token_file"])
+def test_a_token_file_that_cannot_be_used_keeps_the_agent_from_starting(token_file: Path, name: str) -> None:
+    token_file.chmod(0o644)
+    with pytest.raises(StartError, match=rf"serving\.{name} .*its mode is 0644"):
+        parts.listen(Serving(http_port=0, **{name: token_file}))
+
+
+def test_a_certificate_that_cannot_be_used_keeps_the_agent_from_starting(tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path).issue("box-1")
+    parts.listen(Serving(http_port=0, cert_file=certificate, key_file=key)).close()
+    other = Authority(tmp_path).issue("box-2")[1]
+    with pytest.raises(StartError, match=r"serving\.cert_file .*box-1\.pem and key_file .*box-2\.key"):
+        parts.listen(Serving(http_port=0, cert_file=certificate, key_file=other))
+
+
+def test_the_server_understands_what_it_is_told(tmp_path: Path, token_file: Path) -> None:
+    certificate, key = Authority(tmp_path).issue("box-1")
+    serving = Serving(
+        token_file=token_file, admin_token_file=token_file, cert_file=certificate, key_file=key,
+        max_body=1000, max_connections=7, head_s=1.5, body_s=2.5, device="cpu",
+    )  # fmt: skip
+    options = _parse(["--http-fd", "3", "--control-fd", "4", *parts.server_options(serving, tmp_path)])
+    assert (options.max_body_bytes, options.max_connections, options.head_s, options.body_s) == (1000, 7, 1.5, 2.5)
+    assert (options.token_file, options.admin_token_file, options.store) == (token_file, token_file, tmp_path)
+    assert (options.cert_file, options.key_file, options.device) == (certificate, key, "cpu")
+    assert (
+        _parse(["--http-fd", "3", "--control-fd", "4", *parts.server_options(Serving(), tmp_path)]).token_file is None
+    )
+
+
+def test_no_token_is_among_the_servers_arguments(tmp_path: Path, token_file: Path) -> None:
+    assert TOKEN not in " ".join(parts.server_options(Serving(token_file=token_file), tmp_path))
+
+
+def test_what_was_relaxed_is_told(tmp_path: Path, token_file: Path) -> None:
+    assert parts.relaxations(Settings(state_dir=tmp_path)) == ()
+    assert parts.relaxations(Settings(trust={"require_signature": False})) == ("trust.require_signature is off",)
+    anonymous = parts.relaxations(Settings(serving={"host": "0.0.0.0", "allow_anonymous": True}))
+    assert [text.partition(":")[0] for text in anonymous] == [
+        "serving.allow_anonymous", "serving.cert_file is not set",
+    ]  # fmt: skip
+    certificate, key = Authority(tmp_path).issue("box-1")
+    guarded = {"host": "0.0.0.0", "token_file": token_file, "cert_file": certificate, "key_file": key}
+    assert parts.relaxations(Settings(serving=guarded)) == ()
+
+
+def test_a_port_that_is_taken_keeps_the_agent_from_starting_with_its_name() -> None:
+    with parts.listen(Serving(http_port=0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=rf"serving\.http_port {port} on 127\.0\.0\.1: Address already in use"):
+            parts.listen(Serving(http_port=port))
