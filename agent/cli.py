@@ -37,6 +37,7 @@ class _FailureError(click.ClickException):
 def _explained() -> Iterator[None]:
     """Turn the errors that people can act on into a sentence; what a path on the command line causes is one."""
     from agent.deployment.ports import StepError
+    from agent.settings import ConfigError
     from agent.workbench.errors import WrongInputError
 
     try:
@@ -47,7 +48,7 @@ def _explained() -> Iterator[None]:
         if error.filename is None:
             raise
         raise _FailureError(f"{error.filename}: {error.strerror}") from None
-    except WrongInputError as error:
+    except (ConfigError, WrongInputError) as error:
         raise _FailureError(str(error)) from None
 
 
@@ -57,6 +58,16 @@ def _listed(context: click.Context, option: click.Parameter, value: str | None) 
     return tuple(known.convert(name.strip(), option, context) for name in value.split(",")) if value else tuple(METHODS)
 
 
+def _profiles(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    """Return the profiles whose names begin like that, for the shell."""
+    from agent.workbench import profiles
+
+    return [name for name in ("list", *profiles.names()) if name.startswith(begun)]
+
+
+_CONFIG = click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file; default /etc/nibbled/nibbled.toml if it exists."
+)
 _METHOD = click.option("--method", type=click.Choice(["auto", *NAMES]), default="auto", show_default=True)
 _BLOCKSIZE = click.option(
     "--blocksize",
@@ -125,9 +136,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file; default /etc/nibbled/nibbled.toml if it exists."
-)
+@_CONFIG
 def run(config: Path | None) -> None:
     """Run the agent until it is stopped."""
     # structlog imports rich where it finds it, for tracebacks that a daemon never draws: 3 MiB of a process that
@@ -147,6 +156,39 @@ def run(config: Path | None) -> None:
     except (settings.ConfigError, StartError, JournalVersionError) as error:
         raise _FailureError(str(error)) from None
     supervisor.run()
+
+
+@main.command()
+@_CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print one object with every check.")
+@_explained()
+def doctor(*, config: Path | None, as_json: bool) -> None:
+    """Look at everything that the agent needs here, and say what to do about what is wrong.
+
+    Each line is ok, warning, failed or not asked, with the numbers and the next step. The kernels are tried for real,
+    in a process of their own. The broker is asked through the running agent; only where none runs is a connection
+    made, and a message that changes nothing sent on the device's own presence.
+
+    Run it as the user of the service: sudo -u nibbled nibbled doctor. Exit status 1 if something failed.
+    """
+    from agent.console.doctor import examine
+
+    sys.exit(0 if examine(config, as_json=as_json) else 1)
+
+
+@main.command()
+@_CONFIG
+@click.option("--watch", is_flag=True, help="Show it anew every two seconds, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the agent says; with --watch, a line each time.")
+@_explained()
+def status(*, config: Path | None, watch: bool, as_json: bool) -> None:
+    """Show what the running agent serves and does, on one screen.
+
+    Exit status 0 while it is ok or degraded, 1 if it is failing, 4 if no agent answers.
+    """
+    from agent.console.status import show
+
+    sys.exit(show(config, watch=watch, as_json=as_json))
 
 
 @main.command()
@@ -222,7 +264,11 @@ def compare(*, request: Request, methods: tuple[str, ...], output: Path, as_json
 @main.command()
 @click.argument("checkpoint", metavar="CHECKPOINT_OR_URL", required=False)
 @click.option(
-    "--profile", "profile_name", metavar="NAME", help="A device that is not at hand; --profile list names them."
+    "--profile",
+    "profile_name",
+    metavar="NAME",
+    shell_complete=_profiles,
+    help="A device that is not at hand; --profile list names them.",
 )
 @click.option("--budget", metavar="SIZE", help="What all models together may take, such as 512MiB.")
 @click.option("--reserve", metavar="SIZE", default="512MiB", show_default=True, help="What stays free.")

@@ -1,5 +1,9 @@
 """Logging: one structlog chain for the agent and the libraries below it; JSON lines, or colours on a terminal.
 
+Names of events are stable and listed in ``docs/events.md``. What is written for an operation has its id as ``id``.
+Where stderr is the journal of systemd, each line begins with its priority (``sd-daemon(3)``), which the journal takes
+off again: ``journalctl -p warning`` then shows warnings and worse.
+
 Secrets never pass: every URL-shaped value loses user, password and query, keys lose their content, and values under
 telling names are masked.
 """
@@ -7,6 +11,7 @@ telling names are masked.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 
     from agent.logbook import Logbook
 
+_PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
+"""``syslog(3)``."""
 _SECRET_NAME = re.compile(r"password|secret|token|authorization|api_?key|private", re.IGNORECASE)
 
 
@@ -48,7 +55,8 @@ def set_up(level: str = "info", style: str = "auto", *, book: Logbook | None = N
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
 
     def bind(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {**bound, **event}  # not context variables: those belong to one thread
+        # Context variables belong to one thread: they hold what it works on, not what holds for the process.
+        return {**bound, **structlog.contextvars.get_contextvars(), **event}
 
     def keep(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if book is not None:
@@ -63,7 +71,7 @@ def set_up(level: str = "info", style: str = "auto", *, book: Logbook | None = N
         _redact_event,
         keep,
     ]
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(default=str)
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else _json_lines(has_priority=_is_journal())
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
@@ -73,6 +81,25 @@ def set_up(level: str = "info", style: str = "auto", *, book: Logbook | None = N
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def _json_lines(*, has_priority: bool) -> Any:
+    render = structlog.processors.JSONRenderer(default=str)
+
+    def line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        priority = f"<{_PRIORITIES.get(str(event.get('level')), 6)}>" if has_priority else ""
+        return f"{priority}{render(logger, method, event)!s}"
+
+    return line
+
+
+def _is_journal() -> bool:
+    """Return whether stderr is the journal: systemd names its device and inode in ``JOURNAL_STREAM``."""
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # no file behind it, or closed
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

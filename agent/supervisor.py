@@ -332,6 +332,7 @@ class Supervisor:
             "device_id": self._settings.device_id,
             "agent": agent.__version__,
             "broker": f"{self._settings.mqtt.host}:{self._settings.mqtt.port}",
+            "connection": {"connected": self._transport.is_connected, "echo": self._transport.is_echoed},
             "inference": self._inference_url(),
             "health": self._health.body,
             "models": {name: describe_served(item) for name, item in served.items()},

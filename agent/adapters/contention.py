@@ -49,6 +49,8 @@ class Contention:
     """Short connections in a row."""
     _own: deque[bytes] = field(default_factory=lambda: deque(maxlen=KEPT_BIRTHS))
     _has_heard_itself: bool = False
+    has_heard_last: bool = False
+    """Whether the last birth came back: this device may write and read its own presence."""
     _is_disputed: bool = False
     _since: float | None = None
     _last: float = 0.0
@@ -56,11 +58,13 @@ class Contention:
     def said(self, birth: bytes) -> None:
         """Note a birth of this device's own."""
         self._own.append(birth)
+        self.has_heard_last = False
 
     def heard(self, birth: bytes) -> None:
         """Note a birth that the broker delivered. Before this process's first one it may be an earlier process's."""
         if birth in self._own:
             self._has_heard_itself = True
+            self.has_heard_last = self.has_heard_last or birth == self._own[-1]
         elif self._has_heard_itself:
             self._is_disputed = True
 

@@ -103,6 +103,14 @@ class MqttTransport:
         return self._client.is_connected()
 
     @property
+    def is_echoed(self) -> bool:
+        """Whether what this connection published came back from the broker: the device has its rights.
+
+        A grant of the broker proves nothing; mosquitto grants subscriptions that it never serves.
+        """
+        return self._client.is_connected() and self._contention.has_heard_last
+
+    @property
     def alarms(self) -> tuple[str, ...]:
         """What is wrong with the certificates and with the session now, a sentence each."""
         problems = (self._certificate_problem(), self._contention.alarm(self._clock.monotonic()))

@@ -55,6 +55,16 @@ class TlsFiles:
             return f"the certificates for the broker ({self._names()}) cannot be used: {error}"
         return None if certificate is None or now is None else _lateness(certificate, now, str(self.cert_file))
 
+    def validity(self) -> tuple[datetime, datetime] | None:
+        """Return when the client certificate begins and ends to be valid; None without one.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no certificate.
+        """
+        certificate = self._certificate()
+        return None if certificate is None else (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
     def _certificate(self) -> x509.Certificate | None:
         if self.cert_file is None:
             return None

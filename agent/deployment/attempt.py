@@ -26,7 +26,17 @@ log = structlog.get_logger("engine")
 def attempt(
     steps: Steps, phase: Phase, operation: Operation, served: Mapping[str, Served], watch: Watch
 ) -> Done | Failed | None:
-    """Do the work of ``phase``; return what it led to, or None if it was interrupted and nobody waits for it."""
+    """Do the work of ``phase``; return what it led to, or None if it was interrupted and nobody waits for it.
+
+    Every line that this thread logs meanwhile carries the operation's id, whoever writes it.
+    """
+    with structlog.contextvars.bound_contextvars(id=operation.id):
+        return _attempt(steps, phase, operation, served, watch)
+
+
+def _attempt(
+    steps: Steps, phase: Phase, operation: Operation, served: Mapping[str, Served], watch: Watch
+) -> Done | Failed | None:
     try:
         watch.check()
         return steps.perform(phase, operation, served, watch)
@@ -35,7 +45,7 @@ def attempt(
     except StepError as error:
         return Failed(phase, error.info(str(phase)), error.is_transient, error.facts or None)
     except Exception as error:
-        log.exception("step_error", id=operation.id, phase=str(phase))
+        log.exception("step_error", phase=str(phase))
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = ErrorCode.INSUFFICIENT_DISK if is_full else ErrorCode.INTERNAL
         detail = f"{type(error).__name__}: {error}"

@@ -275,7 +275,7 @@ class Engine:
             self._journal.save(found.operation, [told, *self._reporting.accepted(found.operation)])
             self._open[found.operation.id] = found.operation
         self._transport.flush()
-        log.warning(name, **details)
+        log.warning("memory_watch", found=name, id=found.operation and found.operation.id, **details)
         self._begin_next()
 
     def _converge(self) -> None:

@@ -129,7 +129,7 @@ class Pursuit:
         told = self._reporting.event(name, generations=self._generations(), missing=missing)
         self._journal.note(notes, [told])
         self._notes |= notes
-        log.info(name, stamp=self.stamp, missing=list(missing))
+        log.info("desired_missed" if missing else "desired_reached", stamp=self.stamp, missing=list(missing))
 
     def facts(self, served: Mapping[str, Served]) -> JsonObject:
         """Return ``generation`` and ``desired`` as ``reported`` shows them."""

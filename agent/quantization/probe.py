@@ -33,8 +33,10 @@ def probe(methods: Sequence[str]) -> dict[str, Any]:
     return {
         "methods": {name: _probe_method(name, device) for name in methods},
         "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
         "bitsandbytes": version("bitsandbytes"),
         "cuda": _cuda(),
+        "cuda_error": _cuda_error(),
     }
 
 
@@ -101,6 +103,17 @@ def _cuda() -> dict[str, Any] | None:
         "total_bytes": total,
         "free_bytes": free,
     }
+
+
+def _cuda_error() -> str | None:
+    """Return why there is no CUDA, which ``is_available`` keeps to itself; None where there is."""
+    if torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except Exception as error:  # noqa: BLE001 - whatever it raises is the reason
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None
 
 
 def _ms_since(begin: float) -> float:

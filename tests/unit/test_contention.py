@@ -102,3 +102,14 @@ def test_births_of_an_earlier_process_and_its_own_show_nothing(contention: Conte
 def test_two_wait_differently(contention: Contention) -> None:
     contention.draw = lambda least, _most: least
     assert waits(contention, 10.0, TAKEN_OVER, 2) == [2.5, 5.0]
+
+
+def test_only_the_last_birth_s_return_proves_that_this_connection_may_write_and_read() -> None:
+    contention = Contention("box")
+    proofs = []
+    for birth, returns in ((b"1", [b"1"]), (b"2", [b"1", b"somebody else's"]), (b"3", [b"3", b"somebody else's"])):
+        contention.said(birth)
+        for each in returns:
+            contention.heard(each)
+        proofs.append(contention.has_heard_last)
+    assert proofs == [True, False, True]

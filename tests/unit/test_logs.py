@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from agent import logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,48 @@ def test_every_line_of_the_agent_and_its_libraries_is_redacted_json(capsys: pyte
     assert all(line["device"] == "box-1" for line in lines)
     assert "ValueError: invalid literal" in lines[1]["exception"]
     assert "https://h.example/x" in lines[1]["exception"]
+
+
+@pytest.mark.usefixtures("_logging_is_put_back")
+def test_lines_written_while_something_is_bound_to_the_thread_carry_it(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("info", "json")
+    with structlog.contextvars.bound_contextvars(id="d-1"):
+        structlog.get_logger("test").info("within")
+        logging.getLogger("some.library").warning("of a library")
+    structlog.get_logger("test").info("after")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line.get("id") for line in lines] == ["d-1", "d-1", None]
+
+
+@pytest.mark.usefixtures("_logging_is_put_back")
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_a_line_for_the_journal_begins_with_its_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_journal: bool
+) -> None:
+    path = tmp_path / "journal"
+    with path.open("w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        found = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino if is_journal else 0}")
+        logs.set_up("info", "auto")
+        structlog.get_logger("test").info("fine")
+        structlog.get_logger("test").error("broken")
+        logging.getLogger("some.library").warning("hm")
+    lines = path.read_text().splitlines()
+    assert [line[:3] for line in lines] == (["<6>", "<3>", "<4>"] if is_journal else ['{"e'] * 3)
+    assert json.loads(lines[0][3 if is_journal else 0 :])["event"] == "fine"
+
+
+@pytest.mark.usefixtures("_logging_is_put_back")
+def test_a_terminal_gets_lines_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = os.openpty()
+    with os.fdopen(follower, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        logs.set_up("info", "auto")
+        structlog.get_logger("test").info("connected", host="broker", url="https://u:canary@h.example/x")
+    written = os.read(leader, 4096).decode()
+    os.close(leader)
+    assert "connected" in written
+    assert "canary" not in written
+    with pytest.raises(ValueError, match=r"Expecting|Extra"):
+        json.loads(written)

@@ -1,0 +1,1 @@
+"""What a person at the device asks for: ``nibbled doctor`` and ``nibbled status``."""
