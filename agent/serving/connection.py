@@ -24,6 +24,43 @@ if TYPE_CHECKING:
     from uvicorn import Config
     from uvicorn.server import ServerState
 
+CONTINUE = b"HTTP/1.1 100 "
+MOST_JOINED = 64 * 1024
+"""Bytes of a body that are copied behind the head; a larger one is sent by itself."""
+
+
+class _Joining:
+    """A transport that keeps the head of one reply until its body comes: one packet, and one call to the system."""
+
+    __slots__ = ("_head", "_is_sent", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._is_sent = False
+
+    def write(self, data: bytes) -> None:
+        """Keep the head, send everything else at once; "go on" is no head."""
+        if self._is_sent or data.startswith(CONTINUE):
+            self._transport.write(data)
+        elif not self._head:
+            self._head = data
+        else:
+            self._is_sent = True
+            self._transport.write(self._head + data if len(data) <= MOST_JOINED else self._head)
+            if len(data) > MOST_JOINED:
+                self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Return whether the connection ends."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close, with a head that nothing followed sent before."""
+        if self._head and not self._is_sent:
+            self._transport.write(self._head)
+        self._transport.close()
+
 
 class Connection(HttpToolsProtocol):
     """A connection as uvicorn's parser callbacks see it.
@@ -127,6 +164,8 @@ class Connection(HttpToolsProtocol):
             return
         self._stop_head_timer()
         super().on_headers_complete()
+        if self.scope["method"] == "POST":  # its replies have a body, always
+            self.cycle.transport = _Joining(self.transport)  # type: ignore[assignment]  # what a cycle uses of one
 
     def on_response_complete(self) -> None:
         """Go on with the next request, if there may be one."""

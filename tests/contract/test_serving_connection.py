@@ -358,3 +358,33 @@ def test_an_idle_connection_is_closed_without_a_word() -> None:
             await server.wait_closed()
 
     run(scenario)
+
+
+def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_and_answered() -> None:
+    async def scenario() -> None:
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(INFER + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(BODY))
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(BODY)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    run(scenario)
+
+
+def test_an_answer_is_written_at_once_head_and_body_together() -> None:
+    async def scenario() -> None:
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(3):
+                writer.write(INFER + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
+                head, _, body = (await reader.read(65536)).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                assert json.loads(body)["model_name"] == "m"
+            writer.close()
+
+    run(scenario)
