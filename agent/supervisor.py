@@ -44,6 +44,7 @@ from agent.deployment.steps import Steps
 from agent.devices import system
 from agent.devices.probe import DeviceProbe
 from agent.health.reporter import HealthReporter
+from agent.health.sentence import sentence
 from agent.health.web import StatusSite
 from agent.live import LiveSettings
 from agent.logbook import Logbook
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 log = structlog.get_logger("supervisor")
+STOP_MARGIN_S = 30.0
+"""What stopping may take besides the drain: the step that is interrupted, a last report, a journal on a slow card."""
 
 
 class Supervisor:
@@ -137,19 +140,27 @@ class Supervisor:
         if self._site is not None:
             self._site.start()
             log.info("page", url=self._site.url)
-        systemd.notify("READY=1", "STATUS=supervising")
+        systemd.notify("READY=1")
+        watchdog = systemd.Watchdog(is_well=lambda: self._server.is_well)
+        status = systemd.StatusLine(self._sentence)
+
+        def turned() -> None:
+            watchdog.feed()
+            status.look()
+
         try:
-            self._engine.run(systemd.Watchdog().feed)
+            self._engine.run(turned)
         finally:
             self._stop()
 
     def _stop(self) -> None:
         log.info("stopping")
-        systemd.notify("STOPPING=1")
+        drain_s = self._settings.serving.drain_s
+        allowed_s = drain_s + STOP_MARGIN_S
+        systemd.notify("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={int(allowed_s * 1e6)}")
         self._engine.interrupt_steps()
         self._lookout.stop()
         self._health.stop()
-        drain_s = self._settings.serving.drain_s
         self._server.stop(drain_s)
         if not self._runner.stop(timeout_s=10.0):
             log.warning("step_abandoned")
@@ -305,6 +316,14 @@ class Supervisor:
             "server_starts": self._server.starts,
             "broker_connected": self._transport.is_connected,
         }
+
+    def _sentence(self) -> str:
+        return sentence(
+            self._health.body,
+            self._engine.open_operations,
+            str(self._keeper.mode),
+            is_connected=self._transport.is_connected,
+        )
 
     def _status(self) -> dict[str, Any]:
         served = self._keeper.selected(self._journal.served())

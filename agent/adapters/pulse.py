@@ -66,7 +66,17 @@ class Pulse:
         self._monotonic = monotonic
         self._stop = threading.Event()
         self.verdict: str | None = None
+        self._patience_s = bearable_s + PAUSE_S + self._silence.question_s
+        self._heard_at = monotonic()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it has been silent for so long that it should have been ended by now, and was not.
+
+        Measured from the last answer alone, so that it holds even if nobody asks any more.
+        """
+        return self._monotonic() - self._heard_at > self._patience_s
 
     def start(self) -> None:
         """Begin to ask."""
@@ -87,6 +97,7 @@ class Pulse:
             now = self._monotonic()
             if is_heard:
                 self._silence.heard()
+                self._heard_at = now
             elif self._silence.unheard(now - before) and not self._stop.is_set():
                 self.verdict = f"gave no answer for {self._silence.seconds:.0f} s and was killed"
                 log.error("server_silent", silent_s=round(self._silence.seconds, 1))

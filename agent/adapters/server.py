@@ -88,6 +88,16 @@ class ServerProcess:
         child = self._child
         return child.pid if child is not None and child.poll() is None else None
 
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing is the matter that only an end of the whole service can mend.
+
+        That is a server that runs, gives no answer, and outlives its being killed for it, as one that a driver holds.
+        A server that is absent, starting or silent for a while is taken care of here.
+        """
+        pulse = self._pulse
+        return pulse is None or self.pid is None or not pulse.is_overdue
+
     def restore(self, served: Mapping[str, Served]) -> None:
         """Make the server hold and answer with exactly what ``served`` says.
 
@@ -189,7 +199,7 @@ class ServerProcess:
         fds = {option: listener.fileno() for option, listener in self._sockets.items()}
         numbered = [word for option, fd in fds.items() for word in (option, str(fd))]
         command = [sys.executable, "-m", "agent.serving", *numbered, "--closed", *self._options]
-        child, coroner = None, Coroner()
+        child, coroner, self._pulse = None, Coroner(), None
         try:
             with around("server.start"):
                 child = subprocess.Popen(

@@ -20,7 +20,7 @@ from agent.serving.dataplane import DataPlane
 from agent.serving.http import HttpApp
 from agent.serving.limits import DEFAULT, Limits
 from agent.serving.loader import TorchLoader
-from agent.serving.process import Listener, Rpc, configure_log, fitting, log, serve, tie_to_parent
+from agent.serving.process import Listener, Rpc, configure_log, die_before_parent, fitting, log, serve, tie_to_parent
 from agent.serving.repository import Repository
 from agent.serving.slots import Loader, Models
 from agent.serving.tls import RenewedContext
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None, loader: Loader | None = None) -> No
     """Run the server until it is told to end; does not return."""
     options = _parse(arguments)
     tie_to_parent()
+    die_before_parent()
     configure_log()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     loader = loader or TorchLoader(options.device, options.threads)

@@ -44,6 +44,8 @@ LAST_WORDS_S = 0.2
 # What uvicorn needs besides its own deadline: it looks every 0.1 s whether it should end, and sleeps while ending.
 UVICORN_MARGIN_S = 0.5
 BACKLOG = 2048
+OOM_SCORE_ADJ = 200
+"""Between the supervisor, whose unit sets less, and the builder's 1000 (``proc(5)``)."""
 # How long the end of an encrypted connection waits for the client's word.
 TLS_END_S = 2.0
 # File descriptors that are not for connections: artifacts, imports, and clients that are told that there is no room.
@@ -63,6 +65,14 @@ def tie_to_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         raise OrphanError(f"the parent {parent} ended while this process started")
+
+
+def die_before_parent() -> None:
+    """Take no part in the supervisor's protection when memory runs out: it must outlive this process."""
+    with contextlib.suppress(OSError, ValueError):
+        score = Path("/proc/self/oom_score_adj")
+        if int(score.read_text(encoding="ascii")) < OOM_SCORE_ADJ:
+            score.write_text(str(OOM_SCORE_ADJ), encoding="ascii")
 
 
 def configure_log() -> None:

@@ -163,7 +163,7 @@ def test_what_the_file_says_of_downloads_is_what_limits_them(tmp_path: Path) -> 
 
 def test_a_password_is_in_no_complaint_and_no_printout(tmp_path: Path) -> None:
     assert "hunter2" not in refuse(tmp_path, '[mqtt]\npassword = ["hunter2"]\n')
-    assert "hunter2" not in repr(load(tmp_path, '[mqtt]\npassword = "hunter2"\n'))
+    assert "hunter2" not in repr(load(tmp_path, '[mqtt]\nusername = "box"\npassword = "hunter2"\n'))
 
 
 def test_a_file_that_is_no_toml_is_named_with_the_place(tmp_path: Path) -> None:
@@ -215,3 +215,56 @@ def test_an_address_is_local_only_when_no_other_machine_reaches_it(
     tmp_path: Path, host: str, *, is_local: bool
 ) -> None:
     assert load(tmp_path, f'[serving]\nhost = "{host}"\n').serving.is_local is is_local
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[mqtt]\ntls = false\nca_file = "/ca.pem"', ("mqtt:", "tls = false contradicts ca_file", "expected")),
+        ('[mqtt]\ncert_file = "/c.pem"', ("mqtt:", "cert_file and key_file belong together", "both or neither")),
+        ('[mqtt]\nusername = "u"\npassword = "p"\npassword_file = "/p"', ("password and password_file contradict",)),
+        ('[mqtt]\npassword_file = "/p"', ("a password needs a username",)),
+        ("[serving]\nhttp_port = 9000\n[status]\nport = 9000", ("serving.http_port and status.port are both 9000",)),
+        ("[serving]\nhttp_port = 9000\ngrpc_port = 9000", ("serving.http_port and serving.grpc_port are both 9000",)),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_with_what_was_expected(
+    tmp_path: Path, text: str, words: tuple[str, ...]
+) -> None:
+    told = refuse(tmp_path, text + "\n")
+    for word in ("nibbled.toml", "expected", *words):
+        assert word in told
+
+
+def credentials(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> None:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("secret\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+
+
+def test_a_credential_is_the_file_of_the_setting_that_it_is_named_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "credentials"
+    names = ("mqtt.password", "mqtt.ca", "mqtt.cert", "mqtt.key", "downloads.ca", "downloads.token.files.example.com")
+    credentials(monkeypatch, folder, *names, "another-service.key")
+    found = load(tmp_path, '[mqtt]\nusername = "box"\nhost = "broker"\n')
+    mqtt, downloads = found.mqtt, found.downloads
+    assert mqtt.host == "broker"
+    assert [mqtt.password_file, mqtt.ca_file, mqtt.cert_file, mqtt.key_file] == [folder / name for name in names[:4]]
+    assert downloads.ca_file == folder / "downloads.ca"
+    assert downloads.token_files == {"files.example.com": folder / names[5]}
+    assert parts.broker(found).password == "secret"
+
+
+def test_a_misspelt_credential_is_refused_with_the_nearest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials(monkeypatch, tmp_path / "credentials", "mqtt.pasword")
+    assert "credential mqtt.pasword: unknown; did you mean mqtt.password?" in refuse(tmp_path, "")
+
+
+def test_a_setting_that_is_also_a_credential_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials(monkeypatch, tmp_path / "credentials", "mqtt.ca")
+    assert "mqtt.ca_file: given here and as a credential" in refuse(tmp_path, '[mqtt]\nca_file = "/etc/ca.pem"\n')
+    monkeypatch.setenv("NIBBLED_MQTT__CA_FILE", "/by-hand.pem")
+    assert load(tmp_path, "").mqtt.ca_file == Path("/by-hand.pem")

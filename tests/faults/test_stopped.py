@@ -44,11 +44,13 @@ class Manager:
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._socket.recv(4096)
-        self._socket.settimeout(timeout_s)
-        try:
-            return b"WATCHDOG=1" in self._socket.recv(4096)
-        except TimeoutError:
-            return False
+        ends_at = time.monotonic() + timeout_s
+        with contextlib.suppress(TimeoutError):
+            while (left_s := ends_at - time.monotonic()) > 0:
+                self._socket.settimeout(left_s)
+                if b"WATCHDOG=1" in self._socket.recv(4096):
+                    return True
+        return False
 
     def close(self) -> None:
         self._socket.close()
