@@ -198,7 +198,7 @@ def unit(told: Mapping[str, str] | None, why: str) -> Check:
         return warning(
             "unit",
             f"nibbled.service is {told.get('LoadState', 'unknown')}",
-            "copy systemd/nibbled.service to /etc/systemd/system, then: sudo systemctl enable --now nibbled",
+            "sudo deploy/install.sh (docs/install.md) installs it, then: sudo systemctl enable --now nibbled",
         )
     return _installed(told)
 

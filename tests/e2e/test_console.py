@@ -63,7 +63,12 @@ def test_the_doctor_and_the_status_read_the_running_agent_and_leave_it_connected
 
 
 def test_a_killed_agent_is_missed_and_the_broker_is_tried_by_the_doctor_itself(agent: Agent) -> None:
+    agent.logged("listening", timeout_s=120.0)  # from now on the server ends with its parent
+    children = agent.children()
     agent.kill()
+    for child in children:  # the server holds the control socket for as long as it takes to end
+        assert child.has_ended(30.0)
+        child.close()
     _, told = run(agent, "doctor")
     checks = {check["name"]: check for check in told["checks"]}
     assert "none runs" in checks["agent"]["detail"]
