@@ -5,6 +5,7 @@ The supervisor uses the Open Inference Protocol's repository extension, with rel
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -198,7 +199,16 @@ class ServerProcess:
             return
         fds = {option: listener.fileno() for option, listener in self._sockets.items()}
         numbered = [word for option, fd in fds.items() for word in (option, str(fd))]
-        command = [sys.executable, "-m", "agent.serving", *numbered, "--closed", *self._options]
+        command = [
+            sys.executable,
+            "-m",
+            "agent.serving",
+            *numbered,
+            "--closed",
+            "--parent",
+            str(os.getpid()),
+            *self._options,
+        ]
         child, coroner, self._pulse = None, Coroner(), None
         try:
             with around("server.start"):

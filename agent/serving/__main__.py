@@ -37,7 +37,7 @@ SWITCH_INTERVAL_S = 0.0005
 def main(arguments: list[str] | None = None, loader: Loader | None = None) -> None:
     """Run the server until it is told to end; does not return."""
     options = _parse(arguments)
-    tie_to_parent()
+    tie_to_parent(options.parent)
     die_before_parent()
     configure_log()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -118,6 +118,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--http-fd", type=int, required=True, help="listening TCP socket of the data plane")
     parser.add_argument("--control-fd", type=int, required=True, help="listening Unix socket of the supervisor")
     parser.add_argument("--grpc-fd", type=int, help="listening TCP socket of the data plane over gRPC; needs the extra")
+    parser.add_argument("--parent", type=int, help="process id of the supervisor, without which this one ends")
     parser.add_argument("--closed", action="store_true", help="leave the TCP sockets unanswered until told to open")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each model")

@@ -57,9 +57,16 @@ class OrphanError(Exception):
     """The supervisor was gone before this process could be tied to it."""
 
 
-def tie_to_parent() -> None:
-    """Let the kernel kill this process when the thread that started it ends; raises ``OrphanError`` if it has."""
-    parent = os.getppid()
+def tie_to_parent(parent: int | None = None) -> None:
+    """Let the kernel kill this process when the thread that started it ends.
+
+    Args:
+        parent: its process, which may have ended while this one was still importing; None for whoever is it now.
+
+    Raises:
+        OrphanError: it has ended.
+    """
+    parent = os.getppid() if parent is None else parent
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

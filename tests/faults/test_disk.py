@@ -114,7 +114,14 @@ def test_a_disk_that_fills_during_a_download_ends_it_and_the_next_one_works(
 
 def has_failed_to_write(box: Box, since: int) -> bool:
     """Whether the log tells of a disk that is full or refuses."""
-    words = ("disk is full", "No space left", "Read-only file system", "readonly database", "disk I/O error")
+    words = (
+        "insufficient_disk",
+        "disk is full",
+        "No space left",
+        "Read-only file system",
+        "readonly database",
+        "disk I/O error",
+    )
     return any(word in str(entry) for entry in box.agent.log(since=since) for word in words)
 
 

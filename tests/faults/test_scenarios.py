@@ -58,6 +58,7 @@ def test_ten_copies_of_a_command_at_once_are_executed_once_and_so_are_later_ones
     assert operator.result("ten", since=later)["state"] == "succeeded"
     operator.result(operator.send("status"))
     assert events(box, "ten", mark).count("command_accepted") == 1
+    eventually(lambda: "operation_ended" in events(box, "ten", mark), "the end is on the audit trail")
     assert events(box, "ten", mark).count("operation_ended") == 1
     assert {state["state"] for state in operator.history("ten", since=mark)} - RUNNING == {"succeeded"}
 
@@ -104,6 +105,7 @@ def test_restarts_answer_what_came_meanwhile_once_and_never_run_what_is_retained
     assert operator.result(under_way)["state"] == "succeeded"
     assert operator.result(waiting)["state"] == "succeeded"
     assert operator.result(late)["state"] == "expired"
+    eventually(lambda: "operation_ended" in events(box, waiting, mark), "the end is on the audit trail")
     assert events(box, waiting, mark).count("operation_ended") == 1
 
     killed = operator.mark()
