@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +43,14 @@ def test_a_killed_server_comes_back_from_the_packed_artifact_by_itself(device: D
     assert operator.served() == served
     events = {body["event"] for body in operator.subscriber.on(operator.topic("event"), since=mark)}
     assert "operation_moved" not in events
+
+
+@pytest.mark.parametrize(("parent", "lives"), [("os.getppid()", True), ("1", False)])
+def test_a_server_whose_supervisor_ended_while_it_was_importing_ends_too(parent: str, *, lives: bool) -> None:
+    code = f"import os; from agent.serving.process import tie_to_parent; tie_to_parent({parent})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is lives
+    assert ("OrphanError" in done.stderr) is not lives
 
 
 def test_a_killed_builder_fails_its_operation_only(device: Device, world: World) -> None:
