@@ -9,9 +9,6 @@ import io
 import textwrap
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -83,8 +80,10 @@ def install(site: Path) -> None:
 
 def checkpoint(kind: str, bomb_s: float = BOMB_S) -> bytes:
     """Return a checkpoint of that kind, one that crashes after ``bomb_s``; the weights are the same for all."""
+    import torch  # noqa: PLC0415 - these tests are collected where there is no torch, too
+
     torch.manual_seed(0)
-    layer = nn.Linear(SIDE * SIDE, CLASSES)
+    layer = torch.nn.Linear(SIDE * SIDE, CLASSES)
     state = {f"layer.{name}": value for name, value in layer.state_dict().items()}
     content = io.BytesIO()
     torch.save({**state, "poison": torch.zeros(KINDS.index(kind) + 1), "bomb_s": torch.tensor([bomb_s])}, content)
