@@ -12,6 +12,8 @@ import pytest
 from tests.e2e import poison
 from tests.e2e.harness.inference import ask
 from tests.e2e.harness.operator import MODEL
+
+pytest.importorskip("torch", reason="these devices serve real models")
 from tests.torture import invariants
 from tests.torture.rig import Rig
 from tests.torture.surroundings import surroundings
