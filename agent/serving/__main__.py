@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from agent.serving.access import Access, TokenFile
+from agent.serving.access import Access
 from agent.serving.batcher import Batching
 from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
@@ -26,6 +26,7 @@ from agent.serving.slots import Loader, Models
 from agent.serving.tls import RenewedContext
 from agent.serving.tracing import Tracer
 from agent.serving.waiting import HOLD_S
+from agent.tokens import TokenFile
 
 if TYPE_CHECKING:
     import asyncio

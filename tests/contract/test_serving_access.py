@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent import tokens
-from agent.serving.access import LOOK_AGAIN_S, Access, TokenFile
-from agent.tokens import TokenFileError, read_tokens
+from agent.serving.access import Access
+from agent.tokens import LOOK_AGAIN_S, TokenFile, TokenFileError, read_tokens
 from tests.fakes.serving import FakeNetwork, harness, json_request, run
 
 if TYPE_CHECKING:
