@@ -38,6 +38,8 @@ LARGEST_EVENT_BYTES = 4096
 """A larger one is told without its details."""
 HEARD_KEPT = 256
 PAUSE_S, GLANCE_S, LOOK_S, KEEP_ALIVE_S = 0.25, 1.0, 2.0, 15.0
+_STILL = ": still here\nevent: still\ndata: {}\n\n"
+"""A comment for what lies in between, and an event for the page, to which comments are not shown."""
 RETRY_MS = 2000
 """How long a browser waits before it comes back."""
 
@@ -146,7 +148,7 @@ class Board:
                 version, number = self._version, self._number
             now = time.monotonic()
             if not frames and now - said_at >= self._keep_alive_s:
-                frames = [": still here\n\n"]
+                frames = [_STILL]
             if frames:
                 said_at = now
             yield "".join(frames).encode()

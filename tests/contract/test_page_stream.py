@@ -140,6 +140,7 @@ def test_a_silent_stream_shows_that_it_is_alive(served: StatusSite) -> None:
             listener.next()
         listener.next()
         assert listener.line() == ": still here\n"
+        assert listener.next("still")[1] == {}
 
 
 def test_a_look_that_fails_is_survived(served: StatusSite, facts: Shown) -> None:

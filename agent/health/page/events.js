@@ -28,6 +28,6 @@ const moved = (told) => {
 };
 
 const text = (value) => {
-  const told = typeof value === "object" ? JSON.stringify(value) : String(value);
+  const told = value.code ? `${value.code}: ${value.detail}` : typeof value === "object" ? JSON.stringify(value) : String(value);
   return told.length > LONGEST ? `${told.slice(0, LONGEST)}…` : told;
 };

@@ -52,7 +52,7 @@ const card = (name, model) => {
       fact("Throughput", h("span", { class: "with-line" }, places.rate, places.rates)),
       fact("Mean latency", h("span", { class: "with-line" }, places.mean, places.means)),
       fact("p50 · p95 · p99", places.percentiles),
-      fact("Requests", places.load, "since it was loaded")),
+      fact("Requests since loaded", places.load)),
     controls(name, model),
     detailed(name, model));
 };
@@ -87,7 +87,8 @@ const fillIn = (places, told) => {
   places.rates.replaceChildren(sparkline(told?.per_s ?? [], "Requests a second"));
   places.means.replaceChildren(sparkline(told?.mean_ms ?? [], "Mean latency"));
   const latency = told?.latency_ms ?? {};
-  places.percentiles.textContent = told ? [latency.p50, latency.p95, latency.p99].map(ms).join(" · ") : NONE;
+  const percentiles = [latency.p50, latency.p95, latency.p99].map(ms);
+  places.percentiles.textContent = told ? percentiles.join(" · ").replace(/ ms(?= ·)/g, "") : NONE;
   places.load.textContent = told
-    ? `${count(told.requests)}, ${count(told.failures)} failed, ${told.in_flight} now, ${told.queue} waiting` : live.error ?? NONE;
+    ? `${count(told.requests)}, ${count(told.failures)} failed, ${told.queue} waiting` : live.error ?? NONE;
 };
