@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import grp
 import hmac
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent import tokens
 from agent.serving.access import LOOK_AGAIN_S, Access, TokenFile
-from agent.tokens import TokenFileError, read_tokens
+from agent.tokens import TokenFileError, how_to_keep, read_tokens
 from tests.fakes.serving import FakeNetwork, harness, json_request, run
 
 if TYPE_CHECKING:
@@ -235,7 +237,7 @@ class TestTokenFile:
     @pytest.mark.parametrize(
         ("text", "mode", "complaint"),
         [
-            (USER, 0o604, "its mode is 0604"),
+            (USER, 0o604, "its mode is 0604, others may not read it; chmod 0640 "),
             (USER, 0o660, "its mode is 0660"),
             ("", 0o600, "holds no token"),
             ("# nothing but words", 0o600, "holds no token"),
@@ -252,6 +254,15 @@ class TestTokenFile:
         assert complaint in str(caught.value)
         assert str(tmp_path / "tokens") in str(caught.value)
         assert not text or text not in str(caught.value)
+
+    def test_a_file_of_somebody_else_gets_the_group_of_this_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path / "tokens", USER)
+        assert how_to_keep(path) == f"chmod 0640 {path}"
+        for name, found in (("geteuid", 4321), ("getegid", 1), ("getgroups", [])):
+            monkeypatch.setattr(os, name, lambda found=found: found)
+        assert how_to_keep(path) == f"chown root:{grp.getgrgid(1).gr_name} {path} && chmod 0640 {path}"
 
     def test_every_token_is_compared_in_constant_time_whichever_it_is(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
