@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from agent.adapters.trusted_keys import parse_key
+from agent.adapters.trusted_keys import KeyFileError, parse_key
 from agent.contract.manifest import PAYLOAD_TYPE, Manifest, pae
+from agent.contract.topics import ID_PATTERN, is_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,8 +43,10 @@ def generate(directory: Path, name: str, limits: Mapping[str, str | None] | None
 
     Raises:
         FileExistsError: when one of the two is there already.
-        KeyFileError: a limit is none; no file is left behind.
+        KeyFileError: the name is no id, or a limit is none; no file is left behind.
     """
+    if not is_id(name):
+        raise KeyFileError(f"key name {name!r} must match {ID_PATTERN}: it is the key's id, and names two files here")
     private, public = directory / f"{name}.key", directory / f"{name}.pub"
     if public.exists():
         raise FileExistsError(public)

@@ -48,6 +48,8 @@ def keygen(name: str, directory: Path, not_after: str | None, models: str | None
         fail(f"{error} exists; choose another name", 1)
     except KeyFileError as error:
         fail(str(error), 2)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", 1)
     click.echo(f"{private}  keep it secret\n{public}  copy it to trust.keys_dir of every device")
 
 

@@ -145,6 +145,23 @@ def test_the_limits_of_a_key_are_written_into_its_file(shell: Shell) -> None:
     assert not shell.path("bad.pub").exists()
 
 
+@pytest.mark.parametrize("name", ["../x y", "a/b", "/nowhere/x", "..", "x y", "x.y", "", "k" * 65, "x\n"])
+def test_a_key_s_name_is_an_id_and_writes_nowhere_else(shell: Shell, name: str) -> None:
+    inside = shell.path("inside")
+    inside.mkdir()
+    before = sorted(shell.directory.rglob("*"))
+    done = shell.run("keygen", "--directory", inside, "--", name)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"key name {name!r} must match ^[A-Za-z0-9_-]{{1,64}}$" in done.stderr
+    assert sorted(shell.directory.rglob("*")) == before
+
+
+def test_a_directory_that_is_not_there_is_named(shell: Shell) -> None:
+    done = shell.run("keygen", "x", "--directory", shell.path("nowhere"))
+    assert done.exit_code == 1
+    assert done.stderr == f"nibblectl: {shell.path('nowhere/x.key')}: No such file or directory\n"
+
+
 def test_a_file_that_is_no_key_signs_nothing(shell: Shell) -> None:
     asked = ("--url", "u", "--model", "kanji", "--version", "v1", "--sequence", "7")
     done = shell.run("sign", shell.checkpoint, "--key", shell.checkpoint, *asked)
