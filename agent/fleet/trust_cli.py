@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from agent.adapters.signatures import KeyDirectory
 from agent.adapters.trusted_keys import KeyFileError, read_key
 from agent.contract.errors import RefusalError
-from agent.contract.manifest import Identity
-from agent.contract.wire import describe
+from agent.contract.manifest import Identity, Manifest
+from agent.contract.wire import describe, rfc3339
 from agent.fleet import keys
 from agent.fleet.examination import examine, examine_bundle
 
@@ -38,12 +38,12 @@ _GROUP = click.option("--for-group", multiple=True, help="A group of that device
 @click.command()
 @click.argument("name")
 @click.option("--directory", type=click.Path(path_type=Path), default=Path(), help="Where to write the pair.")
-@click.option("--not-after", help="RFC 3339 time until which devices trust the key.")
+@click.option("--not-after", help="RFC 3339 time to come until which devices trust the key.")
 @click.option("--models", help="Names that the key may sign for, such as kanji,digits-*. Default: all.")
 def keygen(name: str, directory: Path, not_after: str | None, models: str | None) -> None:
     """Make the signing key NAME.key and NAME.pub; devices get NAME.pub in their trust.keys_dir."""
     try:
-        private, public = keys.generate(directory, name, {"not_after": not_after, "models": models})
+        private, public = keys.generate(directory, name, {"not_after": not_after, "models": models}, _now())
     except FileExistsError as error:
         fail(f"{error} exists; choose another name", 1)
     except KeyFileError as error:
@@ -66,7 +66,7 @@ def keygen(name: str, directory: Path, not_after: str | None, models: str | None
 @click.option("--for-group", multiple=True)
 @click.option("--for-hardware", multiple=True, help="Board as health's device.board.model names it.")
 @click.option("--not-before", help="RFC 3339 time, e.g. 2027-01-01T00:00:00Z.")
-@click.option("--expires", help="RFC 3339 time. Devices whose clock is not synchronised wait with it.")
+@click.option("--expires", help="RFC 3339 time to come. Devices whose clock is not set wait with it.")
 @click.option("--allow-downgrade", is_flag=True, help="Devices accept it although they have seen a higher sequence.")
 def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any) -> None:
     """Hash CHECKPOINT and print a signed manifest for it."""
@@ -84,11 +84,21 @@ def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any)
         "allow_downgrade": fields["allow_downgrade"],
     }
     try:
+        _refuse_useless(Manifest.model_validate(manifest))
         click.echo(json.dumps(keys.sign(manifest, *key_files)))
     except ValidationError as error:
         fail(describe(error), 2)
     except keys.SigningKeyError as error:
         fail(str(error), 1)
+
+
+def _refuse_useless(manifest: Manifest) -> None:
+    """Refuse dates that no device will ever accept."""
+    now, begin, end = _now(), manifest.not_before, manifest.expires
+    if end is not None and end <= now:
+        fail(f"--expires {rfc3339(end)} is past, it is {rfc3339(now)} by this machine's clock; give a later time", 2)
+    if begin is not None and end is not None and end <= begin:
+        fail(f"--expires {rfc3339(end)} is not after --not-before {rfc3339(begin)}; give a later time", 2)
 
 
 @click.command()

@@ -10,12 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from agent.adapters.trusted_keys import read_key
+from agent.fleet import keys
 from agent.fleet.cli import main
 
 if TYPE_CHECKING:
     from click.testing import Result
 
 OMS = Path(__file__).parents[1] / "data" / "oms"
+URL = "https://h.example/kanji.pt"
 PAST, FUTURE = "2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z"
 
 
@@ -35,12 +37,21 @@ class Shell:
     def path(self, name: str) -> Path:
         return self.directory / name
 
-    def sign(self, *options: str, key: str = "old") -> Path:
-        asked = ("--url", "https://h.example/kanji.pt", "--model", "kanji", "--version", "v1", "--sequence", "7")
-        done = self.run("sign", self.checkpoint, "--key", self.path(f"{key}.key"), *asked, *options)
+    def try_to_sign(self, *options: str) -> Result:
+        asked = ("--url", URL, "--model", "kanji", "--version", "v1", "--sequence", "7")
+        return self.run("sign", self.checkpoint, "--key", self.path("old.key"), *asked, *options)
+
+    def sign(self, *options: str) -> Path:
+        done = self.try_to_sign(*options)
         assert done.exit_code == 0, done.output
         target = self.path("manifest.json")
         target.write_text(done.stdout)
+        return target
+
+    def sign_as_it_stands(self, **changes: Any) -> Path:
+        body = {"model": "kanji", "version": "v1", "sequence": 7, "files": [keys.describe_file(self.checkpoint, URL)]}
+        target = self.path("manifest.json")
+        target.write_text(json.dumps(keys.sign({**body, **changes}, self.path("old.key"))))
         return target
 
 
@@ -67,7 +78,6 @@ def test_during_a_rotation_either_key_is_enough(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("options", "asked", "code"),
     [
-        (("--expires", PAST), (), "expired"),
         (("--not-before", FUTURE), (), "not_yet_valid"),
         (("--for-device", "box-1"), ("--for-device", "box-2"), "wrong_audience"),
         (("--for-group", "north"), ("--for-device", "box-2", "--for-group", "south"), "wrong_audience"),
@@ -80,6 +90,34 @@ def test_what_a_device_would_refuse_is_not_to_be_trusted(
     done = shell.run("verify", manifest, "--key", shell.path("old.pub"), *asked)
     assert done.exit_code == 1
     assert done.stderr.startswith(f"{code}: ")
+
+
+def test_what_expired_since_is_not_to_be_trusted(shell: Shell) -> None:
+    done = shell.run("verify", shell.sign_as_it_stands(expires=PAST), "--key", shell.path("old.pub"))
+    assert done.exit_code == 1
+    assert done.stderr.startswith("expired: the manifest expired at 2020-01-01")
+
+
+@pytest.mark.parametrize(
+    ("dates", "words"),
+    [
+        (("--expires", PAST), "--expires 2020-01-01T00:00:00.000Z is past, it is 20"),
+        (("--expires", FUTURE, "--not-before", FUTURE), f"--expires {FUTURE[:-1]}.000Z is not after --not-before"),
+        (("--expires", "2999-01-01T00:00:00"), "expires: Input should have timezone info"),
+        (("--expires", "soon"), "expires: "),
+    ],
+)
+def test_dates_that_no_device_would_accept_are_not_signed(shell: Shell, dates: tuple[str, ...], words: str) -> None:
+    done = shell.try_to_sign(*dates)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr
+
+
+def test_a_key_that_has_ended_already_is_not_made(shell: Shell) -> None:
+    done = shell.run("keygen", "late", "--directory", shell.directory, "--not-after", PAST)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "not_after 2020-01-01T00:00:00.000Z is past, it is 20" in done.stderr
+    assert list(shell.directory.glob("late.*")) == []
 
 
 def test_a_stranger_s_signature_and_another_file_are_both_named(shell: Shell) -> None:
