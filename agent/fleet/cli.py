@@ -210,3 +210,7 @@ def _json(text: bytes | str) -> JsonObject:
     if not isinstance(value, dict):
         fail(f"a JSON {type(value).__name__}, expected an object", 2)
     return value
+
+
+if __name__ == "__main__":
+    main()
