@@ -31,6 +31,7 @@ _KEYS_DIR = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Trusted keys, as in a device's trust.keys_dir.",
 )
+_EXPECTED = "a signed manifest as nibblectl sign prints it"
 _DEVICE = click.option("--for-device", help="Judge the audience too, as that device does.")
 _GROUP = click.option("--for-group", multiple=True, help="A group of that device; may be repeated.")
 
@@ -125,7 +126,7 @@ def verify(
         found = _examined_bundle(asked["bundle"], target, key_files, keys_dir, asked["model"])
     else:
         found = _examined(target, key_files, keys_dir, **asked)
-    _report(found, as_json=_as_json(context))
+    _report(found, _verified(found), as_json=_as_json(context))
 
 
 @click.command()
@@ -145,7 +146,8 @@ def inspect(
     is wrong, 1 if something is, 2 if it is no manifest.
     """
     found = _examined(target, key_files, keys_dir, **asked)
-    _report(found, as_json=_as_json(context), in_full=True)
+    is_judged = bool(key_files) or keys_dir is not None
+    _report(found, _described(found, is_judged=is_judged), as_json=_as_json(context))
 
 
 def _examined(
@@ -193,25 +195,29 @@ def _trusted(key_files: tuple[Path, ...], keys_dir: Path | None) -> tuple[list[T
     return found, str(keys_dir or ", ".join(map(str, key_files)))
 
 
-def _report(found: Examination, *, as_json: bool, in_full: bool = False) -> NoReturn:
+def _report(found: Examination, lines: list[str], *, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(json.dumps(found.to_json()))
     else:
-        for line in _described(found) if in_full else _summary(found):
+        for line in lines:
             click.echo(line)
         for fault in found.faults:
             click.echo(f"{fault.code}: {fault.detail}" + (f"\n  hint: {fault.hint}" if fault.hint else ""), err=True)
     sys.exit(1 if found.faults else 0)
 
 
-def _summary(found: Examination) -> list[str]:
+def _verified(found: Examination) -> list[str]:
+    """Return nothing of what is refused: who reads stdout alone must not take it for verified."""
+    if found.faults:
+        return []
     says = found.says
     name = f"{says['model']} {says['version']}, sequence {says['sequence']}" if "sequence" in says else says["name"]
-    return [f"signed by {found.trusted_by}: {name}"] if found.trusted_by else [name]
+    return [f"signed by {found.trusted_by}: {name}"]
 
 
-def _described(found: Examination) -> list[str]:
+def _described(found: Examination, *, is_judged: bool) -> list[str]:
     says = found.says
+    trusted = f"by {found.trusted_by}" if found.trusted_by else "no" if is_judged else "not judged: no keys given"
     audience = [f"{kind} {', '.join(names)}" for kind, names in says["audience"].items() if names]
     rows = {
         "model": f"{says['model']} {says['version']}, type {says['model_type']}",
@@ -223,13 +229,20 @@ def _described(found: Examination) -> list[str]:
             for each in says["files"]
         },
         "signatures": ", ".join(name or "unnamed" for name in found.signers),
-        "trusted": f"by {found.trusted_by}" if found.trusted_by else "not judged" if not found.faults else "no",
+        "trusted": trusted,
     }
     return [f"{name:<12} {text}" for name, text in rows.items()]
 
 
 def _read(target: Path) -> bytes:
-    return sys.stdin.buffer.read() if str(target) == "-" else target.read_bytes()
+    try:
+        content = sys.stdin.buffer.read() if str(target) == "-" else target.read_bytes()
+    except OSError as error:
+        more = "; a directory is verified with --oms BUNDLE" if isinstance(error, IsADirectoryError) else ""
+        fail(f"{target}: {error.strerror}, expected {_EXPECTED}{more}", 2)
+    if not content.strip():
+        fail(f"{'stdin' if str(target) == '-' else target}: empty, expected {_EXPECTED}", 2)
+    return content
 
 
 def _now() -> datetime:

@@ -88,14 +88,37 @@ def test_what_a_device_would_refuse_is_not_to_be_trusted(
 ) -> None:
     manifest = shell.sign(*options)
     done = shell.run("verify", manifest, "--key", shell.path("old.pub"), *asked)
-    assert done.exit_code == 1
+    assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith(f"{code}: ")
 
 
+def test_what_is_refused_prints_nothing_that_looks_like_a_manifest(shell: Shell) -> None:
+    manifest = shell.sign()
+    done = shell.run("verify", manifest, "--key", shell.path("new.pub"))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("untrusted_key: ")
+    told = shell.run("inspect", manifest, "--key", shell.path("new.pub"))
+    assert (told.exit_code, told.stdout.splitlines()[-1].split()) == (1, ["trusted", "no"])
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_nothing_where_a_manifest_should_be_is_called_that(shell: Shell, command: str) -> None:
+    keys_dir = ("--keys-dir", shell.directory)
+    expected = "expected a signed manifest as nibblectl sign prints it"
+    for target, words in (("/dev/null", "/dev/null: empty"), ("-", "stdin: empty")):
+        done = shell.run(command, target, *keys_dir, stdin=" \n")
+        assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"nibblectl: {words}, {expected}\n")
+    done = shell.run(command, shell.directory, *keys_dir)
+    told = f"{shell.directory}: Is a directory, {expected}; a directory is verified with --oms BUNDLE"
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"nibblectl: {told}\n")
+
+
 def test_what_expired_since_is_not_to_be_trusted(shell: Shell) -> None:
-    done = shell.run("verify", shell.sign_as_it_stands(expires=PAST), "--key", shell.path("old.pub"))
-    assert done.exit_code == 1
+    manifest = shell.sign_as_it_stands(expires=PAST)
+    done = shell.run("verify", manifest, "--key", shell.path("old.pub"))
+    assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("expired: the manifest expired at 2020-01-01")
+    assert "not judged: no keys given" in shell.run("inspect", manifest).stdout
 
 
 @pytest.mark.parametrize(
