@@ -192,7 +192,7 @@ def _trusted(key_files: tuple[Path, ...], keys_dir: Path | None) -> tuple[list[T
         found += directory.keys()
         for problem in directory.problems():
             click.echo(f"nibblectl: {problem}", err=True)
-    return found, str(keys_dir or ", ".join(map(str, key_files)))
+    return found, str(keys_dir or "trust.keys_dir")
 
 
 def _report(found: Examination, lines: list[str], *, as_json: bool) -> NoReturn:
