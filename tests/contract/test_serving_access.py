@@ -66,6 +66,32 @@ def test_inference_needs_a_token_and_health_does_not(access: Access) -> None:
 
 
 @pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({}, "no token was sent; send Authorization: Bearer TOKEN, with a token of the device's serving."),
+        ({"X-API-Key": USER}, "no token was sent"),
+        (bearer(USER, "Basic"), "the Authorization header is none of a bearer token; send Authorization: Bearer TOKEN"),
+        ({"Authorization": USER}, "the Authorization header is none of a bearer token"),
+        (bearer(OTHER), "the token that was sent is not known here; send a token of the device's serving."),
+    ],
+)
+def test_a_refusal_tells_a_missing_token_from_a_wrong_one_and_shows_neither(
+    access: Access, headers: dict[str, str], words: str
+) -> None:
+    async def scenario() -> None:
+        async with harness(access=access) as it:
+            for path, file in (("/v2/models/m/infer", "token_file"), ("/v2/repository/index", "admin_token_file")):
+                reply = await it.data.post(path, json={}, headers=headers)
+                assert reply.status_code == 401
+                assert reply.json()["error"].startswith(words)
+                assert reply.json()["error"].endswith(f" a token of the device's serving.{file}")
+                assert USER not in reply.text
+                assert OTHER not in reply.text
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         bearer(OTHER), bearer(USER[:-1]), bearer(USER + "x"), bearer(USER.upper()), bearer(""), bearer(USER, "Basic"),
