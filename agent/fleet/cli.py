@@ -21,6 +21,7 @@ from agent.contract.topics import Topics
 from agent.fleet import trust_cli
 from agent.fleet.client import FleetClient, NoAnswerError
 from agent.fleet.trust_cli import fail
+from agent.fleet.words import operation_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,17 +190,7 @@ def _connected(target: Target, talk: Callable[[FleetClient, Topics], int]) -> No
 
 
 def _show(target: Target, state: JsonObject) -> None:
-    if target.as_json:
-        click.echo(json.dumps(state))
-        return
-    progress, error = state["progress"], state["error"]
-    how_far = f" {progress['done']}/{progress['total']} {progress['unit']}" if progress else ""
-    click.echo(f"{state['id']} {state['state']} {state['phase'] or ''}{how_far}".rstrip())
-    if error:
-        click.echo(f"  {error['code']}: {error['detail']}")
-        for name in ("hint", "kept"):
-            if error[name]:
-                click.echo(f"  {name}: {error[name]}")
+    click.echo(json.dumps(state) if target.as_json else "\n".join(operation_lines(state)))
 
 
 def _json(text: bytes | str) -> JsonObject:

@@ -47,13 +47,16 @@ class FleetClient:
         Raises:
             NoAnswerError: when the device is silent for ``timeout_s`` seconds.
         """
+        last = ""
         with self._messages.listen(self._topics.operation(operation_id)) as inbox:
             while True:
                 try:
                     state = json.loads(inbox.get(timeout=timeout_s))
                 except queue.Empty:
-                    raise NoAnswerError(f"no word on operation {operation_id} for {timeout_s:.0f} s") from None
+                    silence = f"no word on operation {operation_id} for {timeout_s:.0f} s"
+                    raise NoAnswerError(f"{silence}{last and f'; the last one: {last}'}") from None
                 yield state
+                last = state.get("detail") or " ".join(filter(None, (state["state"], state["phase"])))
                 if State(state["state"]).is_terminal:
                     return
 
