@@ -60,6 +60,14 @@ class FleetClient:
                 if State(state["state"]).is_terminal:
                     return
 
+    def keeps(self, topic: str, timeout_s: float) -> bool:
+        """Return whether a message is on a topic, or comes within ``timeout_s`` seconds."""
+        try:
+            self.read(topic, timeout_s)
+        except NoAnswerError:
+            return False
+        return True
+
     def read(self, topic: str, timeout_s: float) -> JsonObject:
         """Return the next message on a topic, a retained one at once.
 

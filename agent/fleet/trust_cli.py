@@ -31,6 +31,7 @@ _KEYS_DIR = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Trusted keys, as in a device's trust.keys_dir.",
 )
+MANIFEST = click.Path(exists=True, allow_dash=True, path_type=Path)
 _EXPECTED = "a signed manifest as nibblectl sign prints it"
 _DEVICE = click.option("--for-device", help="Judge the audience too, as that device does.")
 _GROUP = click.option("--for-group", multiple=True, help="A group of that device; may be repeated.")
@@ -42,7 +43,10 @@ _GROUP = click.option("--for-group", multiple=True, help="A group of that device
 @click.option("--not-after", help="RFC 3339 time to come until which devices trust the key.")
 @click.option("--models", help="Names that the key may sign for, such as kanji,digits-*. Default: all.")
 def keygen(name: str, directory: Path, not_after: str | None, models: str | None) -> None:
-    """Make the signing key NAME.key and NAME.pub; devices get NAME.pub in their trust.keys_dir."""
+    """Make a signing key.
+
+    NAME.key signs and stays here; devices get NAME.pub in their trust.keys_dir.
+    """
     try:
         private, public = keys.generate(directory, name, {"not_after": not_after, "models": models}, _now())
     except FileExistsError as error:
@@ -70,7 +74,10 @@ def keygen(name: str, directory: Path, not_after: str | None, models: str | None
 @click.option("--expires", help="RFC 3339 time to come. Devices whose clock is not set wait with it.")
 @click.option("--allow-downgrade", is_flag=True, help="Devices accept it although they have seen a higher sequence.")
 def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any) -> None:
-    """Hash CHECKPOINT and print a signed manifest for it."""
+    """Hash CHECKPOINT and print a signed manifest for it.
+
+    Save it (> manifest.json) for deploy, verify and inspect. CHECKPOINT itself has to lie at --url before that.
+    """
     audience = {"devices": fields["for_device"], "groups": fields["for_group"], "hardware": fields["for_hardware"]}
     manifest: JsonObject = {
         "model": fields["model"],
@@ -94,7 +101,10 @@ def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any)
 
 
 def _refuse_useless(manifest: Manifest) -> None:
-    """Refuse dates that no device will ever accept."""
+    """Refuse an address and dates that no device will ever accept."""
+    for file in manifest.files:
+        if "://" not in file.url:
+            fail(f"--url {file.url!r} has no scheme, such as https://", 2)
     now, begin, end = _now(), manifest.not_before, manifest.expires
     if end is not None and end <= now:
         fail(f"--expires {rfc3339(end)} is past, it is {rfc3339(now)} by this machine's clock; give a later time", 2)
@@ -103,7 +113,7 @@ def _refuse_useless(manifest: Manifest) -> None:
 
 
 @click.command()
-@click.argument("target", metavar="MANIFEST", type=click.Path(exists=True, allow_dash=True, path_type=Path))
+@click.argument("target", metavar="MANIFEST", type=MANIFEST)
 @_KEYS
 @_KEYS_DIR
 @click.option("--file", type=_FILE, help="The model's file, compared with what the manifest says of it.")
@@ -115,8 +125,9 @@ def _refuse_useless(manifest: Manifest) -> None:
 def verify(
     context: click.Context, /, target: Path, key_files: tuple[Path, ...], keys_dir: Path | None, **asked: Any
 ) -> None:
-    """Check MANIFEST (- for stdin) as a device does: signature by a trusted key, dates, and what else is given.
+    """Check MANIFEST as a device does.
 
+    MANIFEST (- for stdin) has to be signed by a trusted key; its dates are checked, and what else is given.
     Exit status 0 if it is to be trusted, 1 if not, 2 if it is no manifest. With --oms the directory or file is checked
     against a bundle that model_signing made with a key.
     """
@@ -130,7 +141,7 @@ def verify(
 
 
 @click.command()
-@click.argument("target", metavar="MANIFEST", type=click.Path(exists=True, allow_dash=True, path_type=Path))
+@click.argument("target", metavar="MANIFEST", type=MANIFEST)
 @_KEYS
 @_KEYS_DIR
 @click.option("--file", type=_FILE, help="The model's file, compared with what the manifest says of it.")
@@ -140,10 +151,11 @@ def verify(
 def inspect(
     context: click.Context, /, target: Path, key_files: tuple[Path, ...], keys_dir: Path | None, **asked: Any
 ) -> None:
-    """Tell what MANIFEST (- for stdin) says, who signed it, and everything that is wrong with it.
+    """Tell what MANIFEST says, and what is wrong with it.
 
-    MANIFEST is an envelope or a whole deploy command. Without keys no signature is judged. Exit status 0 if nothing
-    is wrong, 1 if something is, 2 if it is no manifest.
+    MANIFEST (- for stdin) is an envelope or a whole deploy command. Told is what it says, who signed it, and everything
+    that is wrong; without keys no signature is judged. Exit status 0 if nothing is wrong, 1 if something is, 2 if it is
+    no manifest.
     """
     found = _examined(target, key_files, keys_dir, **asked)
     is_judged = bool(key_files) or keys_dir is not None
@@ -163,9 +175,9 @@ def _examined(
     trusted, where = _trusted(key_files, keys_dir)
     identity = Identity(for_device, frozenset(for_group)) if for_device else None
     try:
-        return examine(_read(target), trusted, _now(), identity=identity, file=file, where=where)
+        return examine(read_manifest(target), trusted, _now(), identity=identity, file=file, where=where)
     except RefusalError as refusal:
-        fail(f"{target}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
+        fail_refused(target, refusal)
 
 
 def _examined_bundle(
@@ -175,7 +187,7 @@ def _examined_bundle(
     try:
         return examine_bundle(bundle.read_bytes(), trusted, target, _now(), model=model, where=where)
     except RefusalError as refusal:
-        fail(f"{bundle}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
+        fail_refused(bundle, refusal)
 
 
 def _trusted(key_files: tuple[Path, ...], keys_dir: Path | None) -> tuple[list[TrustedKey] | None, str]:
@@ -234,7 +246,8 @@ def _described(found: Examination, *, is_judged: bool) -> list[str]:
     return [f"{name:<12} {text}" for name, text in rows.items()]
 
 
-def _read(target: Path) -> bytes:
+def read_manifest(target: Path) -> bytes:
+    """Return what is in a file, or on stdin for ``-``; ends the program where that is nothing."""
     try:
         content = sys.stdin.buffer.read() if str(target) == "-" else target.read_bytes()
     except OSError as error:
@@ -251,6 +264,11 @@ def _now() -> datetime:
 
 def _as_json(context: click.Context) -> bool:
     return bool(context.obj.as_json)
+
+
+def fail_refused(file: Path, refusal: RefusalError) -> NoReturn:
+    """End with what is wrong with a file, and the next step."""
+    fail(f"{file}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
 
 
 def fail(text: str, status: int) -> NoReturn:

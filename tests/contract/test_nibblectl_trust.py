@@ -225,7 +225,7 @@ def test_a_directory_that_is_not_there_is_named(shell: Shell) -> None:
 
 
 def test_a_file_that_is_no_key_signs_nothing(shell: Shell) -> None:
-    asked = ("--url", "u", "--model", "kanji", "--version", "v1", "--sequence", "7")
+    asked = ("--url", URL, "--model", "kanji", "--version", "v1", "--sequence", "7")
     done = shell.run("sign", shell.checkpoint, "--key", shell.checkpoint, *asked)
     assert done.exit_code == 1
     assert "kanji.pt" in done.stderr
