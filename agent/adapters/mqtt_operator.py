@@ -31,7 +31,7 @@ class Messages:
     """An open connection; use as a context manager.
 
     Raises:
-        BrokerError: when no connection comes about within ``timeout_s`` seconds.
+        BrokerError: when the files for TLS cannot be used, or no connection comes about within ``timeout_s`` seconds.
     """
 
     def __init__(
@@ -56,9 +56,12 @@ class Messages:
         self._client.on_connect = self._on_connect
         self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
+        if tls is not None:
+            problem = tls.problem(None)
+            if problem is not None:
+                raise BrokerError(problem)
+            self._client.tls_set_context(tls.context())
         try:
-            if tls is not None:
-                self._client.tls_set_context(tls.context())
             self._client.connect(host, port)
         except OSError as error:
             raise BrokerError(f"broker {self._where}: {error.strerror or error}") from None

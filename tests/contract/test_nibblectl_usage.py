@@ -77,3 +77,9 @@ def test_a_broker_that_is_not_there_is_named_with_what_to_look_at(manifest: str)
     for command in (("status",), ("deploy", "kanji", manifest)):
         told = refused("-d", "box", "--port", port, *command, status=4)
         assert told.startswith(f"nibblectl: broker 127.0.0.1:{port}: Connection refused\n  check --host and --port")
+
+
+def test_files_for_tls_that_cannot_be_used_are_named(manifest: str) -> None:
+    for option in ("--ca-file", "--cert-file"):
+        told = refused("-d", "box", option, manifest, "status", status=4)
+        assert told.startswith(f"nibblectl: the certificates for the broker ({manifest}) cannot be used: ")
