@@ -327,10 +327,6 @@ def linked_tar(directory: Path) -> None:
 # --- Addresses
 
 
-class Reached(Exception):  # noqa: N818 - news, not an error
-    """A connection was tried to where none may go."""
-
-
 @contextlib.contextmanager
 def only_loopback() -> Iterator[list[str]]:
     """Let no connection leave this machine; yields where some were tried to."""
