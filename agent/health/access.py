@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agent.tokens import TokenFile
 
 _SCHEME = "bearer "
+_NO_TOKEN = "no token was sent; send Authorization: Bearer TOKEN, with a token of the device's"  # noqa: S105 - a sentence
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class PageAccess:
         # Both files are asked, so that the time of an answer does not tell which one knows a token.
         known = [is_bearer and file is not None and file.accepts(token) for file in (self._own, self._inference)]
         if not any(known):
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "the token is not known here")
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, "the token that was sent is not known here")
         return Rights(ask=True, command=known[0])
 
     def may_ask(self, authorization: str | None) -> None:
@@ -63,13 +64,14 @@ class PageAccess:
                 HTTPStatus.FORBIDDEN, "models are not asked from here: set status.token_file, or serving.token_file"
             )
         if not self.rights(authorization).ask:
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "this needs a token: Authorization: Bearer …")
+            files = "status.token_file or serving.token_file"
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, f"{_NO_TOKEN} {files}")
 
     def may_command(self, authorization: str | None) -> None:
         """Let a command pass; raises ``RefusedError``."""
         if self._own is None:
             raise RefusedError(HTTPStatus.FORBIDDEN, "this page only shows: set status.token_file to change something")
         if authorization is None:
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "this needs a token: Authorization: Bearer …")
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, f"{_NO_TOKEN} status.token_file")
         if not self.rights(authorization).command:
             raise RefusedError(HTTPStatus.FORBIDDEN, "this token is good for asking models, not for commands")

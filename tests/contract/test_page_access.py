@@ -12,7 +12,7 @@ import pytest
 
 from agent.health import handler
 from agent.health.access import PageAccess
-from agent.health.acting import Acting
+from agent.health.acting import MAX_WAITING, Acting
 from agent.health.handler import Offer
 from agent.tokens import TokenFile
 from tests.fakes import page
@@ -123,8 +123,20 @@ def test_a_command_with_a_token_enters_as_those_from_the_broker_do(
         served, "POST", "/commands/set_method", {**COMMAND, "id": "x", "gate": {}}, Authorization=f"bearer {OWN}"
     )
     (message,) = sent
+    message.acknowledge()
     assert (status, message.name, message.origin, message.is_retained) == (202, "set_method", None, False)
     assert json.loads(message.payload) == {"schema": 1, "id": told["id"], **COMMAND}
+
+
+def test_commands_that_the_journal_does_not_hold_yet_are_few(served: StatusSite, sent: list[CommandMessage]) -> None:
+    token = f"Bearer {OWN}"
+    for _ in range(MAX_WAITING):
+        assert ask(served, "POST", "/commands/set_method", COMMAND, Authorization=token)[0] == 202
+    assert ask(served, "POST", "/commands/set_method", COMMAND, Authorization=token)[0] == 503
+    for message in (*sent, *sent):  # a message that is handled again is acknowledged again
+        message.acknowledge()
+    assert ask(served, "POST", "/commands/set_method", COMMAND, Authorization=token)[0] == 202
+    sent[-1].acknowledge()
 
 
 @pytest.mark.parametrize(
