@@ -182,6 +182,7 @@ class TorchNetwork:
         module = self._module
         if module is None:
             raise RuntimeError("the model was closed")
+        recording.forget(self._forward)
         self._forward = module
 
         def compute() -> None:
@@ -201,6 +202,8 @@ class TorchNetwork:
 
     def tune(self, most_rows: int) -> Tuning:
         """Choose how the forward pass is called and how many rows are joined at most."""
+        recording.forget(self._forward)
+        self._forward = self._module
         self._forward, reason = self._recorded(min(self._seconds(1) for _ in range(3)))
         rows, row_ms = joined_rows(self._compute, most_rows) if self.is_batchable else (1, {})
         self.joined_rows = rows
@@ -223,6 +226,7 @@ class TorchNetwork:
 
     def close(self) -> None:
         """Let go of the module and the examples."""
+        recording.forget(self._forward)
         self._module, self._forward, self.text, self._examples = None, None, None, ()
 
     def _seconds(self, rows: int) -> float:
