@@ -293,11 +293,12 @@ class MqttTransport:
         if source is not None:
             self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
             return
-        if name is None:
-            with around("mqtt.puback"):
-                client.ack(message.mid, message.qos)
+        if name is None or not message.payload:
+            acknowledge()
             if message.topic == self._topics.presence:
                 self._correct_presence(bytes(message.payload))
+            elif name is not None:
+                log.debug("command_cleared", name=name)  # how a retained one is taken back: no command
             return
         self._post(
             CommandMessage(
