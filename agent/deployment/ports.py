@@ -181,6 +181,9 @@ class Transport(Protocol):
 class Sources(Protocol):
     """Fetching files."""
 
+    def judge(self, url: str) -> None:
+        """Raise ``forbidden_source`` if ``url`` may not be asked for; asks nobody."""
+
     def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> bool:
         """Fetch ``url`` into ``destination``, resuming what is there already; never more than ``size`` bytes.
 

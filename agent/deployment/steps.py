@@ -98,8 +98,9 @@ class Steps:
         return Done(Phase.DOWNLOADING, {"pieced": pieced} if pieced else {})
 
     def _fetch(self, file: Source | DatasetRef, watch: Watch) -> bool:
-        """Fetch a file that is not in the store; return whether it came in pieces."""
+        """Fetch a file that is not in the store; return whether it came in pieces. The address is judged anyway."""
         store = self._ports.store
+        self._ports.sources.judge(file.url)
         if store.source(file.sha256) is not None:
             return False
         partial = store.partial(file.sha256)
