@@ -103,7 +103,7 @@ class SqliteJournal:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit a record, its reports and what it changes, durably and together."""
-        is_essential = served is not None or remove or sequence is not None
+        is_essential = served is not None or remove or sequence is not None or bool(config)
         with self._lock, self._transaction("save"):
             self._db.execute(
                 "INSERT INTO operation (id, is_open, record) VALUES (?, ?, ?)"

@@ -1,11 +1,11 @@
 """The journal's file: its schema and migrations, whether it is whole, and what is done when it is not.
 
 A file that SQLite, a record's own form or the second copy of what is served shows to be damaged is set aside as
-``journal.db.damaged``, and a new one is begun with every row that can still be read. What is served then comes from the
-second copy: SQLite keeps no checksums of pages, the copy has one. A WAL that is missing leaves a file that looks whole
-and is older; the copy's revision shows it. The new file is made beside the damaged one and takes its place, as
-``journal.db.recovered`` for a moment, when it is whole: a start that is cut short before that is begun again by the
-next one, and after it ended by the next one.
+``journal.db.damaged``, and a new one is begun with every row that can still be read. What is served, and what
+``set_config`` changed, then comes from the second copy: SQLite keeps no checksums of pages, the copy has one. A WAL
+that is missing leaves a file that looks whole and is older; the copy's revision shows it. The new file is made beside
+the damaged one and takes its place, as ``journal.db.recovered`` for a moment, when it is whole: a start that is cut
+short before that is begun again by the next one, and after it ended by the next one.
 
 A newer agent's file is never touched.
 """
@@ -112,7 +112,8 @@ def essence(db: sqlite3.Connection) -> Essence:
     counters = dict(db.execute("SELECT name, value FROM counter"))
     served = {model: Served.from_json(json.loads(item)) for model, item in db.execute("SELECT model, item FROM served")}
     sequences = dict(db.execute("SELECT model, highest FROM sequence"))
-    return Essence(counters.get("served", 0), served, sequences, counters.get("epoch", 0))
+    config = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM config")}
+    return Essence(counters.get("served", 0), served, sequences, counters.get("epoch", 0), config)
 
 
 def empty_log(db: sqlite3.Connection) -> None:
@@ -273,9 +274,11 @@ def _disagreement(db: sqlite3.Connection, known: Essence | None) -> str | None:
         return None
     own = essence(db)
     if known.revision > own.revision:
-        return f"it lacks the last {known.revision - own.revision} changes of what is served"
+        return f"it lacks the last {known.revision - own.revision} changes of what is served and set"
     if known.revision == own.revision and known.served != own.served:
         return "what it says is served is not what was written"
+    if known.revision == own.revision and known.config not in (None, own.config):
+        return "what it says was changed by set_config is not what was written"
     return None
 
 
@@ -283,6 +286,8 @@ def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connecti
     rows = {table: list(_salvage(path, table)) for table in _TABLES}
     if known is not None:
         rows["served"] = [(name, json.dumps(item.to_json())) for name, item in known.served.items()]
+    if known is not None and known.config is not None:
+        rows["config"] = [(key, json.dumps(value)) for key, value in known.config.items()]
     kept_as = f"{path.name}.damaged"
     told = {"reason": reason, "kept_as": kept_as, "rows": {table: len(found) for table, found in rows.items()}}
     log.error("journal_recovered", **told)
