@@ -104,7 +104,13 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
-        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
+        self._keeper = Keeper(
+            self._journal,
+            self._server,
+            self._ports.store,
+            self._runner,
+            on_change=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
+        )
         self._reporting = Reporting(
             self._topics,
             self._clock,
@@ -310,6 +316,7 @@ class Supervisor:
         operations = self._engine.open_operations
         return {
             "mode": str(self._keeper.mode),
+            "problem": self._keeper.problem,
             "alarms": [*self._guard.alarms, *self._transport.alarms, *self._keys.problems()],
             "served": list(self._journal.served()),
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],

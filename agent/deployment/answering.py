@@ -29,7 +29,7 @@ class Answering:
         reporting: builds what is published.
         config: the settings that a command may change.
         logs: what ``collect_logs`` asks for.
-        on_status: called when an operator asks for everything now.
+        on_status: called when health is to be told now, too.
     """
 
     def __init__(
@@ -67,8 +67,12 @@ class Answering:
         """Do what ``set_config`` and ``status`` ask for; the reports wait in the outbox afterwards."""
         if isinstance(verdict.command, (SetConfig, Status)):
             self._config.apply(config_changes(verdict.operation))
-            self._journal.queue(self._reporting.everything(self._journal.served()))
-            self._on_status()
+            self.tell_everything()
+
+    def tell_everything(self) -> None:
+        """Tell what a broker that forgot everything, or somebody who asks, has to be told of the device."""
+        self._journal.queue(self._reporting.everything(self._journal.served()))
+        self._on_status()
 
     def _collected(self, verdict: Answered) -> list[Report]:
         """Return the log's entries, if that is what was asked for."""

@@ -292,7 +292,7 @@ class Engine:
             self._transport.flush()
 
     def _tell_everything(self) -> None:
-        self._journal.queue(self._reporting.everything(self._journal.served()))
+        self._answering.tell_everything()
         for operation in self._open.values():
             self._journal.queue(self._reporting.operation(operation))
         self._transport.flush()

@@ -74,6 +74,7 @@ class Box:
         self.settings = Settings(deployment=Deployment(soak_s=0.0))
         self.fixed: tuple[str, ...] = ()
         self.statuses = 0
+        self.answered: list[dict[str, str]] = []
         self.logbook = Logbook()
         self._start()
 
@@ -95,7 +96,13 @@ class Box:
         ports = Ports(self.clock, self.sources, self.store, self.builder, device, self.server, self.lessons)
         planner = Planner(ports, lambda: self.policy)
         self.guard = MemoryGuard(Foresight(planner).would_choose, self.live.watch_policy, on_alarm=self._count_status)
-        self.keeper = Keeper(self.journal, self.server, self.store, self.runner)
+        self.keeper = Keeper(
+            self.journal,
+            self.server,
+            self.store,
+            self.runner,
+            on_change=lambda: self.answered.append(self.server.answers()),
+        )
         self.reporting = Reporting(
             TOPICS,
             self.clock,
