@@ -35,6 +35,7 @@ from agent.deployment.intake import Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
+from agent.deployment.losses import Losses
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
@@ -119,6 +120,7 @@ class Supervisor:
             facts=self._facts,
             selected=self._keeper.selected,
         )
+        self._losses = Losses(self._journal, self._reporting, self._transport)
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
@@ -208,6 +210,7 @@ class Supervisor:
             boot_id=self._boot_id,
             agent=agent.__version__,
             groups=self._settings.mqtt.groups,
+            overhears=lambda: self._losses.is_owed,
             post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
         )
 
@@ -256,6 +259,7 @@ class Supervisor:
             runner=self._runner,
             reporting=self._reporting,
             keeper=self._keeper,
+            losses=self._losses,
             clock=self._clock,
             total_s=lambda: self._live.current.deployment.total_s,
         )

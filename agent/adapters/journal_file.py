@@ -28,6 +28,7 @@ from agent.contract.errors import ErrorInfo
 from agent.contract.reports import Report
 from agent.contract.secrets import forgotten
 from agent.deployment.convergence import Goal
+from agent.deployment.losses import NOTE
 from agent.deployment.machine import Operation
 from agent.deployment.models import Served
 from agent.deployment.phases import Phase, State
@@ -239,7 +240,14 @@ def _migrate(db: sqlite3.Connection) -> None:
             for step in range(version, SCHEMA_VERSION):
                 for statement in _STEPS[step].split(";"):
                     db.execute(statement)
+            if version == 0:
+                _note_loss(db, "new")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _note_loss(db: sqlite3.Connection, why: str) -> None:
+    """Note that operations may be unknown here that a broker still tells of; see `agent.deployment.losses`."""
+    db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (NOTE, json.dumps({"why": why, "looks": 0})))
 
 
 def _check(db: sqlite3.Connection) -> None:
@@ -303,6 +311,7 @@ def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connecti
         _raise_counters(db, known or Essence())
         db.execute("INSERT OR REPLACE INTO note VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
         db.execute("INSERT OR REPLACE INTO note VALUES ('recovered', ?)", (json.dumps(told),))
+        _note_loss(db, "damaged")
     db.close()  # which leaves one file, without a log
     _move(draft, _recovered(path))
     _take_place(path)

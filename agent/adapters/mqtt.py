@@ -27,7 +27,7 @@ from agent.adapters.survived import survived
 from agent.adapters.tls import TlsFiles
 from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
-from agent.deployment.inbox import Connected, Drained
+from agent.deployment.inbox import Connected, Drained, Overhearing, Remembered
 from agent.deployment.intake import CommandMessage
 from agent.failpoints import around
 
@@ -62,6 +62,7 @@ class MqttTransport:
         clock: for the time in a birth message.
         boot_id, agent: for presence.
         groups: whose wanted state counts here, too.
+        overhears: whether the broker is to tell what it has of this device's operations; asked at every connect.
         post: takes commands, wanted states and ``Connected``; must not block.
     """
 
@@ -75,7 +76,8 @@ class MqttTransport:
         boot_id: str,
         agent: str,
         groups: Sequence[str] = (),
-        post: Callable[[CommandMessage | DesiredMessage | Connected | Drained], None],
+        overhears: Callable[[], bool] = lambda: False,
+        post: Callable[[CommandMessage | DesiredMessage | Connected | Drained | Overhearing | Remembered], None],
     ) -> None:
         self._broker = broker
         self._topics = topics
@@ -84,6 +86,8 @@ class MqttTransport:
         self._boot_id = boot_id
         self._agent = agent
         self._sources = {topics.desired: OWN, **{topics.group_desired(group): group for group in groups}}
+        self._overhears = overhears
+        self._overhearing: int | None = None
         self._post = post
         self._epoch = 0
         self._is_v5 = broker.version == "5"
@@ -200,6 +204,7 @@ class MqttTransport:
         client = make_client(self._broker, self._topics.device, self._tls)
         client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_connect_fail = self._on_connect_fail
         client.on_message = self._on_message
@@ -239,6 +244,8 @@ class MqttTransport:
         filters = self._subscriptions()
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
+        # Last, so that whatever else the broker has comes first. QoS 0 takes no place in the queue of commands.
+        self._overhearing = client.subscribe(self._topics.operations, qos=0)[1] if self._overhears() else None
         self._owes_birth = True
         try:
             self._say_online()
@@ -251,6 +258,25 @@ class MqttTransport:
         with around("mqtt.birth.publish"):
             self._client.publish(birth.topic, birth.payload, qos=1, retain=True)
         self._owes_birth = False
+
+    @survived
+    def _on_subscribe(
+        self, _client: Client, _data: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Properties | None
+    ) -> None:
+        if mid == self._overhearing:
+            self._post(Overhearing(not any(reason.is_failure for reason in reasons)))
+
+    @survived
+    def overhear_no_more(self) -> None:
+        """Have the broker no longer tell this device's own operations."""
+        self._overhearing = None
+        self._client.unsubscribe(self._topics.operations)
+
+    def _overheard(self, operation_id: str, message: MQTTMessage) -> None:
+        if self._overhearing is None:  # left over from a connection that ended in between
+            self.overhear_no_more()
+        elif message.retain:
+            self._post(Remembered(operation_id, bytes(message.payload)))
 
     def _subscriptions(self) -> list[tuple[str, Any]]:
         """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
@@ -279,7 +305,7 @@ class MqttTransport:
 
     @survived
     def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
-        name = self._topics.command_name(message.topic)
+        name, operation_id = self._topics.command_name(message.topic), self._topics.operation_id(message.topic)
         source = self._sources.get(message.topic)
         properties: Any = message.properties
         epoch = self._epoch
@@ -297,6 +323,8 @@ class MqttTransport:
             acknowledge()
             if message.topic == self._topics.presence:
                 self._correct_presence(bytes(message.payload))
+            elif operation_id is not None:
+                self._overheard(operation_id, message)
             elif name is not None:
                 log.debug("command_cleared", name=name)  # how a retained one is taken back: no command
             return

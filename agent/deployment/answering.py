@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import structlog
+
 from agent.contract.commands import CollectLogs, SetConfig, Status
 from agent.deployment.facts import config_changes, with_kept
 from agent.deployment.intake import Accepted, Answered, Repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agent.contract.reports import Report
     from agent.deployment.intake import CommandMessage, Verdict
+    from agent.deployment.machine import Operation
     from agent.deployment.ports import Configuration, Journal, Logs
     from agent.deployment.reporting import Reporting
+
+log = structlog.get_logger("engine")
 
 
 class Answering:
@@ -69,10 +74,18 @@ class Answering:
             self._config.apply(config_changes(verdict.operation))
             self.tell_everything()
 
-    def tell_everything(self) -> None:
+    def tell_everything(self, open_operations: Sequence[Operation] = ()) -> None:
         """Tell what a broker that forgot everything, or somebody who asks, has to be told of the device."""
         self._journal.queue(self._reporting.everything(self._journal.served()))
+        for operation in open_operations:
+            self._journal.queue(self._reporting.operation(operation))
         self._on_status()
+
+    def tell_server_lost(self, detail: str, mode: str) -> None:
+        """Tell that the server ended by itself, and what is served from now on."""
+        log.error("server_lost", detail=detail, mode=mode)
+        told = self._reporting.event("server_lost", detail=detail, mode=mode)
+        self._journal.queue([told, *self._reporting.reported(self._journal.served())])
 
     def _collected(self, verdict: Answered) -> list[Report]:
         """Return the log's entries, if that is what was asked for."""

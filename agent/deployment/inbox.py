@@ -50,6 +50,21 @@ class Connected:
 
 
 @dataclass(frozen=True)
+class Overhearing:
+    """The broker answered to the wish to be told this device's own operations; what it has of them follows."""
+
+    is_granted: bool
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What the broker retains of an operation of this device."""
+
+    operation_id: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
 class Drained:
     """The broker has acknowledged much of what it was handed: there is room for more reports."""
 
@@ -87,6 +102,8 @@ Message = (
     | Started
     | Moved
     | Connected
+    | Overhearing
+    | Remembered
     | Drained
     | ServerLost
     | CapabilitiesKnown

@@ -196,7 +196,8 @@ class Intake:
         return Answered(operation, None)
 
     def _repeat(self, known: Operation, command: AnyCommand, fingerprint: str, message: CommandMessage) -> Verdict:
-        if known.fingerprint == fingerprint:
+        is_lost = known.error is not None and known.error.code is ErrorCode.STATE_LOST  # and with it what was asked
+        if is_lost or known.fingerprint == fingerprint:
             return Repeated(known, reply_to(message))
         detail = f"id {command.id} was used before for another {known.command}, now {known.state}"
         return Unaddressed(RefusalError(ErrorCode.ID_CONFLICT, detail, "send it with a new id", command.id))

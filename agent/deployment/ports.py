@@ -171,11 +171,18 @@ class Configuration(Protocol):
 class Transport(Protocol):
     """The way out to the fleet."""
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker is there now."""
+
     def publish(self, report: Report) -> None:
         """Send a report that may be lost (QoS 0)."""
 
     def flush(self) -> None:
         """Send what the outbox holds; it stays there until acknowledged."""
+
+    def overhear_no_more(self) -> None:
+        """Have the broker no longer tell this device's own operations, which is done after a loss."""
 
 
 class Sources(Protocol):

@@ -13,11 +13,12 @@ from agent.deployment.answering import Answering
 from agent.deployment.engine import Engine
 from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
-from agent.deployment.inbox import Connected, ServerLost
+from agent.deployment.inbox import Connected, Overhearing, Remembered, ServerLost
 from agent.deployment.intake import CommandMessage, Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
+from agent.deployment.losses import Losses
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
@@ -111,6 +112,7 @@ class Box:
             facts=self._facts,
             selected=self.keeper.selected,
         )
+        self.losses = Losses(self.journal, self.reporting, self.transport)
         self.pursuit = Pursuit(self.journal, self.live, self.reporting, self.settings.mqtt.groups)
         self.engine = Engine(
             journal=self.journal,
@@ -132,6 +134,7 @@ class Box:
             runner=self.runner,
             reporting=self.reporting,
             keeper=self.keeper,
+            losses=self.losses,
             clock=self.clock,
             total_s=lambda: self.live.current.deployment.total_s,
         )
@@ -143,7 +146,16 @@ class Box:
         self.clock.advance(5.0)
         self._start()
         self.engine.recover()
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect anew; what the broker retains of operations comes along if it is asked for."""
+        is_owed = self.losses.is_owed
         self.engine.post(Connected())
+        if is_owed:
+            self.engine.post(Overhearing(is_granted=True))
+            for operation_id, payload in self.broker.retained_operations(TOPICS):
+                self.engine.post(Remembered(operation_id, payload))
 
     def send(self, name: str, payload: dict[str, Any] | bytes, **properties: Any) -> list[str]:
         """Let a command arrive; the returned list gets a word when the agent acknowledges it."""
