@@ -17,13 +17,11 @@ from agent.adapters.journal_file import (
     SCHEMA_VERSION,
     JournalVersionError,
     Transaction,
-    dump_operation,
     empty_log,
     essence,
-    load_operation,
-    load_report,
     open_database,
 )
+from agent.adapters.journal_rows import dump_operation, load_operation, load_report
 from agent.adapters.served_copy import ServedCopy
 from agent.deployment.convergence import Goal
 from agent.deployment.models import Served

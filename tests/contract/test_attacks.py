@@ -770,7 +770,7 @@ ATTACKS = (
     Attack("private key in a log", Substitute("agent.logs.redacted", _same), key_in_a_log_line),
     Attack(
         "secret of an address in the journal",
-        Substitute("agent.adapters.journal_file.forgotten", _same),
+        Substitute("agent.adapters.journal_rows.forgotten", _same),
         presigned_address_in_an_ended_operation,
     ),
     Attack(

@@ -242,6 +242,25 @@ def test_everything_that_can_be_read_is_kept(path: Path) -> None:
     journal.close()
 
 
+def test_the_rows_that_are_told_are_those_that_are_there_now(path: Path) -> None:
+    path.unlink()
+    journal = SqliteJournal(path)
+    told = journal.notes()["recovered"]["rows"]
+    empty = dict.fromkeys(("operation", "desired", "goal", "outbox"), 0)
+    assert told == {**empty, "served": 1, "sequence": 1, "config": 1}
+    assert journal.highest_sequence("kanji") == 9
+    journal.close()
+
+
+def test_a_head_that_was_spoilt_is_told_from_a_newer_file(path: Path) -> None:
+    raise_the_version(path)
+    journal = SqliteJournal(path)
+    reason = journal.notes()["recovered"]["reason"]
+    written = f"its head says schema {SCHEMA_VERSION + 64}, but it was written as schema {SCHEMA_VERSION}"
+    assert reason == f"{written}: the head is spoilt"
+    journal.close()
+
+
 def test_a_wal_that_is_missing_does_not_bring_an_older_model_back(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     lived(path)
@@ -316,7 +335,8 @@ def test_a_journal_of_a_newer_agent_that_says_so_twice_is_refused_and_not_set_as
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
         db.execute("UPDATE note SET value = ? WHERE name = 'schema'", (str(SCHEMA_VERSION + 1),))
     db.close()
-    with pytest.raises(JournalVersionError):
+    words = f"is of schema {SCHEMA_VERSION + 1}, this version knows up to {SCHEMA_VERSION}: install the newer version"
+    with pytest.raises(JournalVersionError, match=words):
         SqliteJournal(path)
     assert not path.with_name("journal.db.damaged").exists()
 
