@@ -120,7 +120,7 @@ class Supervisor:
             facts=self._facts,
             selected=self._keeper.selected,
         )
-        self._losses = Losses(self._journal, self._reporting, self._transport)
+        self._losses = Losses(self._journal, self._reporting, self._transport, self._clock)
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
@@ -270,6 +270,7 @@ class Supervisor:
             self._reporting,
             self._live,
             self._logbook,
+            self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.contract.commands import CollectLogs, SetConfig, Status
-from agent.deployment.facts import config_changes, with_kept
+from agent.deployment.facts import concluded, config_changes
 from agent.deployment.intake import Accepted, Answered, Repeated
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.contract.reports import Report
     from agent.deployment.intake import CommandMessage, Verdict
     from agent.deployment.machine import Operation
-    from agent.deployment.ports import Configuration, Journal, Logs
+    from agent.deployment.ports import Clock, Configuration, Journal, Logs
     from agent.deployment.reporting import Reporting
 
 log = structlog.get_logger("engine")
@@ -34,6 +34,7 @@ class Answering:
         reporting: builds what is published.
         config: the settings that a command may change.
         logs: what ``collect_logs`` asks for.
+        clock: for the time of an end.
         on_status: called when health is to be told now, too.
     """
 
@@ -43,6 +44,7 @@ class Answering:
         reporting: Reporting,
         config: Configuration,
         logs: Logs,
+        clock: Clock,
         *,
         on_status: Callable[[], None] = lambda: None,
     ) -> None:
@@ -50,6 +52,7 @@ class Answering:
         self._reporting = reporting
         self._config = config
         self._logs = logs
+        self._clock = clock
         self._on_status = on_status
 
     def commit(self, message: CommandMessage, verdict: Verdict) -> None:
@@ -59,7 +62,7 @@ class Answering:
             operation = verdict.operation
             self._journal.save(operation, reporting.accepted(operation), sequence=verdict.sequence)
         elif isinstance(verdict, Answered):
-            answered = with_kept(verdict.operation, self._journal.served())
+            answered = concluded(verdict.operation, self._journal.served(), self._clock.now())
             config = {key: change["new"] for key, change in config_changes(answered).items()}
             told = [*reporting.answered(answered), *self._collected(verdict)]
             self._journal.save(answered, told, config=config)

@@ -19,7 +19,7 @@ from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
 from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
-from agent.deployment.facts import logged, with_kept
+from agent.deployment.facts import concluded, logged
 from agent.deployment.inbox import (
     BudgetSeen,
     Connected,
@@ -347,7 +347,7 @@ class Engine:
         """Advance an operation: persist the record with its reports, then take the steps."""
         after, steps = advance(operation, event, self._clock.monotonic())
         served = self._journal.served()  # read before anything changes: it may fail
-        after = with_kept(after, served)
+        after = concluded(after, served, self._clock.now())
         if after != operation:
             self._persist(operation, after)
         for step in steps:

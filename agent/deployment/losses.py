@@ -21,13 +21,13 @@ import structlog
 from agent.contract.errors import ErrorCode, ErrorInfo, RefusalError
 from agent.contract.topics import is_id
 from agent.contract.wire import parse_object
-from agent.deployment.facts import with_kept
+from agent.deployment.facts import concluded
 from agent.deployment.inbox import Overhearing, Remembered
 from agent.deployment.machine import Operation
 from agent.deployment.phases import Phase, State
 
 if TYPE_CHECKING:
-    from agent.deployment.ports import Journal, Transport
+    from agent.deployment.ports import Clock, Journal, Transport
     from agent.deployment.reporting import Reporting
 
 log = structlog.get_logger("losses")
@@ -48,12 +48,14 @@ class Losses:
         journal: says what is known, and what happened to it.
         reporting: words the reports.
         transport: stops the reading.
+        clock: for the time of an end.
     """
 
-    def __init__(self, journal: Journal, reporting: Reporting, transport: Transport) -> None:
+    def __init__(self, journal: Journal, reporting: Reporting, transport: Transport, clock: Clock) -> None:
         self._journal = journal
         self._reporting = reporting
         self._transport = transport
+        self._clock = clock
         self._note: JsonObject | None = journal.notes().get(NOTE)
         self._heard: dict[str, JsonObject] = {}
         self._quiet_since: float | None = None
@@ -104,7 +106,7 @@ class Losses:
         self._transport.flush()
 
     def _end(self, operation_id: str, body: JsonObject) -> None:
-        command, model = body.get("command"), body.get("model")
+        command, model, phase = body.get("command"), body.get("model"), _phase(body)
         before = Operation(
             operation_id,
             command if isinstance(command, str) and is_id(command) else "unknown",
@@ -112,19 +114,19 @@ class Losses:
             "",
             {},
             state=State(body["state"]),
-            phase=_phase(body),
+            phase=phase,
         )
         why = (self._note or {}).get("why", "new")
         error = ErrorInfo(
             code=ErrorCode.STATE_LOST,
-            detail=f"the device's journal is {why}: what became of it is not known, {before.phase} was its last word",
+            detail=f"the device's journal is {why}: what became of it is not known, its last report came {phase.when}",
             hint="see in reported what is served; if that is not it, send the command again with a new id",
-            phase=str(before.phase),
+            phase=str(phase),
             retryable=True,
         )
-        after = with_kept(replace(before, state=State.FAILED, error=error), self._journal.served())
+        after = concluded(replace(before, state=State.FAILED, error=error), self._journal.served(), self._clock.now())
         self._journal.save(after, self._reporting.changed(before, after))
-        log.warning("operation_lost", id=operation_id, command=before.command, phase=str(before.phase))
+        log.warning("operation_lost", id=operation_id, command=before.command, phase=str(phase))
 
 
 def _open_body(message: Remembered) -> JsonObject | None:

@@ -112,7 +112,7 @@ class Box:
             facts=self._facts,
             selected=self.keeper.selected,
         )
-        self.losses = Losses(self.journal, self.reporting, self.transport)
+        self.losses = Losses(self.journal, self.reporting, self.transport, self.clock)
         self.pursuit = Pursuit(self.journal, self.live, self.reporting, self.settings.mqtt.groups)
         self.engine = Engine(
             journal=self.journal,
@@ -127,7 +127,9 @@ class Box:
                 model_types=frozenset({*MODEL_TYPES, "auto"}),
                 generation=lambda: self.pursuit.generation,
             ),
-            answering=Answering(self.journal, self.reporting, self.live, self.logbook, on_status=self._count_status),
+            answering=Answering(
+                self.journal, self.reporting, self.live, self.logbook, self.clock, on_status=self._count_status
+            ),
             pursuit=self.pursuit,
             guard=self.guard,
             steps=lambda: Steps(ports, planner, soak_s=self.live.current.deployment.soak_s),
