@@ -752,7 +752,7 @@ ATTACKS = (
         Substitute(f"{TRUST}.deferral", lambda _dates: None),
         release_past_its_end_on_a_clock_that_is_not_set,
     ),
-    Attack("another device's manifest", Refusal(MANIFEST, "is not addressed to"), release_for_another_device),
+    Attack("another device's manifest", Refusal(MANIFEST, "the manifest is for "), release_for_another_device),
     Attack("another model's manifest", Refusal(TRUST, "its manifest for"), release_of_another_model),
     Attack("rogue publisher, unsigned", Refusal(TRUST, "carries no signed manifest"), unsigned_release),
     Attack(
