@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters.contention import Contention
-from agent.adapters.mqtt_client import RECONNECT_S, connect_properties, make_client
+from agent.adapters.mqtt_client import RECONNECT_S, connect_properties, make_client, publish_properties, will_properties
 from agent.adapters.survived import survived
 from agent.adapters.tls import TlsFiles
 from agent.contract import reports
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+    from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
     from agent.adapters.broker import Broker, Outbox
@@ -47,7 +46,6 @@ log = structlog.get_logger("mqtt")
 MAX_FILTERS = 4
 """Filters in one SUBSCRIBE; AWS IoT Core takes eight, others fewer."""
 KEEPALIVE_S = 30
-WILL_DELAY_S = 30
 MAX_IN_FLIGHT = 256
 """Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
 
@@ -158,7 +156,7 @@ class MqttTransport:
         if self._client.is_connected():
             if self._is_behind:
                 self.flush()
-            properties = self._properties(report)
+            properties = publish_properties(report, is_v5=self._is_v5)
             with around("mqtt.telemetry.publish"):
                 self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
 
@@ -185,7 +183,7 @@ class MqttTransport:
         paho calls ``_on_publish`` with a lock of its own held that ``publish`` takes too, so nothing may be locked
         here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``.
         """
-        properties = self._properties(report)
+        properties = publish_properties(report, is_v5=self._is_v5)
         with around("mqtt.report.publish"):
             info = self._client.publish(
                 report.topic, report.payload, qos=1, retain=report.retain, properties=properties
@@ -223,11 +221,9 @@ class MqttTransport:
             log.exception("epoch_not_kept")  # a device that cannot write must still be reached
             self._epoch += 1
         will = self._presence("offline", "connection lost", at=False)
-        properties = None
-        if self._is_v5:
-            properties = Properties(PacketTypes.WILLMESSAGE)
-            properties.WillDelayInterval = WILL_DELAY_S
-        client.will_set(will.topic, will.payload, qos=1, retain=True, properties=properties)
+        client.will_set(
+            will.topic, will.payload, qos=1, retain=True, properties=will_properties() if self._is_v5 else None
+        )
         problem = self._certificate_problem()
         if problem:
             log.error("certificate_alarm", detail=problem)
@@ -294,6 +290,9 @@ class MqttTransport:
     def _on_disconnect(
         self, client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
+        if self._is_leaving:
+            log.info("disconnected", reason=str(reason), code=reason.value)
+            return
         wait_s = self._contention.ended(self._clock.monotonic(), reason.value)
         if wait_s is not None:
             client.reconnect_delay_set(wait_s, max(wait_s, RECONNECT_S[1]))  # type: ignore[arg-type]  # it only adds
@@ -387,13 +386,3 @@ class MqttTransport:
         if state == "online":
             self._contention.said(report.payload)
         return report
-
-    def _properties(self, report: Report) -> Properties | None:
-        if not self._is_v5:
-            return None
-        properties = Properties(PacketTypes.PUBLISH)
-        if report.expiry_s is not None:
-            properties.MessageExpiryInterval = report.expiry_s
-        if report.correlation is not None:
-            properties.CorrelationData = report.correlation
-        return properties

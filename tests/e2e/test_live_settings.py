@@ -99,6 +99,8 @@ def test_what_was_changed_outlives_the_agent_until_it_is_taken_back(device: Devi
     assert before["health"] == {"interval_s": 3.0}
     mark = operator.mark()
     assert device.agent.terminate() == 0
+    (last,) = [entry for entry in device.agent.log() if entry.get("event") == "disconnected"]
+    assert (last["level"], last.get("next_try_in_s")) == ("info", None), "an agent that stops announces no next try"
     device.agent.start()
     operator.subscriber.wait(operator.topic("presence"), lambda body: body["state"] == "online", since=mark)
     assert reported_config(operator) == before
