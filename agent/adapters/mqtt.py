@@ -21,6 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters.contention import Contention
 from agent.adapters.mqtt_client import RECONNECT_S, connect_properties, make_client, publish_properties, will_properties
+from agent.adapters.room import Room
 from agent.adapters.survived import survived
 from agent.adapters.tls import TlsFiles
 from agent.contract import reports
@@ -48,6 +49,8 @@ MAX_FILTERS = 4
 KEEPALIVE_S = 30
 MAX_IN_FLIGHT = 256
 """Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
+MAX_WAITING, PATIENCE_S = 64, 5.0
+"""Messages that wait for the engine before no more are read, and for how long; below what a broker's ping allows."""
 
 
 class MqttTransport:
@@ -92,6 +95,7 @@ class MqttTransport:
         self._in_flight: dict[int, int] = {}
         self._early: set[int] = set()
         self._is_leaving = False
+        self._room = Room(MAX_WAITING, PATIENCE_S)
         self._is_behind = self._owes_birth = False
         self._contention = Contention(topics.device)
         self._lock = threading.Lock()
@@ -133,6 +137,7 @@ class MqttTransport:
 
     def stop(self, reason: str, timeout_s: float = 5.0) -> None:
         """Send what waits, say goodbye and disconnect, so that the will is not published."""
+        self._room.close()
         self._is_leaving = True  # the farewell comes back as an echo, and must not be corrected
         if self._client.is_connected():
             self.flush()
@@ -268,11 +273,12 @@ class MqttTransport:
         self._overhearing = None
         self._client.unsubscribe(self._topics.operations)
 
-    def _overheard(self, operation_id: str, message: MQTTMessage) -> None:
+    def _overheard(self, operation_id: str, message: MQTTMessage, acknowledge: Callable[[], None]) -> None:
         if self._overhearing is None:  # left over from a connection that ended in between
             self.overhear_no_more()
         elif message.retain:
-            self._post(Remembered(operation_id, bytes(message.payload)))
+            self._room.enter()
+            self._post(Remembered(operation_id, bytes(message.payload), acknowledge))
 
     def _subscriptions(self) -> list[tuple[str, Any]]:
         """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
@@ -307,36 +313,39 @@ class MqttTransport:
         name, operation_id = self._topics.command_name(message.topic), self._topics.operation_id(message.topic)
         source = self._sources.get(message.topic)
         properties: Any = message.properties
-        epoch = self._epoch
+        epoch, mid, qos = self._epoch, message.mid, message.qos
 
         @survived
         def acknowledge() -> None:
+            self._room.leave()
             if epoch == self._epoch:  # an older connection's message comes again by itself
                 with around("mqtt.puback"):
-                    client.ack(message.mid, message.qos)
+                    client.ack(mid, qos)
 
         if source is not None:
+            self._room.enter()
             self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
-            return
-        if name is None or not message.payload:
-            acknowledge()
+        elif name is not None and message.payload:
+            self._room.enter()
+            self._post(
+                CommandMessage(
+                    name,
+                    bytes(message.payload),
+                    is_retained=bool(message.retain),
+                    response_topic=getattr(properties, "ResponseTopic", None),
+                    correlation=getattr(properties, "CorrelationData", None),
+                    acknowledge=acknowledge,
+                )
+            )
+        elif operation_id is not None:
+            self._overheard(operation_id, message, acknowledge)
+        else:
+            with around("mqtt.puback"):
+                client.ack(mid, qos)
             if message.topic == self._topics.presence:
                 self._correct_presence(bytes(message.payload))
-            elif operation_id is not None:
-                self._overheard(operation_id, message)
             elif name is not None:
                 log.debug("command_cleared", name=name)  # how a retained one is taken back: no command
-            return
-        self._post(
-            CommandMessage(
-                name,
-                bytes(message.payload),
-                is_retained=bool(message.retain),
-                response_topic=getattr(properties, "ResponseTopic", None),
-                correlation=getattr(properties, "CorrelationData", None),
-                acknowledge=acknowledge,
-            )
-        )
 
     def _correct_presence(self, payload: bytes) -> None:
         """Say ``online`` again when an old will, delivered late, says otherwise; note who else says it."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import queue
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.contract.desired import DesiredMessage
 from agent.deployment.intake import CommandMessage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.contract.reports import Progress
     from agent.deployment.machine import Done, Failed
     from agent.planning.budget import Budget
@@ -58,10 +60,11 @@ class Overhearing:
 
 @dataclass(frozen=True)
 class Remembered:
-    """What the broker retains of an operation of this device."""
+    """What the broker retains of an operation of this device; ``acknowledge`` tells that it was looked at."""
 
     operation_id: str
     payload: bytes
+    acknowledge: Callable[[], None] = field(default=lambda: None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,15 @@ class Losses:
 
     def heed(self, message: Overhearing | Remembered, now: float) -> None:
         """Take in that the broker reads, and what it reads; ``now`` is monotonic seconds."""
-        if isinstance(message, Overhearing) and not message.is_granted:
-            log.warning("operations_not_read", hint="let the device read its own op/+, as deploy/mosquitto does")
+        if isinstance(message, Overhearing):
+            if message.is_granted:
+                self._quiet_since = now
+            else:
+                log.warning("operations_not_read", hint="let the device read its own op/+, as deploy/mosquitto does")
             return
+        message.acknowledge()
         self._quiet_since = now
-        body = _open_body(message) if isinstance(message, Remembered) else None
+        body = _open_body(message)
         if body is not None and len(self._heard) < MAX_LOST:
             self._heard[body["id"]] = body
 

@@ -30,8 +30,11 @@ from agent.serving.waiting import HOLD_S
 if TYPE_CHECKING:
     import asyncio
 
-# Threads that computed for long let the event loop in after this time; the interpreter's default is ten times longer.
-SWITCH_INTERVAL_S = 0.0005
+# Threads that computed for long let the event loop in after this time, and it lets them; the interpreter's default is
+# five hundred times longer. A thread that computes needs the interpreter only for moments, before each operator.
+SWITCH_INTERVAL_S = 0.00001
+# The supervisor waits five seconds longer than the drain may take.
+LAST_SPANS_S = 2.0
 
 
 def main(arguments: list[str] | None = None, loader: Loader | None = None) -> None:
@@ -63,7 +66,8 @@ async def _run(options: argparse.Namespace, loader: Loader) -> None:
     )
     if not options.closed:
         plane.is_open.set()
-    data = _data(options, plane, control, limits, responses)
+    tracer = Tracer(options.otlp_endpoint) if options.otlp_endpoint else None
+    data = _data(options, plane, control, limits, responses, tracer=tracer)
     app = HttpApp(plane, responses, control, limits=limits)
     supervisor = Listener(app, socket.socket(fileno=options.control_fd), limits, responses)
     rpc = None
@@ -71,6 +75,8 @@ async def _run(options: argparse.Namespace, loader: Loader) -> None:
         path = Path(supervisor.socket.getsockname()).with_name("grpc.sock")
         rpc = _grpc_server(plane, options.grpc_fd, path, limits.max_body_bytes)
     await serve(plane, data, supervisor, options.drain_s, rpc)
+    if tracer is not None:
+        tracer.close(LAST_SPANS_S)
 
 
 def _grpc_server(plane: DataPlane, fd: int, path: Path, limit: int) -> Rpc:
@@ -84,7 +90,13 @@ def _grpc_server(plane: DataPlane, fd: int, path: Path, limit: int) -> Rpc:
 
 
 def _data(
-    options: argparse.Namespace, plane: DataPlane, control: ControlPlane, limits: Limits, responses: Counter[int]
+    options: argparse.Namespace,
+    plane: DataPlane,
+    control: ControlPlane,
+    limits: Limits,
+    responses: Counter[int],
+    *,
+    tracer: Tracer | None,
 ) -> Listener:
     """Return what strangers reach: with tokens, TLS and the repository only where their files are given."""
     users = TokenFile(options.token_file) if options.token_file else None
@@ -100,7 +112,7 @@ def _data(
         access=access,
         groups=("repository",),
         log_every=options.log_every,
-        tracer=Tracer(options.otlp_endpoint) if options.otlp_endpoint else None,
+        tracer=tracer,
     )
     tls = RenewedContext(options.cert_file, options.key_file).context if options.cert_file else None
     return Listener(app, socket.socket(fileno=options.http_fd), limits, responses, tls)

@@ -97,12 +97,14 @@ class Access:
         if route[:2] == ["v2", "health"] or (self._users is None and not is_change):
             return
         value = headers.get(b"authorization", b"")
+        tokens = f"a token of the device's serving.{'admin_token_file' if is_change else 'token_file'}"
         if value[: len(_SCHEME)].lower() != _SCHEME:
-            raise UnauthorizedError("this needs a token: Authorization: Bearer …")
+            sent = "the Authorization header is none of a bearer token" if value else "no token was sent"
+            raise UnauthorizedError(f"{sent}; send Authorization: Bearer TOKEN, with {tokens}")
         token = value[len(_SCHEME) :].strip()
         if self._administrators is not None and self._administrators.accepts(token):
             return
         if self._users is None or not self._users.accepts(token):
-            raise UnauthorizedError("the token is not known here", is_wrong=True)
+            raise UnauthorizedError(f"the token that was sent is not known here; send {tokens}", is_wrong=True)
         if is_change:
             raise WeakTokenError("this token is good for inference, the repository needs an administrator's")

@@ -12,9 +12,10 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from agent.exhaustion import is_out_of_memory
 from agent.quantization.process import peak_rss_bytes
 from agent.serving.errors import LoadFailedError
-from agent.serving.memory import is_out_of_memory, reset_peak_rss, rss_bytes
+from agent.serving.memory import reset_peak_rss, rss_bytes, trim_heap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,8 +47,9 @@ class LoadingThread:
 
         The figures: ``load_ms``; ``warm_up_rows`` of the largest batch that was computed; ``rss_before_bytes``,
         ``rss_after_bytes`` and ``peak_rss_bytes``; ``is_peak_exact``, false when the peak may be one of an earlier time
-        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA. Last comes
-        ``residency``, whose time and memory are in none of them: they are compared with what packed weights need.
+        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA. Last come
+        ``residency`` and ``tuning``, whose time and memory are in none of them: they are compared with what packed
+        weights need.
 
         Raises:
             LoadFailedError: it could not be loaded, or not compute.
@@ -98,6 +100,8 @@ class LoadingThread:
             "device": self._loader.device_memory(),
         }
         figures["residency"] = _settle(network, wish)
+        figures["tuning"] = network.tune(rows).to_json()
+        trim_heap()
         return network, figures
 
 

@@ -86,6 +86,9 @@ def test_operations_are_asked_for_last_and_only_what_was_retained_is_handed_on(s
     subject.deliver("edge/v1/box-1/op/d/4", retain=True)
     assert subject.posted == [Connected(), Overhearing(is_granted=True), Remembered("d-1", b"{}")]
     assert subject.client.given_up == []
+    assert subject.transport._room._inside == 1, "a device that is flooded reads no more of them than of commands"
+    subject.posted[-1].acknowledge()
+    assert subject.transport._room._inside == 0
     subject.transport.overhear_no_more()
     assert subject.client.given_up == [TOPICS.operations]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.artifacts import ArtifactStore
@@ -75,7 +76,7 @@ class Box:
         self.settings = Settings(deployment=Deployment(soak_s=0.0))
         self.fixed: tuple[str, ...] = ()
         self.statuses = 0
-        self.answered: list[dict[str, str]] = []
+        self.answered: deque[dict[str, str]] = deque(maxlen=20)
         self.logbook = Logbook()
         self._start()
 

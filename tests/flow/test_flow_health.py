@@ -32,7 +32,7 @@ def test_a_death_of_the_server_is_told_before_and_after_its_models_are_back(serv
     serving_box.answered.clear()
     serving_box.server.die()
     serving_box.settle()
-    assert serving_box.answered == [{}, {"kanji": serving_box.serving()}]
+    assert list(serving_box.answered) == [{}, {"kanji": serving_box.serving()}]
 
 
 def test_a_server_that_is_given_up_is_told_at_once(serving_box: Box) -> None:

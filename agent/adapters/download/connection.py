@@ -54,7 +54,7 @@ def answer_to(
     port = parts.port or (443 if parts.scheme == "https" else 80)
     target = _target(parts)
     lifeline = Lifeline(policy.head_s, watch)
-    addresses = _resolve(host, port, policy)
+    addresses = _resolve(parts, port, policy)
     connection: _Plain | _Secure
     if parts.scheme == "https":
         connection = _Secure(host, port, timeout=policy.connect_s, ssl_context=_context(policy.ca_file))
@@ -73,17 +73,17 @@ def answer_to(
         connection.close()
 
 
-def judge_spelt(host: str, policy: Policy) -> None:
+def judge_spelt(parts: SplitResult, policy: Policy) -> None:
     """Refuse a host that is an address itself, in any spelling (``127.1``), and not a public one. Nobody is asked.
 
     Raises:
         StepError: ``forbidden_source`` with the address.
     """
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        found = socket.getaddrinfo(parts.hostname, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except OSError:
         return  # a name, which is judged when it is resolved to be connected to
-    judge_addresses(host, [str(item[4][0]) for item in found], policy)
+    judge_addresses(parts, [str(item[4][0]) for item in found], policy)
 
 
 class _Dialled:
@@ -145,13 +145,14 @@ def _target(parts: SplitResult) -> str:
         raise StepError(ErrorCode.FORBIDDEN_SOURCE, f"not a usable URL of {parts.hostname}") from None
 
 
-def _resolve(host: str, port: int, policy: Policy) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
-    """Return the addresses of ``host``, judged."""
+def _resolve(parts: SplitResult, port: int, policy: Policy) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
+    """Return the addresses of a URL's host, judged."""
+    host = parts.hostname or ""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise TransientError(f"{host} cannot be resolved: {error.strerror or error}") from None
-    judge_addresses(host, [str(item[4][0]) for item in found], policy)
+    judge_addresses(parts, [str(item[4][0]) for item in found], policy)
     return [(item[0], item[4]) for item in found]
 
 

@@ -65,7 +65,7 @@ class Downloader:
         """
         parts = allow(url, self._policy)
         if parts.scheme in WEB:
-            judge_spelt(parts.hostname or "", self._policy)
+            judge_spelt(parts, self._policy)
 
     def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> bool:
         """Fetch ``url`` into ``destination``, going on where an earlier try stopped.
