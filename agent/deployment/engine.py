@@ -268,7 +268,7 @@ class Engine:
 
     def _moved(self, message: Moved) -> None:
         operation = self._open.get(message.operation_id)
-        if operation is not None and not operation.state.is_terminal:
+        if operation is not None and operation.phase is message.phase:  # else it comes after the end of its phase
             report = self._reporting.progress(operation, message.progress, self._clock.monotonic())
             if report is not None:
                 self._transport.publish(report)
@@ -380,7 +380,7 @@ class Engine:
 
     def _perform(self, operation: Operation, phase: Phase, served: Mapping[str, Served]) -> None:
         def moved(done: int, total: int | None, unit: str) -> None:
-            self.post(Moved(operation.id, Progress(done, total, unit)))
+            self.post(Moved(operation.id, phase, Progress(done, total, unit, watch.method)))
 
         watch = WorkWatch(moved, self._clock.monotonic)
         self._watches[operation.id] = watch

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from agent.contract.reports import Progress
     from agent.deployment.machine import Done, Failed
+    from agent.deployment.phases import Phase
     from agent.planning.budget import Budget
 
 
@@ -43,6 +44,7 @@ class Moved:
     """A step got further."""
 
     operation_id: str
+    phase: Phase
     progress: Progress
 
 

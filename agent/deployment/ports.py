@@ -79,7 +79,13 @@ class Clock(Protocol):
 
 
 class Watch(Protocol):
-    """How a long piece of work reports progress and learns that it should stop."""
+    """How a long piece of work reports progress and learns that it should stop.
+
+    Attributes:
+        method: what is being built, None for other work; told with the progress.
+    """
+
+    method: str | None
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
         """Tell how far the work is. Cheap: may be called for every chunk."""
