@@ -35,6 +35,7 @@ from agent.deployment.intake import Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
+from agent.deployment.losses import Losses
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
@@ -104,7 +105,13 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
-        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
+        self._keeper = Keeper(
+            self._journal,
+            self._server,
+            self._ports.store,
+            self._runner,
+            on_change=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
+        )
         self._reporting = Reporting(
             self._topics,
             self._clock,
@@ -113,6 +120,7 @@ class Supervisor:
             facts=self._facts,
             selected=self._keeper.selected,
         )
+        self._losses = Losses(self._journal, self._reporting, self._transport, self._clock)
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
@@ -197,6 +205,7 @@ class Supervisor:
             boot_id=self._boot_id,
             agent=agent.__version__,
             groups=self._settings.mqtt.groups,
+            overhears=lambda: self._losses.is_owed,
             post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
         )
 
@@ -245,6 +254,7 @@ class Supervisor:
             runner=self._runner,
             reporting=self._reporting,
             keeper=self._keeper,
+            losses=self._losses,
             clock=self._clock,
             total_s=lambda: self._live.current.deployment.total_s,
         )
@@ -255,6 +265,7 @@ class Supervisor:
             self._reporting,
             self._live,
             self._logbook,
+            self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
 
@@ -305,6 +316,7 @@ class Supervisor:
         operations = self._engine.open_operations
         return {
             "mode": str(self._keeper.mode),
+            "problem": self._keeper.problem,
             "alarms": [*self._guard.alarms, *self._transport.alarms, *self._keys.problems()],
             "served": list(self._journal.served()),
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],

@@ -213,7 +213,11 @@ class ServerProcess:
         try:
             with around("server.start"):
                 child = subprocess.Popen(
-                    command, pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL, env=child_environment()
+                    command,
+                    pass_fds=tuple(fds.values()),
+                    stdin=subprocess.DEVNULL,
+                    env=child_environment(),
+                    start_new_session=True,
                 )
         except OSError as error:
             end(child)

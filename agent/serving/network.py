@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 import torch
 from safetensors import safe_open
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
 
+log = structlog.get_logger("network")
 LANGUAGE = "agent.serving.generation.language"
 EXAMPLES = 8
 """Rows that are made up to warm up and to measure with: alike ones would be computed faster than a client's."""
@@ -48,12 +50,15 @@ def configure(threads: int, device: str) -> None:
     """
     keep_freed_blocks()
     torch.set_num_threads(threads)
-    if device != "cpu" and torch.cuda.is_available():
+    uses_gpu = device != "cpu" and torch.cuda.is_available()
+    if uses_gpu:
         with contextlib.suppress(RuntimeError):  # a load will meet it again, and say so to whoever asked for it
             torch.zeros(1, device="cuda")
     with contextlib.suppress(ImportError, OSError, RuntimeError):
         # One that cannot be imported is not needed: artifacts then use the kernels that torch alone offers.
         kernels.bitsandbytes()
+        if kernels.lacks_fused_kernel() and not uses_gpu:
+            log.info("unfused_kernel", meaning="4-bit weights are unpacked for each product; the answers are the same")
         # Its operators import this at their first call: now is better than during the first load.
         importlib.import_module("torch._dynamo")
     # What was imported stays: collections after an unload need not walk torch's hundreds of thousands of objects
