@@ -151,6 +151,7 @@ class Harness:
     control: httpx.AsyncClient
     app: HttpApp
     responses: Counter[int] = field(default_factory=Counter)
+    repository: Repository | None = None
 
     async def serve(self, name: str, network: Any, version: str = "1", release: str = "r1") -> None:
         """Load and activate ``network``."""
@@ -178,7 +179,7 @@ async def harness(
         _client(app, Described(app.description())) as data,
         _client(HttpApp(plane, responses, control, limits=limits)) as supervisor,
     ):
-        yield Harness(plane, loader, data, supervisor, app, responses)
+        yield Harness(plane, loader, data, supervisor, app, responses, repository)
     loader.gate.set()
     for model in plane.models:
         for slot in model.slots.values():
