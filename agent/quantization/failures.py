@@ -1,16 +1,11 @@
-"""Whatever ended a job, as one of the builder's errors.
-
-Out of memory does not always say so: on Tegra the CUDA allocator trips over an assertion, or the driver's NvMap
-reports error 12 (ENOMEM).
-"""
+"""Whatever ended a job, as one of the builder's errors."""
 
 from __future__ import annotations
 
 import errno
 
-import torch
-
 from agent import architectures
+from agent.exhaustion import is_out_of_memory
 from agent.quantization.artifact import ArtifactError
 from agent.quantization.errors import (
     BadCheckpointError,
@@ -20,7 +15,6 @@ from agent.quantization.errors import (
     ModelTypeError,
 )
 
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "NVML_SUCCESS == r INTERNAL ASSERT", "NvMap")
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -33,14 +27,8 @@ def translate(error: Exception) -> BuildError:
         return ModelTypeError(text, "name the model type, or add it as an entry point nibbled.architectures")
     if isinstance(error, ArtifactError):
         return BadCheckpointError(text, "quantize the checkpoint again")
-    if _is_out_of_memory(error, text):
+    if is_out_of_memory(error):
         return InsufficientMemoryError(f"memory ran out: {text or type(error).__name__}", "undeploy another model")
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return InsufficientDiskError(f"the disk is full: {text}", "free space in the state directory")
     return BuildError(f"{type(error).__name__}: {text}", "see the builder's log")
-
-
-def _is_out_of_memory(error: Exception, text: str) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(known in text for known in OUT_OF_MEMORY_TEXTS)

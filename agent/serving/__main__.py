@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Threads that computed for long let the event loop in after this time; the interpreter's default is ten times longer.
 SWITCH_INTERVAL_S = 0.0005
+# The supervisor waits five seconds longer than the drain may take.
+LAST_SPANS_S = 2.0
 
 
 def main(arguments: list[str] | None = None, loader: Loader | None = None) -> None:
@@ -75,6 +77,8 @@ async def _run(options: argparse.Namespace, loader: Loader) -> None:
         path = Path(supervisor.socket.getsockname()).with_name("grpc.sock")
         rpc = _grpc_server(options, plane, shared, path, limits.max_body_bytes)
     await serve(plane, data, supervisor, options.drain_s, rpc)
+    if tracer is not None:
+        tracer.close(LAST_SPANS_S)
 
 
 @dataclass(frozen=True)

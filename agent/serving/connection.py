@@ -29,7 +29,7 @@ MOST_JOINED = 64 * 1024
 """Bytes of a body that are copied behind the head; a larger one is sent by itself."""
 
 
-class _Joining:
+class Joining:
     """A transport that keeps the head of one reply until its body comes: one packet, and one call to the system."""
 
     __slots__ = ("_head", "_is_sent", "_transport")
@@ -165,7 +165,7 @@ class Connection(HttpToolsProtocol):
         self._stop_head_timer()
         super().on_headers_complete()
         if self.scope["method"] == "POST":  # its replies have a body, always
-            self.cycle.transport = _Joining(self.transport)  # type: ignore[assignment]  # what a cycle uses of one
+            self.cycle.transport = Joining(self.transport)  # type: ignore[assignment]  # what a cycle uses of one
 
     def on_response_complete(self) -> None:
         """Go on with the next request, if there may be one."""

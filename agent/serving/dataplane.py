@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent import __version__
+from agent.exhaustion import is_out_of_memory
 from agent.serving.errors import BadRequestError, ModelFailedError, ServingError, UnavailableError
 from agent.serving.lost import is_lost
-from agent.serving.memory import is_out_of_memory
 from agent.serving.oip import InferResponse
 from agent.serving.tensors import Tensor, is_finite
 from agent.serving.validation import check_inputs, check_outputs, timeout_s

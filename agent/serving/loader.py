@@ -10,8 +10,8 @@ import importlib
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from agent.exhaustion import is_out_of_memory
 from agent.serving.errors import LoadFailedError
-from agent.serving.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,10 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from agent.exhaustion import is_out_of_memory
 from agent.quantization.process import peak_rss_bytes
 from agent.serving.errors import LoadFailedError
-from agent.serving.memory import is_out_of_memory, reset_peak_rss, rss_bytes
+from agent.serving.memory import reset_peak_rss, rss_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,6 +8,8 @@ merely too large can be answered with "send fewer rows". Pure.
 
 from __future__ import annotations
 
+from agent.exhaustion import TEGRA_TEXTS, says
+
 STICKY_TEXTS = (
     "an illegal memory access was encountered",
     "an illegal instruction was encountered",
@@ -20,7 +22,6 @@ STICKY_TEXTS = (
     "operation not supported on global/shared address space",
     "uncorrectable ECC error",
 )
-TEGRA_TEXTS = ("NvMapMemAlloc", "NvMapMemHandleAlloc", "NVML_SUCCESS == r")
 LOST_STATUS = 70
 """How the process ends then: ``EX_SOFTWARE`` of ``sysexits.h``; the supervisor starts the next one at once."""
 
@@ -29,8 +30,7 @@ def is_lost(error: BaseException) -> bool:
     """Return whether ``error``, or one that it was raised from, says that nothing more can be computed here."""
     seen: BaseException | None = error
     while seen is not None:
-        text = str(seen).lower()
-        if any(known.lower() in text for known in (*STICKY_TEXTS, *TEGRA_TEXTS)):
+        if says(seen, STICKY_TEXTS) or says(seen, TEGRA_TEXTS):
             return True
         seen = seen.__cause__
     return False

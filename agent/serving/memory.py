@@ -1,4 +1,4 @@
-"""What memory this process has, and the wordings in which it runs out. Linux; no torch."""
+"""What memory this process has. Linux; no torch."""
 
 from __future__ import annotations
 
@@ -11,29 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# How running out of memory reads: CUDA's allocator, the CPU's, and NvMap on Jetson boards, where the allocator's own
-# bookkeeping fails first ("NVML_SUCCESS == r INTERNAL ASSERT FAILED") because their NVML knows no device memory.
-OUT_OF_MEMORY_TEXTS = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "NVML_SUCCESS == r",
-    "NvMap",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "cudaErrorMemoryAllocation",
-)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STATM = Path("/proc/self/statm")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 MEMINFO = Path("/proc/meminfo")
 OWN_GROUP = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` says, in any of the known wordings, that memory ran out."""
-    text = str(error)
-    return isinstance(error, MemoryError) or any(known.lower() in text.lower() for known in OUT_OF_MEMORY_TEXTS)
 
 
 def rss_bytes() -> int:

@@ -7,6 +7,7 @@ thread of the SDK; a collector that is away costs spans, never requests.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -92,11 +93,9 @@ class Tracer:
             self._tracer.start_span(name, context=within, start_time=began).end(ended)
             began = ended
 
-    def flush(self, timeout_s: float) -> None:
-        """Send what waits, for at most ``timeout_s``."""
-        self._provider.force_flush(round(timeout_s * 1e3))
-
     def close(self, timeout_s: float) -> None:
-        """Send what is left, for at most ``timeout_s``, and end."""
-        self.flush(timeout_s)
-        self._provider.shutdown()
+        """Send what is left and end; after ``timeout_s`` a collector that does not answer is left alone."""
+        # The SDK waits for as long as its exporter retries, whatever time it is given.
+        ending = threading.Thread(target=self._provider.shutdown, name="tracer", daemon=True)
+        ending.start()
+        ending.join(timeout_s)

@@ -8,6 +8,7 @@ import urllib.request
 import pytest
 
 from agent.health.web import StatusSite
+from tests.e2e.harness.tools import require
 from tests.fakes.serving import POISON, FakeNetwork, harness, json_request, run
 
 HEALTH = {
@@ -24,7 +25,11 @@ HEALTH = {
 def lint(metrics: bytes | bytearray) -> str:
     """Return what ``promtool check metrics`` has to say; nothing is good."""
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=metrics, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        [require("promtool"), "check", "metrics"],
+        input=metrics,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
     )
     return done.stdout.decode()
 

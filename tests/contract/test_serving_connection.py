@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from agent.serving.connection import Connection
+from agent.serving.connection import CONTINUE, MOST_JOINED, Connection, Joining
 from agent.serving.limits import DEFAULT, Limits
 from tests.fakes.serving import FakeNetwork, Harness, harness, json_request, run, until
 
@@ -375,7 +375,60 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_and_answered() -> No
     run(scenario)
 
 
-def test_an_answer_is_written_at_once_head_and_body_together() -> None:
+class Transport:
+    """Writes down what it is given, and whether it was closed."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ([b"head", b"body"], [b"headbody"]),
+        ([b"head", b"body", b"more"], [b"headbody", b"more"]),
+        ([CONTINUE + b"Continue", b"head", b"body"], [CONTINUE + b"Continue", b"headbody"]),
+        ([b"head", b"x" * MOST_JOINED], [b"head" + b"x" * MOST_JOINED]),
+        ([b"head", b"x" * (MOST_JOINED + 1)], [b"head", b"x" * (MOST_JOINED + 1)]),
+    ],
+)
+def test_a_head_waits_for_the_first_part_of_its_body(given: list[bytes], written: list[bytes]) -> None:
+    transport: Any = Transport()
+    joining = Joining(transport)
+    for data in given:
+        joining.write(data)
+    assert transport.writes == written
+
+
+def test_a_head_that_nothing_follows_is_written_before_the_end() -> None:
+    transport: Any = Transport()
+    joining = Joining(transport)
+    joining.write(b"head")
+    assert (transport.writes, joining.is_closing()) == ([], False)
+    joining.close()
+    assert (transport.writes, joining.is_closing()) == ([b"head"], True)
+
+
+def test_the_answers_of_one_connection_are_written_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[int] = []
+    real = Joining.write
+
+    def counted(self: Joining, data: bytes) -> None:
+        writes.append(len(data))
+        real(self, data)
+
+    monkeypatch.setattr(Joining, "write", counted)
+
     async def scenario() -> None:
         async with listening() as (port, it):
             await it.serve("m", FakeNetwork())
@@ -388,3 +441,4 @@ def test_an_answer_is_written_at_once_head_and_body_together() -> None:
             writer.close()
 
     run(scenario)
+    assert len(writes) == 3 * 2, "the head and the body of each reply go through it"

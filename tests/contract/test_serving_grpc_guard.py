@@ -15,11 +15,14 @@ from agent.serving.grpc import health_pb2 as hp  # noqa: E402
 from agent.serving.grpc import inference_pb2 as pb  # noqa: E402
 from agent.serving.grpc.methods import HEALTH, INFERENCE  # noqa: E402
 from agent.serving.tls import HTTP2, LOOK_AGAIN_S, RenewedContext  # noqa: E402
+from agent.serving.tracing import Tracer  # noqa: E402
 from tests.fakes.authority import Authority  # noqa: E402
+from tests.fakes.collector import Collector  # noqa: E402
 from tests.fakes.grpc_client import GrpcHarness, channel_to, grpc_harness, raw_request  # noqa: E402
 from tests.fakes.serving import FakeNetwork, run  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 USER, ADMIN, OTHER = "user-" + "u" * 32, "admin-" + "a" * 32, "other-" + "o" * 32
@@ -211,3 +214,59 @@ def test_large_messages_pass_encrypted_both_ways_as_they_do_in_plain(tmp_path: P
             assert {len(answer.raw_output_contents[0]) for answer in answers} == {2**16 * 3 * 4}
 
     run(scenario)
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACED = (("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"), ("authorization", "Bearer canary-canary"))
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.close()
+
+
+@pytest.mark.parametrize("way", ["call", "stream"])
+def test_what_is_asked_is_a_span_of_the_clients_trace_with_queue_and_compute_inside(
+    way: str, collector: Collector, tmp_path: Path
+) -> None:
+    tracer = Tracer(collector.url)
+
+    async def scenario() -> None:
+        async with grpc_harness(tmp_path, tracer=tracer) as it:
+            await it.base.serve("m", FakeNetwork(), version="7")
+            if way == "call":
+                await it.infer(raw_request([ROW]), metadata=TRACED)
+            else:
+                stream = it.channel.stream_stream(INFERENCE + "ModelStreamInfer")
+                await stream([raw_request([ROW]).SerializeToString()], metadata=TRACED).read()
+
+    run(scenario)
+    tracer.close(10)
+    infer = collector.spans["infer"]
+    assert infer.trace_id.hex() == collector.spans["compute"].trace_id.hex() == TRACE
+    assert {each.key: each.value.string_value for each in infer.attributes} == {
+        "nibbled.model": "m",
+        "nibbled.version": "7",
+    }
+    assert b"canary" not in collector.raw, "no other metadata leaves the device"
+
+
+def test_a_refusal_is_a_span_that_says_what_the_client_was_told(collector: Collector, tmp_path: Path) -> None:
+    tracer = Tracer(collector.url)
+
+    async def scenario() -> None:
+        async with grpc_harness(tmp_path, tracer=tracer) as it:
+            await it.base.serve("m", FakeNetwork())
+            wrong = raw_request([ROW])
+            wrong.outputs.add(name="nothing")
+            code, text = await code_of(it.infer(wrong))
+            told.append(text)
+            assert code == Code.INVALID_ARGUMENT
+
+    told: list[str] = []
+    run(scenario)
+    tracer.close(10)
+    assert [collector.spans["infer"].status.message] == told
+    assert "queue" not in collector.spans

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from agent.serving.http import HttpApp
 from agent.serving.stats import Timing
 from agent.serving.tracing import Tracer, TracingError
-from tests.fakes.serving import FakeNetwork, harness, json_request, run
+from tests.fakes.collector import Collector
+from tests.fakes.serving import FakeNetwork, Harness, harness, json_request, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,44 +24,11 @@ PARENT = [(b"traceparent", f"00-{TRACE}-b7ad6b7169203331-01".encode()), (b"autho
 TIMING = Timing(queue_s=0.25, input_s=0.0, infer_s=0.5, output_s=0.0)
 
 
-class Collector:
-    """Takes OTLP over HTTP and keeps the spans by name."""
-
-    def __init__(self) -> None:
-        self.spans: dict[str, Any] = {}
-        self.raw = b""
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers["Content-Encoding"] == "gzip":
-                    raise AssertionError("not asked for")
-                collector.raw += body
-                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    for scope in resource.scope_spans:
-                        collector.spans |= {span.name: span for span in scope.spans}
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_arguments: Any) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/v1/traces"
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     collector = Collector()
     yield collector
-    collector.server.shutdown()
-    collector.server.server_close()
+    collector.close()
 
 
 def test_a_request_is_a_span_of_the_clients_trace_with_queue_and_compute_inside(collector: Collector) -> None:
@@ -83,6 +48,12 @@ def test_a_request_is_a_span_of_the_clients_trace_with_queue_and_compute_inside(
     assert b"canary" not in collector.raw, "no other header leaves the device"
 
 
+def client_of(it: Harness, tracer: Tracer) -> httpx.AsyncClient:
+    """Return a client of what is served, traced."""
+    app: Any = HttpApp(it.plane, it.responses, tracer=tracer)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://box")
+
+
 def test_requests_over_http_are_traced_with_their_release_and_with_what_they_were_refused_for(
     collector: Collector,
 ) -> None:
@@ -91,24 +62,23 @@ def test_requests_over_http_are_traced_with_their_release_and_with_what_they_wer
     async def scenario() -> None:
         async with harness() as it:
             await it.serve("m", FakeNetwork(), version="7")
-            app: Any = HttpApp(it.plane, it.responses, tracer=tracer)
-            client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://box")
+            client = client_of(it, tracer)
             traced = {"traceparent": PARENT[0][1].decode()}
             good = await client.post(INFER, json=json_request([[1.0, 2.0, 3.0, 4.0]]), headers=traced)
             assert good.status_code == 200
             assert collector.spans == {}, "spans leave in batches"
-            await asyncio.to_thread(tracer.flush, 10.0)
+            await asyncio.to_thread(tracer.close, 10.0)
             assert (collector.spans["infer"].trace_id.hex(), "compute" in collector.spans) == (TRACE, True)
             assert {each.key: each.value.string_value for each in collector.spans["infer"].attributes} == {
                 "nibbled.model": "m",
                 "nibbled.version": "7",
             }
-            bad = await client.post(INFER, json={"inputs": 5})
+            another = Tracer(collector.url)
+            bad = await client_of(it, another).post(INFER, json={"inputs": 5})
             assert bad.status_code == 400
-            await client.aclose()
+            await asyncio.to_thread(another.close, 10.0)
 
     run(scenario)
-    tracer.close(10)
     assert "inputs" in collector.spans["infer"].status.message
 
 
@@ -118,6 +88,16 @@ def test_a_refusal_is_a_span_that_says_what_the_client_was_told(collector: Colle
     tracer.close(10)
     assert collector.spans["infer"].status.message == "the queue is full"
     assert "queue" not in collector.spans
+
+
+def test_a_collector_that_does_not_answer_does_not_keep_the_process(collector: Collector) -> None:
+    collector.holds.clear()
+    tracer = Tracer(collector.url)
+    tracer.record([], "kanji", "", 0.001)
+    tracer.close(0.1)
+    assert collector.asked.wait(10)
+    assert not collector.spans, "it was not waited for"
+    collector.holds.set()
 
 
 def test_a_trace_header_that_makes_no_sense_begins_a_trace_of_its_own(collector: Collector) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 
 from agent.adapters.control import ControlError, call
+from tests.fakes.collector import Collector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,6 +111,13 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path) as it:
+        yield it
+
+
+@contextlib.contextmanager
+def running(tmp_path: Path, *options: str) -> Iterator[Server]:
+    """Run a server with more ``options``."""
     listener = socket.create_server(("127.0.0.1", 0))
     control = socket.socket(socket.AF_UNIX)
     control.bind(str(tmp_path / "control.sock"))
@@ -116,7 +125,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     fds = (listener.fileno(), control.fileno())
     out, log = tmp_path / "out", tmp_path / "log"
     with out.open("wb") as stdout, log.open("wb") as stderr:
-        process = subprocess.Popen(command(*fds), pass_fds=fds, stdout=stdout, stderr=stderr)
+        process = subprocess.Popen([*command(*fds), *options], pass_fds=fds, stdout=stdout, stderr=stderr)
     it = Server(process, listener, tmp_path / "control.sock", log, out)
     try:
         yield it
@@ -230,6 +239,19 @@ def test_fifty_swaps_under_sixteen_clients_lose_nothing_and_every_answer_is_its_
     status = server.control("GET", "/v2/control/status")
     assert list(status["models"]) == ["kanji"]
     assert status["models"]["kanji"]["failures"] == 0
+
+
+def test_the_spans_of_the_last_seconds_reach_the_collector_before_the_end(
+    tmp_path: Path, artifacts: list[Artifact]
+) -> None:
+    collector = Collector()
+    with running(tmp_path, "--otlp-endpoint", collector.url) as server:
+        server.serve(artifacts[0])
+        assert infer(server.client())[0] == 200
+        server.process.terminate()
+        assert server.process.wait(DRAIN_S + 10) == 0
+        assert {"infer", "compute"} <= set(collector.spans)
+    collector.close()
 
 
 def test_sigterm_turns_readiness_off_answers_what_came_and_leaves_the_sockets_to_the_next_server(

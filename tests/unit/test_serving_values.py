@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.exhaustion import is_out_of_memory
 from agent.serving.body import accepted_encoding
 from agent.serving.errors import BadRequestError
 from agent.serving.exposition import Family, expose
 from agent.serving.loader import explain
-from agent.serving.memory import is_out_of_memory
 from agent.serving.oip import InferRequest, RequestedOutput
 from agent.serving.stats import Histogram, Stats, Timing, percentiles_ms
 from agent.serving.tensors import Tensor, TensorSpec, is_finite

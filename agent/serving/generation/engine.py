@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.exhaustion import is_out_of_memory
 from agent.serving.errors import ExpiredError, ModelFailedError, ServingError, UnavailableError
 from agent.serving.generation.limits import QUEUE_S
 from agent.serving.generation.sequence import TokenSequence
 from agent.serving.generation.stepper import Piece, Stepper
-from agent.serving.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,11 +12,12 @@ import structlog
 import torch
 
 from agent.architectures.huggingface_config import NEXT_TOKEN
+from agent.exhaustion import is_out_of_memory
 from agent.serving.generation.codec import Codec
 from agent.serving.generation.decoder import CachedDecoder
 from agent.serving.generation.limits import DEFAULT_CONTEXT, limits_of
 from agent.serving.generation.model import LanguageModel
-from agent.serving.memory import available_bytes, is_out_of_memory
+from agent.serving.memory import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -116,6 +116,8 @@ def _load(peer: Peer, seconds: float, figures: Figures) -> None:
         for form in peer.forms:
             arguments = [form, str(peer.port), str(connections), str(seconds), peer.path]
             cell = _run([sys.executable, "-m", "deploy.bench.beside.load", *arguments])
+            if not cell["statuses"].get("200"):
+                raise click.ClickException(f"{peer.name} answers nothing with 200: {cell['statuses']}")
             figures.cells[peer.name, "json" if form == "lit" else form, connections].append(cell)
 
 

@@ -1,6 +1,7 @@
-"""LitServe, as its manual writes a server; ``lit.py PORT ROWS`` joins up to that many requests."""
+"""LitServe, as its manual writes a server; ``lit.py PORT ROWS`` joins up to that many requests.
 
-from __future__ import annotations
+No ``from __future__ import annotations`` here: LitServe hands the type of ``request`` to FastAPI as it stands.
+"""
 
 import sys
 from typing import Any

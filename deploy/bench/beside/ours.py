@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,15 @@ import torch
 from agent.adapters.server import ServerProcess
 from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.deployment.models import Release, Served
+from agent.deployment.runner import Runner
 from deploy.bench.beside.network import SHAPE, build
 from deploy.bench.beside.plugin import NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MODEL = "cnn"
+NEVER_S = 1e6
 _DISTRIBUTION = "nibbled_bench-0.dist-info"
 
 
@@ -66,41 +68,60 @@ def first_score(module: torch.nn.Module) -> float:
 
 
 class Ours:
-    """A running server; when it dies it is brought back with what it served, as the supervisor does."""
+    """A running server; when it dies it is brought back with what it served, as the supervisor does.
+
+    Everything is done on one thread that stays: a child ends with the thread that started it. Silence is never held
+    against the server: who is measured beside others is held most of the time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._control = folder / "control.sock"
         self._http, self._unix = listen_tcp("127.0.0.1", 0), listen_unix(self._control)
         self.port: int = self._http.getsockname()[1]
         self._served: dict[str, Served] = {}
-        self._lock = threading.Lock()
+        self._runner = Runner()
+        self._runner.start()
         self.server = ServerProcess(
             self._http,
             self._unix,
             self._control,
             options=("--device", "cpu", "--threads", "1"),
-            on_exit=lambda _detail: self.restore(),
+            silence_s=NEVER_S,
+            on_exit=lambda _detail: self._runner.submit(self._restore),
         )
 
     def serve(self, wanted: Release) -> None:
         """Answer with a release."""
         self._served = {MODEL: Served(MODEL, wanted, None)}
-        self.restore()
+        self._do(self._restore)
 
     def replace(self, wanted: Release) -> None:
         """Load a release beside the one that answers, switch, and let the other go, as a deploy does."""
-        self.server.load(MODEL, wanted)
-        self.server.activate(MODEL, wanted)
+        self._do(lambda: self.server.load(MODEL, wanted))
+        self._do(lambda: self.server.activate(MODEL, wanted))
         self.serve(wanted)
 
-    def restore(self) -> None:
-        """Make the server answer with what it should."""
-        with self._lock:
-            self.server.restore(self._served)
+    def _restore(self) -> None:
+        self.server.restore(self._served)
+
+    def _do(self, work: Callable[[], object]) -> None:
+        done: Future[None] = Future()
+
+        def task() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._runner.submit(task)
+        done.result()
 
     def close(self) -> None:
         """End it."""
         self.server.stop(drain_s=1.0)
+        self._runner.stop(timeout_s=10.0)
         self._http.close()
         self._unix.close()
 

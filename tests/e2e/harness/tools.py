@@ -16,6 +16,7 @@ PACKAGES = {
     "mosquitto_pub": "mosquitto-clients",
     "mosquitto_sub": "mosquitto-clients",
     "openssl": "openssl",
+    "promtool": "prometheus",
 }
 """Every program that the harness runs, with the Debian package that brings it."""
 
