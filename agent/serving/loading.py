@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from agent.serving.residency import Wish
     from agent.serving.slots import Loader, Network
+    from agent.serving.terms import Terms
 
 JsonObject = dict[str, Any]
 
@@ -42,18 +43,19 @@ class LoadingThread:
         """Raise ``LoadFailedError`` for an artifact that can be told to be bad without loading it."""
         await self._run(self._loader.check, artifact)
 
-    async def load(self, artifact: Path, rows: int, wish: Wish) -> tuple[Network, JsonObject]:
+    async def load(self, artifact: Path, rows: int, terms: Terms) -> tuple[Network, JsonObject]:
         """Return the network, warmed up with batches of up to ``rows`` rows, and what that took.
 
         The figures: ``load_ms``; ``warm_up_rows`` of the largest batch that was computed; ``rss_before_bytes``,
         ``rss_after_bytes`` and ``peak_rss_bytes``; ``is_peak_exact``, false when the peak may be one of an earlier time
-        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA. Last comes
-        ``residency``, whose time and memory are in none of them: they are compared with what packed weights need.
+        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA; ``texts``, what may
+        be written at once, None where nothing is. Last comes ``residency``, whose time and memory are in none of them:
+        they are compared with what packed weights need.
 
         Raises:
             LoadFailedError: it could not be loaded, or not compute.
         """
-        return await self._run(self._load, artifact, rows, wish)  # type: ignore[no-any-return]
+        return await self._run(self._load, artifact, rows, terms)  # type: ignore[no-any-return]
 
     async def release_memory(self) -> None:
         """Give memory that nothing uses any more back to the system."""
@@ -81,12 +83,12 @@ class LoadingThread:
         self._loader.prepare()
         self._base_rss_bytes = rss_bytes()
 
-    def _load(self, artifact: Path, rows: int, wish: Wish) -> tuple[Network, JsonObject]:
+    def _load(self, artifact: Path, rows: int, terms: Terms) -> tuple[Network, JsonObject]:
         began = time.perf_counter()
         before, was_reset = rss_bytes(), reset_peak_rss()
         peak_before = peak_rss_bytes()
         self._loader.reset_device_peak()
-        network = self._loader.load(artifact)
+        network = self._loader.load(artifact, terms.texts_bytes)
         warmed = _warm_up(network, rows)
         peak = peak_rss_bytes()
         figures = {
@@ -98,7 +100,8 @@ class LoadingThread:
             "is_peak_exact": was_reset or peak > peak_before,
             "device": self._loader.device_memory(),
         }
-        figures["residency"] = _settle(network, wish)
+        figures["texts"] = None if network.text is None else network.text.told()
+        figures["residency"] = _settle(network, terms.wish)
         return network, figures
 
 

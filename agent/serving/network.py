@@ -63,7 +63,7 @@ def check(artifact: Path) -> None:
         """Opening it is the check."""
 
 
-def load(artifact: Path, device: str) -> TorchNetwork:
+def load(artifact: Path, device: str, texts_bytes: int | None = None) -> TorchNetwork:
     """Load an artifact; whatever its reader raises is left to the caller."""
     sidecar = artifacts.load_sidecar(artifact)
     module = artifacts.load(artifact, device=device)
@@ -71,7 +71,7 @@ def load(artifact: Path, device: str) -> TorchNetwork:
     arrays = [examples[spec["name"]].numpy() for spec in sidecar["inputs"]]
     network = TorchNetwork(module, sidecar, modules.resident_bytes(module), arrays)
     if sidecar["model_type"] == HUGGING_FACE:
-        network.learn_to_write(artifact, sidecar)
+        network.learn_to_write(artifact, sidecar, texts_bytes)
     return network
 
 
@@ -157,15 +157,15 @@ class TorchNetwork:
             self._compute(largest)
         return largest
 
-    def learn_to_write(self, artifact: Path, sidecar: dict[str, Any]) -> None:
-        """Find out whether the artifact makes texts."""
+    def learn_to_write(self, artifact: Path, sidecar: dict[str, Any], texts_bytes: int | None) -> None:
+        """Find out whether the artifact makes texts, whose keys and values may take so much."""
         try:
             language = importlib.import_module(LANGUAGE)
         except ImportError as error:  # of the optional package, one that is older than what is used of it
             self.no_text = str(error)
             return
         try:
-            self.text = language.language_model(artifact, sidecar, self._module, self._device)
+            self.text = language.language_model(artifact, sidecar, self._module, self._device, texts_bytes)
         except language.NoTextError as error:
             self.no_text = str(error)
 

@@ -87,8 +87,8 @@ class Loader(Protocol):
     def check(self, artifact: Path) -> None:
         """Raise ``LoadFailedError`` for an artifact that can be told to be bad without loading it."""
 
-    def load(self, artifact: Path) -> Network:
-        """Load an artifact; raises ``LoadFailedError``."""
+    def load(self, artifact: Path, texts_bytes: int | None = None) -> Network:
+        """Load an artifact; its texts may take so much, see ``Terms``. Raises ``LoadFailedError``."""
 
     def release_memory(self) -> None:
         """Give memory that nothing uses any more back to the system."""

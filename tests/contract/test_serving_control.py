@@ -38,7 +38,7 @@ def test_a_load_says_how_the_weights_are_kept_and_why() -> None:
         async with harness() as it:
             it.loader.networks |= {"r1": FakeNetwork(), "r2": FakeNetwork()}
             assert (await load(it, "r1")).json()["residency"]["reason"] == "packed, as configured"
-            reply = await load(it, "r2", residency={"mode": "unpacked", "allowed_bytes": 96})
+            reply = await load(it, "r2", terms={"residency": "unpacked", "allowed_bytes": 96})
             assert reply.json()["residency"]["is_unpacked"]
             await it.change("m", "activate", release="r2")
             assert (await it.data.get("/v2/models/m")).json()["properties"]["unpacked_bytes"] == "96"
@@ -419,8 +419,8 @@ def test_status_names_what_answers_and_what_it_has_done() -> None:
 
 RELEASE_X = {"parameters": {"release": "x"}}
 LOAD_X = {"release": "x", "version": "1", "artifact": "/store/x"}
-BIG_X = {"parameters": {**LOAD_X, "residency": {"mode": "big"}}}
-TEXT_X = {"parameters": {**LOAD_X, "residency": "auto"}}
+BIG_X = {"parameters": {**LOAD_X, "terms": {"residency": "big"}}}
+TEXT_X = {"parameters": {**LOAD_X, "terms": "auto"}}
 REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "unknown action": ("POST", "/v2/repository/models/m/explode", {}, 404),
     "unknown group": ("GET", "/v2/control/explode", {}, 404),
@@ -432,7 +432,7 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "load without artifact": ("POST", "/v2/repository/models/m/load", {"json": {}}, 400),
     "parameters as list": ("POST", "/v2/repository/models/m/load", {"json": {"parameters": [1]}}, 400),
     "unknown residency": ("POST", "/v2/repository/models/m/load", {"json": BIG_X}, 400),
-    "residency as text": ("POST", "/v2/repository/models/m/load", {"json": TEXT_X}, 400),
+    "terms as text": ("POST", "/v2/repository/models/m/load", {"json": TEXT_X}, 400),
     "release as number": ("POST", "/v2/repository/models/m/activate", {"json": {"parameters": {"release": 1}}}, 400),
     "unknown release": ("POST", "/v2/repository/models/m/activate", {"json": RELEASE_X}, 404),
     "unload of an unknown model": ("POST", "/v2/repository/models/x/unload", {}, 404),

@@ -103,6 +103,7 @@ class FakeLoader:
     loads: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     device: dict[str, int] | None = None
+    texts_bytes: int | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
 
@@ -116,7 +117,8 @@ class FakeLoader:
         if artifact.name in self.bad:
             raise self.bad[artifact.name]
 
-    def load(self, artifact: Path) -> Any:
+    def load(self, artifact: Path, texts_bytes: int | None = None) -> Any:
+        self.texts_bytes = texts_bytes
         self.loads.append(artifact.name)
         self.events.append(f"load {artifact.name}")
         self.entered.set()
