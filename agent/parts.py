@@ -112,6 +112,11 @@ def server_options(serving: Serving, store: Path) -> tuple[str, ...]:
     return tuple(text for name, value in given.items() if value is not None for text in (f"--{name}", str(value)))
 
 
+def wanted(serving: Serving) -> dict[str, str]:
+    """Return how releases are to be served, in the words of the server's terms."""
+    return {"residency": serving.residency, "compile": serving.compile, "graphs": serving.cuda_graphs}
+
+
 def relaxations(settings: Settings) -> tuple[str, ...]:
     """Return what was made less safe on purpose, in words for every report."""
     serving, found = settings.serving, []

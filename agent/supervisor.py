@@ -191,7 +191,7 @@ class Supervisor:
 
     def _terms(self, model: str, release: Release) -> dict[str, Any]:
         budget, served = self._device.last_budget(), self._journal.served()
-        return terms(self._settings.serving.residency, budget and budget_for(model, budget, served), release)
+        return terms(parts.wanted(self._settings.serving), budget and budget_for(model, budget, served), release)
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(

@@ -49,18 +49,17 @@ def unloads_first(decision: Mapping[str, Any], method: str, budget: Budget) -> b
     return planned or needed > lenient.bytes
 
 
-def terms(residency: str, budget: Budget | None, release: Release) -> dict[str, Any]:
+def terms(wanted: Mapping[str, str], budget: Budget | None, release: Release) -> dict[str, Any]:
     """Return what a release may take beside its weights, in the words of the server.
 
     Args:
-        residency: how weights are kept, as configured.
+        wanted: how it is to be served, as configured.
         budget: the memory for this model when it was last looked at, None if nobody did.
         release: what is loaded; its plan says what its texts may take.
     """
     spare = max(0, budget.bytes - (release.texts_bytes or 0)) if budget else 0
     # Half of what is left: requests and the next release need memory too.
-    allowed = spare // 2 if residency != "packed" else 0
-    return {"residency": residency, "allowed_bytes": allowed, "texts_bytes": release.texts_bytes}
+    return {**wanted, "allowed_bytes": spare // 2, "texts_bytes": release.texts_bytes}
 
 
 def room_hint(budget: Budget) -> str:

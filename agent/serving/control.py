@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +165,8 @@ class ControlPlane:
         try:
             async with self._turn:
                 if unload_first:
+                    # Nothing answers meanwhile: the compiler's minutes are not worth waiting for.
+                    terms = replace(terms, compile="off")
                     await self._thread.check(artifact)
                     await self._make_room(model)
                 with around("serving.load"):

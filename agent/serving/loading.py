@@ -7,6 +7,7 @@ loop goes on meanwhile, so that what other models compute during a load is part 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,9 @@ from agent.serving.errors import LoadFailedError
 from agent.serving.memory import reset_peak_rss, rss_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from agent.serving.residency import Wish
     from agent.serving.slots import Loader, Network
     from agent.serving.terms import Terms
 
@@ -49,8 +50,8 @@ class LoadingThread:
         The figures: ``load_ms``; ``warm_up_rows`` of the largest batch that was computed; ``rss_before_bytes``,
         ``rss_after_bytes`` and ``peak_rss_bytes``; ``is_peak_exact``, false when the peak may be one of an earlier time
         because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA; ``texts``, what may
-        be written at once, None where nothing is. Last comes ``residency``, whose time and memory are in none of them:
-        they are compared with what packed weights need.
+        be written at once, None where nothing is. Last come ``residency`` and the ways that were tried, by their names,
+        whose time and memory are in none of them: they are compared with what packed weights need.
 
         Raises:
             LoadFailedError: it could not be loaded, or not compute.
@@ -89,7 +90,8 @@ class LoadingThread:
         peak_before = peak_rss_bytes()
         self._loader.reset_device_peak()
         network = self._loader.load(artifact, terms.texts_bytes)
-        warmed = _warm_up(network, rows)
+        with _or_closed(network, "the warm-up"):
+            warmed = network.warm_up(rows)
         peak = peak_rss_bytes()
         figures = {
             "load_ms": round((time.perf_counter() - began) * 1e3, 3),
@@ -101,25 +103,20 @@ class LoadingThread:
             "device": self._loader.device_memory(),
         }
         figures["texts"] = None if network.text is None else network.text.told()
-        figures["residency"] = _settle(network, terms.wish)
+        with _or_closed(network, "unpacking the weights"):
+            figures["residency"] = network.reside(terms.wish).to_json()
+        with _or_closed(network, "a faster way to call it"):
+            figures |= {name: trial.to_json() for name, trial in network.accelerate(terms, warmed).items()}
         return network, figures
 
 
-def _settle(network: Network, wish: Wish) -> JsonObject:
+@contextlib.contextmanager
+def _or_closed(network: Network, what: str) -> Iterator[None]:
+    """Let go of a network of which something failed."""
     try:
-        return network.reside(wish).to_json()
+        yield
     except Exception as error:
         network.close()
         traceback.clear_frames(error.__traceback__)
         code = "insufficient_memory" if is_out_of_memory(error) else "bad_artifact"
-        raise LoadFailedError(code, f"unpacking the weights failed: {type(error).__name__}: {error}") from error
-
-
-def _warm_up(network: Network, rows: int) -> int:
-    try:
-        return network.warm_up(rows)
-    except Exception as error:
-        network.close()
-        traceback.clear_frames(error.__traceback__)
-        code = "insufficient_memory" if is_out_of_memory(error) else "bad_artifact"
-        raise LoadFailedError(code, f"the warm-up failed: {type(error).__name__}: {error}") from error
+        raise LoadFailedError(code, f"{what} failed: {type(error).__name__}: {error}") from error

@@ -17,19 +17,23 @@ from agent import architectures
 from agent.planning.model_types import HUGGING_FACE
 from agent.quantization import artifact as artifacts
 from agent.quantization import kernels, modules, residency
+from agent.serving.acceleration import TOLERANCE, attempt
 from agent.serving.memory import trim_heap
 from agent.serving.residency import decide
 from agent.serving.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from agent.serving.acceleration import Trial, Way
     from agent.serving.generation.model import LanguageModel
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
+    from agent.serving.terms import Terms
 
 LANGUAGE = "agent.serving.generation.language"
+COMPILED, GRAPHS = "agent.serving.compiled", "agent.serving.graphs"
 JOINED = 8
 """Rows of the batch that stands for joined requests when times are compared."""
 WARM_UP_S = 1.0
@@ -132,16 +136,15 @@ class TorchNetwork:
         self.no_text = "it answers tensors"
         self.unpacked_bytes = 0
         self._module: torch.nn.Module | None = module.eval()
+        self._call: Callable[..., Any] | None = module
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         self._examples = examples
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs."""
-        if self._module is None:
-            raise RuntimeError("the model was closed")
         with torch.inference_mode():
             given = [self._to_tensor(array, spec) for array, spec in zip(arrays, self.inputs, strict=True)]
-            answer = self._in_order(self._module(*given))
+            answer = self._in_order(self.call(*given))
             return [_to_array(tensor, spec) for tensor, spec in zip(answer, self.outputs, strict=True)]
 
     def warm_up(self, rows: int) -> int:
@@ -175,27 +178,73 @@ class TorchNetwork:
         if module is None:
             raise RuntimeError("the model was closed")
 
-        def compute() -> None:
-            self._compute(1)
-            if self.is_batchable:
-                self._compute(JOINED)
-
         found = decide(
             wish,
             residency.unpacked_bytes(module),
             functools.partial(residency.keep, module),
             functools.partial(residency.drop, module),
-            compute,
+            self._pass,
         )
         self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
         return found
 
+    def accelerate(self, terms: Terms, rows: int) -> dict[str, Trial]:
+        """Try the compiler, and then graphs of what is called by then, where they are asked for."""
+        found = {}
+        if terms.compile != "off":
+            found["compile"] = self._attempt(importlib.import_module(COMPILED).CompiledWay(self, rows))
+        if terms.graphs != "off":
+            allowed_bytes = max(0, terms.allowed_bytes - self.unpacked_bytes)
+            found["graphs"] = self._attempt(importlib.import_module(GRAPHS).GraphsWay(self, rows, allowed_bytes))
+        return found
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """What computes: the module, or a faster way to it."""
+        if self._call is None:
+            raise RuntimeError("the model was closed")
+        return self._call
+
+    def change(self, call: Callable[..., Any]) -> None:
+        """Compute with ``call`` from now on; between two passes only."""
+        self._call = call
+
+    def batches(self, rows: int) -> Iterator[list[torch.Tensor]]:
+        """Yield made-up inputs on the device, of every size of batch to be ready for: 1, 2, 4, … and ``rows``."""
+        sizes = {1} if not self.is_batchable else {*(1 << power for power in range(rows.bit_length())), rows}
+        for size in sorted(sizes):
+            yield [
+                self._to_tensor(array, spec) for array, spec in zip(self._examples_of(size), self.inputs, strict=True)
+            ]
+
+    @property
+    def varying(self) -> list[list[int]]:
+        """Dimensions that vary besides the rows, for each input."""
+        return [[at for at, size in enumerate(spec.shape) if size == -1 and at] for spec in self.inputs]
+
+    def _attempt(self, way: Way) -> Trial:
+        device = "cpu" if self._device is None else self._device.type
+        return attempt(way, self._pass, self._answers, TOLERANCE[device])
+
+    def _pass(self) -> None:
+        """Compute what times are compared of: a row, and where rows are joined a small batch."""
+        self._compute(1)
+        if self.is_batchable:
+            self._compute(JOINED)
+
+    def _answers(self) -> list[Array]:
+        sizes = (1, JOINED) if self.is_batchable else (1,)
+        return [output for rows in sizes for output in self._compute(rows)]
+
     def close(self) -> None:
         """Let go of the module and the examples."""
-        self._module, self.text, self._examples = None, None, ()
+        self._module, self._call, self.text, self._examples = None, None, None, ()
 
-    def _compute(self, rows: int) -> None:
-        self.run([np.resize(array, (rows, *array.shape[1:])) for array in self._examples])
+    def _compute(self, rows: int) -> list[Array]:
+        return self.run(self._examples_of(rows))
+
+    def _examples_of(self, rows: int) -> list[Array]:
+        return [np.resize(array, (rows, *array.shape[1:])) for array in self._examples]
 
     def _to_tensor(self, array: Array, spec: TensorSpec) -> torch.Tensor:
         # torch wants memory that it may write to; a batch that was just joined already is.

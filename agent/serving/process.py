@@ -105,6 +105,7 @@ def configure_log() -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
     # What strangers send is counted, not written down.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 

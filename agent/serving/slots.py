@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from agent.serving.acceleration import Trial
     from agent.serving.batcher import Batcher
     from agent.serving.generation.engine import Engine
     from agent.serving.generation.model import LanguageModel
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array, TensorSpec
+    from agent.serving.terms import Terms
     from agent.serving.waiting import WaitingRoom
 
 
@@ -73,6 +75,9 @@ class Network(Protocol):
 
     def reside(self, wish: Wish) -> Residency:
         """Keep weights packed or unpacked, see ``residency``; called after the warm-up."""
+
+    def accelerate(self, terms: Terms, rows: int) -> Mapping[str, Trial]:
+        """Try faster ways for batches of up to ``rows`` rows, see ``acceleration``; called after ``reside``."""
 
     def close(self) -> None:
         """Let go of the weights; nothing is computed any more, while what describes the model stays."""

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from agent.serving.errors import LoadFailedError
+from agent.serving.terms import Terms
 from tests.fakes.serving import POISON, WEIGHTS, FakeNetwork, Harness, harness, json_request, run, until
 
 if TYPE_CHECKING:
@@ -46,6 +47,35 @@ def test_a_load_says_how_the_weights_are_kept_and_why() -> None:
                 'nibbled_model_unpacked_bytes{model="m",version="1",release="r2"} 96'
                 in (await it.data.get("/metrics")).text
             )
+
+    run(scenario)
+
+
+def test_faster_ways_are_tried_with_the_rows_that_were_warmed_up_and_no_compiler_while_nothing_answers() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            first, second = FakeNetwork(), FakeNetwork()
+            it.loader.networks |= {"r1": first, "r2": second}
+            terms = {"compile": "auto", "graphs": "auto", "allowed_bytes": 96, "texts_bytes": 7}
+            await load(it, "r1", terms=terms, activate=True)
+            assert first.terms == Terms("packed", "auto", "auto", 96, 7)
+            assert (first.accelerated_rows, it.loader.texts_bytes) == (32, 7)
+            await load(it, "r2", terms=terms, unload_first=True)
+            assert second.terms == Terms("packed", "off", "auto", 96, 7)
+
+    run(scenario)
+
+
+def test_a_release_that_loses_the_device_while_it_is_made_faster_is_not_loaded_and_ends_the_process() -> None:
+    class Lost(FakeNetwork):
+        def accelerate(self, terms: Terms, rows: int) -> Any:
+            raise RuntimeError(f"CUDA error: an illegal memory access was encountered, {terms} {rows}")
+
+    async def scenario() -> None:
+        async with harness() as it:
+            network = it.loader.networks["r1"] = Lost()
+            assert (await load(it, "r1")).status_code == 400
+            assert (network.is_closed, it.plane.is_lost.is_set()) == (True, True)
 
     run(scenario)
 

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from agent.serving.acceleration import Trial
     from agent.serving.access import Access
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
+    from agent.serving.terms import Terms
 
 POISON = -1.0
 # Small integers: sums are exact, whatever order a BLAS takes for one row or for many.
@@ -57,6 +59,8 @@ class FakeNetwork:
     needs_unpacked_bytes: int = 96
     calls: list[int] = field(default_factory=list)
     warm_up_rows: int = 0
+    accelerated_rows: int = 0
+    terms: Terms | None = None
     is_closed: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
@@ -84,6 +88,10 @@ class FakeNetwork:
         found = decide(wish, self.needs_unpacked_bytes, lambda: None, lambda: None, lambda: None)
         self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
         return found
+
+    def accelerate(self, terms: Terms, rows: int) -> dict[str, Trial]:
+        self.terms, self.accelerated_rows = terms, rows
+        return {}
 
     def close(self) -> None:
         self.is_closed = True

@@ -115,15 +115,15 @@ def test_what_texts_of_others_may_take_is_not_free_for_a_model() -> None:
 
 def test_a_load_is_told_what_its_texts_may_take_and_unpacked_weights_do_not_get_that() -> None:
     budget = budget_for("writer", BOX, {})
-    told = terms("auto", budget, SERVED["writer"].current)
+    told = terms({"residency": "auto"}, budget, SERVED["writer"].current)
     assert told["texts_bytes"] == 300 * MIB
     assert told["allowed_bytes"] == (budget.bytes - 300 * MIB) // 2
-    assert terms("packed", budget, SERVED["seer"].current) == {
-        "residency": "packed",
-        "allowed_bytes": 0,
+    assert terms({"compile": "auto"}, budget, SERVED["seer"].current) == {
+        "compile": "auto",
+        "allowed_bytes": budget.bytes // 2,
         "texts_bytes": None,
     }
-    assert terms("auto", None, SERVED["seer"].current)["allowed_bytes"] == 0
+    assert terms({}, None, SERVED["seer"].current)["allowed_bytes"] == 0
 
 
 def test_memory_that_shrank_below_the_room_for_a_text_is_noticed_before_the_load() -> None:
