@@ -319,3 +319,7 @@ def export(artifact: Path, target: str, output: Path | None) -> None:
     from agent.workbench import shell
 
     shell.export(artifact, output or artifact.with_suffix(f".{target}"))
+
+
+if __name__ == "__main__":
+    main()

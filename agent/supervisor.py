@@ -121,11 +121,6 @@ class Supervisor:
         self._site = self._make_site()
         self._testing = threading.Thread(target=self._learn_capabilities, name="self-test", daemon=True)
 
-    @property
-    def page_url(self) -> str | None:
-        """Where the status page is, None when it is off."""
-        return self._site.url if self._site else None
-
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):

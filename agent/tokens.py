@@ -6,8 +6,10 @@ token, and no traceback shows one.
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import hmac
+import os
 import re
 import stat
 from typing import TYPE_CHECKING
@@ -50,11 +52,12 @@ def read_tokens(path: Path) -> Tokens:
             mode = stat.S_IMODE(path.stat().st_mode)
             text = file.read(65_536).decode("ascii")
     except OSError as error:
-        raise TokenFileError(f"{path}: {error.strerror or error}") from None
+        hint = f"; {how_to_keep(path)}" if isinstance(error, PermissionError) else ""
+        raise TokenFileError(f"{path}: {error.strerror or error}{hint}") from None
     except UnicodeDecodeError:
         raise TokenFileError(f"{path}: holds something that is no token") from None
     if mode & (stat.S_IRWXO | stat.S_IWGRP):
-        raise TokenFileError(f"{path}: its mode is {mode:04o}, others may not read it: chmod 600 {path}")
+        raise TokenFileError(f"{path}: its mode is {mode:04o}, others may not read it; {how_to_keep(path)}")
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     tokens = [line for line in lines if line]
     if not tokens:
@@ -66,3 +69,22 @@ def read_tokens(path: Path) -> Tokens:
                 "make one: openssl rand -hex 32"
             )
     return Tokens(frozenset(hashlib.sha256(token.encode()).digest() for token in tokens))
+
+
+def how_to_keep(path: Path | str) -> str:
+    """Return the command after which a secret can be read by this process, by its group at least, and not by others."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a setting may be a plain string
+    except OSError:
+        is_ours = False
+    else:
+        is_ours = found.st_uid == os.geteuid() or found.st_gid in {os.getegid(), *os.getgroups()}
+    return f"{'' if is_ours else f'chown root:{_group()} {path} && '}chmod 0640 {path}"
+
+
+def _group() -> str:
+    number = os.getegid()
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)

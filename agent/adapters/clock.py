@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import time
 from datetime import datetime, timezone
 
@@ -31,12 +32,17 @@ class SystemClock:
         return state is None or state != _TIME_ERROR
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    # Each one brings a class of its own, which is garbage until the collector comes by.
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _adjtimex() -> int | None:
     """Return the clock's state, or None where the call does not exist or is forbidden, as in some containers."""
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
         buffer = ctypes.create_string_buffer(256)  # struct timex has 208 bytes on 64-bit Linux; modes=0 only reads
-        state = int(libc.adjtimex(buffer))
+        state = int(_libc().adjtimex(buffer))
     except (OSError, AttributeError):
         return None
     return None if state < 0 else state

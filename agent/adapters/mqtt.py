@@ -23,6 +23,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters.contention import Contention
 from agent.adapters.mqtt_client import RECONNECT_S, connect_properties, make_client
+from agent.adapters.room import Room
 from agent.adapters.survived import survived
 from agent.adapters.tls import TlsFiles
 from agent.contract import reports
@@ -49,6 +50,8 @@ MAX_FILTERS = 4
 KEEPALIVE_S = 30
 WILL_DELAY_S = 30
 MAX_IN_FLIGHT = 256
+MAX_WAITING, PATIENCE_S = 64, 5.0
+"""Messages that wait for the engine before no more are read, and for how long; below what a broker's ping allows."""
 """Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
 
 
@@ -90,6 +93,7 @@ class MqttTransport:
         self._in_flight: dict[int, int] = {}
         self._early: set[int] = set()
         self._is_leaving = False
+        self._room = Room(MAX_WAITING, PATIENCE_S)
         self._is_behind = self._owes_birth = False
         self._contention = Contention(topics.device)
         self._lock = threading.Lock()
@@ -131,6 +135,7 @@ class MqttTransport:
 
     def stop(self, reason: str, timeout_s: float = 5.0) -> None:
         """Send what waits, say goodbye and disconnect, so that the will is not published."""
+        self._room.close()
         self._is_leaving = True  # the farewell comes back as an echo, and must not be corrected
         if self._client.is_connected():
             self.flush()
@@ -282,20 +287,23 @@ class MqttTransport:
         name = self._topics.command_name(message.topic)
         source = self._sources.get(message.topic)
         properties: Any = message.properties
-        epoch = self._epoch
+        epoch, mid, qos = self._epoch, message.mid, message.qos
 
         @survived
         def acknowledge() -> None:
+            self._room.leave()
             if epoch == self._epoch:  # an older connection's message comes again by itself
                 with around("mqtt.puback"):
-                    client.ack(message.mid, message.qos)
+                    client.ack(mid, qos)
 
+        if source is not None or name is not None:
+            self._room.enter()
         if source is not None:
             self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
             return
         if name is None:
             with around("mqtt.puback"):
-                client.ack(message.mid, message.qos)
+                client.ack(mid, qos)
             if message.topic == self._topics.presence:
                 self._correct_presence(bytes(message.payload))
             return

@@ -31,7 +31,7 @@ class Messages:
     """An open connection; use as a context manager.
 
     Raises:
-        BrokerError: when no connection comes about within ``timeout_s`` seconds.
+        BrokerError: when the files for TLS cannot be used, or no connection comes about within ``timeout_s`` seconds.
     """
 
     def __init__(
@@ -52,14 +52,19 @@ class Messages:
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
         if username is not None:
             self._client.username_pw_set(username, password)
+        self._refused: dict[int, str] = {}
         self._client.on_connect = self._on_connect
+        self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
+        if tls is not None:
+            problem = tls.problem(None)
+            if problem is not None:
+                raise BrokerError(problem)
+            self._client.tls_set_context(tls.context())
         try:
-            if tls is not None:
-                self._client.tls_set_context(tls.context())
             self._client.connect(host, port)
         except OSError as error:
-            raise BrokerError(f"broker {self._where}: {error}") from None
+            raise BrokerError(f"broker {self._where}: {error.strerror or error}") from None
 
     def __enter__(self) -> Messages:  # noqa: PYI034 - typing.Self needs Python 3.11
         self._client.loop_start()
@@ -86,6 +91,9 @@ class Messages:
         info.wait_for_publish(self._timeout_s)
         if not info.is_published():
             raise BrokerError(f"broker {self._where} did not acknowledge a message on {topic}")
+        refusal = self._refused.pop(info.mid, None)
+        if refusal is not None:
+            raise BrokerError(f"broker {self._where} refuses a message on {topic}: {refusal}")
 
     @contextlib.contextmanager
     def listen(self, topic: str) -> Iterator[queue.SimpleQueue[bytes]]:
@@ -111,6 +119,12 @@ class Messages:
             topics = {topic for topic, _ in self._listeners}
         for topic in topics:
             client.subscribe(topic, qos=1)
+
+    def _on_publish(
+        self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if reason.is_failure:  # paho counts a refused message as published, and calls this first
+            self._refused[mid] = str(reason)
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         with self._lock:

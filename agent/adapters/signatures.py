@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from agent.adapters.trusted_keys import KeyFileError, TrustedKey, read_key
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.manifest import Signer, decode_base64, pae
+from agent.contract.topics import is_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -109,7 +110,11 @@ def verify(
                 return Signer(key.id, key.not_after)
             objections.append(objection)
     if objections:
-        raise RefusalError(ErrorCode.UNTRUSTED_KEY, "; ".join(objections))
+        raise RefusalError(
+            ErrorCode.UNTRUSTED_KEY,
+            "; ".join(objections),
+            f"sign with a key that may, or change the lines before the key in its file in {where}",
+        )
     if is_named:
         raise RefusalError(
             ErrorCode.BAD_SIGNATURE,
@@ -119,10 +124,17 @@ def verify(
     signers = ", ".join(signature.keyid or "unnamed" for signature in envelope.signatures)
     trusted = ", ".join(key.id for key in known) or "none"
     raise RefusalError(
-        ErrorCode.UNTRUSTED_KEY,
-        f"signed by {signers}; trusted here: {trusted}",
-        f"nibblectl keygen NAME on your machine, then copy NAME.pub to {where}",
+        ErrorCode.UNTRUSTED_KEY, f"signed by {signers}; trusted here: {trusted}", _way_out(envelope, known, where)
     )
+
+
+def _way_out(envelope: Envelope, known: Sequence[TrustedKey], where: str) -> str:
+    """Return what makes a stranger's envelope, or one like it, trusted."""
+    strangers = [f"{signature.keyid}.pub" for signature in envelope.signatures if is_id(signature.keyid)]
+    install = f"if whoever signed it is to be trusted, copy {' or '.join(strangers) or 'their .pub'} to {where}"
+    if known:
+        return f"sign with a key that is trusted here; or, {install}"
+    return f"{install}; a key of your own: nibblectl keygen NAME, then copy NAME.pub to {where} and sign with NAME.key"
 
 
 def _try_read(path: Path) -> TrustedKey | KeyFileError:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import Id
-from agent.contract.wire import Moment, describe, parse_object
+from agent.contract.wire import Moment, describe, parse_object, rfc3339
 
 PAYLOAD_TYPE = "application/vnd.nibbled.manifest+json"
 MAX_FILES = 64
@@ -108,12 +108,15 @@ class Manifest(_Frozen):
         """
         if now is not None and self.expires is not None and now >= self.expires:
             raise RefusalError(
-                ErrorCode.EXPIRED, f"the manifest expired at {self.expires.isoformat()}", "sign a fresh manifest"
+                ErrorCode.EXPIRED,
+                f"the manifest expired at {rfc3339(self.expires)}, the clock here says {rfc3339(now)}",
+                "sign a fresh one with a later --expires, or set the clock if it is wrong",
             )
         if now is not None and self.not_before is not None and now < self.not_before:
             raise RefusalError(
                 ErrorCode.NOT_YET_VALID,
-                f"the manifest is valid from {self.not_before.isoformat()}, the device's clock says {now.isoformat()}",
+                f"the manifest is valid from {rfc3339(self.not_before)}, the clock here says {rfc3339(now)}",
+                "send it again then, or set the clock if it is wrong",
             )
         if highest_sequence is not None and self.sequence < highest_sequence and not self.allow_downgrade:
             raise RefusalError(

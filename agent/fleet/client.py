@@ -47,15 +47,26 @@ class FleetClient:
         Raises:
             NoAnswerError: when the device is silent for ``timeout_s`` seconds.
         """
+        last = ""
         with self._messages.listen(self._topics.operation(operation_id)) as inbox:
             while True:
                 try:
                     state = json.loads(inbox.get(timeout=timeout_s))
                 except queue.Empty:
-                    raise NoAnswerError(f"no word on operation {operation_id} for {timeout_s:.0f} s") from None
+                    silence = f"no word on operation {operation_id} for {timeout_s:.0f} s"
+                    raise NoAnswerError(f"{silence}{last and f'; the last one: {last}'}") from None
                 yield state
+                last = state.get("detail") or " ".join(filter(None, (state["state"], state["phase"])))
                 if State(state["state"]).is_terminal:
                     return
+
+    def keeps(self, topic: str, timeout_s: float) -> bool:
+        """Return whether a message is on a topic, or comes within ``timeout_s`` seconds."""
+        try:
+            self.read(topic, timeout_s)
+        except NoAnswerError:
+            return False
+        return True
 
     def read(self, topic: str, timeout_s: float) -> JsonObject:
         """Return the next message on a topic, a retained one at once.

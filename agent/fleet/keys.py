@@ -18,11 +18,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from agent.adapters.trusted_keys import parse_key
+from agent.adapters.trusted_keys import KeyFileError, parse_key
 from agent.contract.manifest import PAYLOAD_TYPE, Manifest, pae
+from agent.contract.topics import ID_PATTERN, is_id
+from agent.contract.wire import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
     from pathlib import Path
 
 CHUNK = 4 * 2**20
@@ -32,25 +35,32 @@ class SigningKeyError(Exception):
     """A key file cannot be used."""
 
 
-def generate(directory: Path, name: str, limits: Mapping[str, str | None] | None = None) -> tuple[Path, Path]:
+def generate(
+    directory: Path, name: str, limits: Mapping[str, str | None] | None = None, now: datetime | None = None
+) -> tuple[Path, Path]:
     """Make an Ed25519 key pair ``name.key`` (owner only) and ``name.pub``; an existing pair is never overwritten.
 
     Args:
         directory: where to.
         name: the key's id.
         limits: ``not_after`` and ``models`` as they are to stand in ``name.pub``.
+        now: wall time, for which ``not_after`` has to be ahead; None to let it be.
 
     Raises:
         FileExistsError: when one of the two is there already.
-        KeyFileError: a limit is none; no file is left behind.
+        KeyFileError: the name is no id, or a limit is none or past; no file is left behind.
     """
+    if not is_id(name):
+        raise KeyFileError(f"key name {name!r} must match {ID_PATTERN}: it is the key's id, and names two files here")
     private, public = directory / f"{name}.key", directory / f"{name}.pub"
     if public.exists():
         raise FileExistsError(public)
     key = Ed25519PrivateKey.generate()
     head = "".join(f"{limit}: {value}\n" for limit, value in (limits or {}).items() if value)
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    parse_key(public, head + pem.decode())
+    end = parse_key(public, head + pem.decode()).not_after
+    if now is not None and end is not None and end <= now:
+        raise KeyFileError(f"not_after {rfc3339(end)} is past, it is {rfc3339(now)} by this machine's clock")
     descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from agent.adapters.signatures import KeyDirectory
 from agent.adapters.trusted_keys import KeyFileError, read_key
 from agent.contract.errors import RefusalError
-from agent.contract.manifest import Identity
-from agent.contract.wire import describe
+from agent.contract.manifest import Identity, Manifest
+from agent.contract.wire import describe, rfc3339
 from agent.fleet import keys
 from agent.fleet.examination import examine, examine_bundle
 
@@ -31,6 +31,8 @@ _KEYS_DIR = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Trusted keys, as in a device's trust.keys_dir.",
 )
+MANIFEST = click.Path(exists=True, allow_dash=True, path_type=Path)
+_EXPECTED = "a signed manifest as nibblectl sign prints it"
 _DEVICE = click.option("--for-device", help="Judge the audience too, as that device does.")
 _GROUP = click.option("--for-group", multiple=True, help="A group of that device; may be repeated.")
 
@@ -38,16 +40,21 @@ _GROUP = click.option("--for-group", multiple=True, help="A group of that device
 @click.command()
 @click.argument("name")
 @click.option("--directory", type=click.Path(path_type=Path), default=Path(), help="Where to write the pair.")
-@click.option("--not-after", help="RFC 3339 time until which devices trust the key.")
+@click.option("--not-after", help="RFC 3339 time to come until which devices trust the key.")
 @click.option("--models", help="Names that the key may sign for, such as kanji,digits-*. Default: all.")
 def keygen(name: str, directory: Path, not_after: str | None, models: str | None) -> None:
-    """Make the signing key NAME.key and NAME.pub; devices get NAME.pub in their trust.keys_dir."""
+    """Make a signing key.
+
+    NAME.key signs and stays here; devices get NAME.pub in their trust.keys_dir.
+    """
     try:
-        private, public = keys.generate(directory, name, {"not_after": not_after, "models": models})
+        private, public = keys.generate(directory, name, {"not_after": not_after, "models": models}, _now())
     except FileExistsError as error:
         fail(f"{error} exists; choose another name", 1)
     except KeyFileError as error:
         fail(str(error), 2)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", 1)
     click.echo(f"{private}  keep it secret\n{public}  copy it to trust.keys_dir of every device")
 
 
@@ -64,10 +71,13 @@ def keygen(name: str, directory: Path, not_after: str | None, models: str | None
 @click.option("--for-group", multiple=True)
 @click.option("--for-hardware", multiple=True, help="Board as health's device.board.model names it.")
 @click.option("--not-before", help="RFC 3339 time, e.g. 2027-01-01T00:00:00Z.")
-@click.option("--expires", help="RFC 3339 time. Devices whose clock is not synchronised wait with it.")
+@click.option("--expires", help="RFC 3339 time to come. Devices whose clock is not set wait with it.")
 @click.option("--allow-downgrade", is_flag=True, help="Devices accept it although they have seen a higher sequence.")
 def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any) -> None:
-    """Hash CHECKPOINT and print a signed manifest for it."""
+    """Hash CHECKPOINT and print a signed manifest for it.
+
+    Save it (> manifest.json) for deploy, verify and inspect. CHECKPOINT itself has to lie at --url before that.
+    """
     audience = {"devices": fields["for_device"], "groups": fields["for_group"], "hardware": fields["for_hardware"]}
     manifest: JsonObject = {
         "model": fields["model"],
@@ -82,6 +92,7 @@ def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any)
         "allow_downgrade": fields["allow_downgrade"],
     }
     try:
+        _refuse_useless(Manifest.model_validate(manifest))
         click.echo(json.dumps(keys.sign(manifest, *key_files)))
     except ValidationError as error:
         fail(describe(error), 2)
@@ -89,8 +100,20 @@ def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any)
         fail(str(error), 1)
 
 
+def _refuse_useless(manifest: Manifest) -> None:
+    """Refuse an address and dates that no device will ever accept."""
+    for file in manifest.files:
+        if "://" not in file.url:
+            fail(f"--url {file.url!r} has no scheme, such as https://", 2)
+    now, begin, end = _now(), manifest.not_before, manifest.expires
+    if end is not None and end <= now:
+        fail(f"--expires {rfc3339(end)} is past, it is {rfc3339(now)} by this machine's clock; give a later time", 2)
+    if begin is not None and end is not None and end <= begin:
+        fail(f"--expires {rfc3339(end)} is not after --not-before {rfc3339(begin)}; give a later time", 2)
+
+
 @click.command()
-@click.argument("target", metavar="MANIFEST", type=click.Path(exists=True, allow_dash=True, path_type=Path))
+@click.argument("target", metavar="MANIFEST", type=MANIFEST)
 @_KEYS
 @_KEYS_DIR
 @click.option("--file", type=_FILE, help="The model's file, compared with what the manifest says of it.")
@@ -102,8 +125,9 @@ def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any)
 def verify(
     context: click.Context, /, target: Path, key_files: tuple[Path, ...], keys_dir: Path | None, **asked: Any
 ) -> None:
-    """Check MANIFEST (- for stdin) as a device does: signature by a trusted key, dates, and what else is given.
+    """Check MANIFEST as a device does.
 
+    MANIFEST (- for stdin) has to be signed by a trusted key; its dates are checked, and what else is given.
     Exit status 0 if it is to be trusted, 1 if not, 2 if it is no manifest. With --oms the directory or file is checked
     against a bundle that model_signing made with a key.
     """
@@ -113,11 +137,11 @@ def verify(
         found = _examined_bundle(asked["bundle"], target, key_files, keys_dir, asked["model"])
     else:
         found = _examined(target, key_files, keys_dir, **asked)
-    _report(found, as_json=_as_json(context))
+    _report(found, _verified(found), as_json=_as_json(context))
 
 
 @click.command()
-@click.argument("target", metavar="MANIFEST", type=click.Path(exists=True, allow_dash=True, path_type=Path))
+@click.argument("target", metavar="MANIFEST", type=MANIFEST)
 @_KEYS
 @_KEYS_DIR
 @click.option("--file", type=_FILE, help="The model's file, compared with what the manifest says of it.")
@@ -127,13 +151,15 @@ def verify(
 def inspect(
     context: click.Context, /, target: Path, key_files: tuple[Path, ...], keys_dir: Path | None, **asked: Any
 ) -> None:
-    """Tell what MANIFEST (- for stdin) says, who signed it, and everything that is wrong with it.
+    """Tell what MANIFEST says, and what is wrong with it.
 
-    MANIFEST is an envelope or a whole deploy command. Without keys no signature is judged. Exit status 0 if nothing
-    is wrong, 1 if something is, 2 if it is no manifest.
+    MANIFEST (- for stdin) is an envelope or a whole deploy command. Told is what it says, who signed it, and everything
+    that is wrong; without keys no signature is judged. Exit status 0 if nothing is wrong, 1 if something is, 2 if it is
+    no manifest.
     """
     found = _examined(target, key_files, keys_dir, **asked)
-    _report(found, as_json=_as_json(context), in_full=True)
+    is_judged = bool(key_files) or keys_dir is not None
+    _report(found, _described(found, is_judged=is_judged), as_json=_as_json(context))
 
 
 def _examined(
@@ -149,9 +175,9 @@ def _examined(
     trusted, where = _trusted(key_files, keys_dir)
     identity = Identity(for_device, frozenset(for_group)) if for_device else None
     try:
-        return examine(_read(target), trusted, _now(), identity=identity, file=file, where=where)
+        return examine(read_manifest(target), trusted, _now(), identity=identity, file=file, where=where)
     except RefusalError as refusal:
-        fail(f"{target}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
+        fail_refused(target, refusal)
 
 
 def _examined_bundle(
@@ -161,7 +187,7 @@ def _examined_bundle(
     try:
         return examine_bundle(bundle.read_bytes(), trusted, target, _now(), model=model, where=where)
     except RefusalError as refusal:
-        fail(f"{bundle}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
+        fail_refused(bundle, refusal)
 
 
 def _trusted(key_files: tuple[Path, ...], keys_dir: Path | None) -> tuple[list[TrustedKey] | None, str]:
@@ -178,28 +204,32 @@ def _trusted(key_files: tuple[Path, ...], keys_dir: Path | None) -> tuple[list[T
         found += directory.keys()
         for problem in directory.problems():
             click.echo(f"nibblectl: {problem}", err=True)
-    return found, str(keys_dir or ", ".join(map(str, key_files)))
+    return found, str(keys_dir or "trust.keys_dir")
 
 
-def _report(found: Examination, *, as_json: bool, in_full: bool = False) -> NoReturn:
+def _report(found: Examination, lines: list[str], *, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(json.dumps(found.to_json()))
     else:
-        for line in _described(found) if in_full else _summary(found):
+        for line in lines:
             click.echo(line)
         for fault in found.faults:
             click.echo(f"{fault.code}: {fault.detail}" + (f"\n  hint: {fault.hint}" if fault.hint else ""), err=True)
     sys.exit(1 if found.faults else 0)
 
 
-def _summary(found: Examination) -> list[str]:
+def _verified(found: Examination) -> list[str]:
+    """Return nothing of what is refused: who reads stdout alone must not take it for verified."""
+    if found.faults:
+        return []
     says = found.says
     name = f"{says['model']} {says['version']}, sequence {says['sequence']}" if "sequence" in says else says["name"]
-    return [f"signed by {found.trusted_by}: {name}"] if found.trusted_by else [name]
+    return [f"signed by {found.trusted_by}: {name}"]
 
 
-def _described(found: Examination) -> list[str]:
+def _described(found: Examination, *, is_judged: bool) -> list[str]:
     says = found.says
+    trusted = f"by {found.trusted_by}" if found.trusted_by else "no" if is_judged else "not judged: no keys given"
     audience = [f"{kind} {', '.join(names)}" for kind, names in says["audience"].items() if names]
     rows = {
         "model": f"{says['model']} {says['version']}, type {says['model_type']}",
@@ -211,13 +241,21 @@ def _described(found: Examination) -> list[str]:
             for each in says["files"]
         },
         "signatures": ", ".join(name or "unnamed" for name in found.signers),
-        "trusted": f"by {found.trusted_by}" if found.trusted_by else "not judged" if not found.faults else "no",
+        "trusted": trusted,
     }
     return [f"{name:<12} {text}" for name, text in rows.items()]
 
 
-def _read(target: Path) -> bytes:
-    return sys.stdin.buffer.read() if str(target) == "-" else target.read_bytes()
+def read_manifest(target: Path) -> bytes:
+    """Return what is in a file, or on stdin for ``-``; ends the program where that is nothing."""
+    try:
+        content = sys.stdin.buffer.read() if str(target) == "-" else target.read_bytes()
+    except OSError as error:
+        more = "; a directory is verified with --oms BUNDLE" if isinstance(error, IsADirectoryError) else ""
+        fail(f"{target}: {error.strerror}, expected {_EXPECTED}{more}", 2)
+    if not content.strip():
+        fail(f"{'stdin' if str(target) == '-' else target}: empty, expected {_EXPECTED}", 2)
+    return content
 
 
 def _now() -> datetime:
@@ -226,6 +264,11 @@ def _now() -> datetime:
 
 def _as_json(context: click.Context) -> bool:
     return bool(context.obj.as_json)
+
+
+def fail_refused(file: Path, refusal: RefusalError) -> NoReturn:
+    """End with what is wrong with a file, and the next step."""
+    fail(f"{file}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
 
 
 def fail(text: str, status: int) -> NoReturn:

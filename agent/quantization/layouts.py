@@ -19,8 +19,6 @@ CONTAINERS = ("model_state_dict", "model_state", "state_dict", "model")
 """Keys under which training loops keep the weights; the first two are those of the guide's project."""
 PREFIXES = ("module.", "_orig_mod.")
 """Left by DataParallel and torch.compile; stripped while every key has one."""
-AUXILIARY_PARTS = frozenset({"weight_fake_quant", "activation_post_process"})
-"""Path components of tensors that quantization-aware training adds to a float model."""
 
 _PACKED = "._packed_params._packed_params"
 _PACKED_DTYPE = "._packed_params.dtype"
@@ -65,11 +63,6 @@ def strip_prefixes(entries: Mapping[str, Any]) -> dict[str, Any]:
             break
         result = {key[len(prefix) :]: value for key, value in result.items()}
     return result
-
-
-def is_auxiliary(key: str) -> bool:
-    """Whether a key belongs to a fake-quantization module."""
-    return not AUXILIARY_PARTS.isdisjoint(key.split("."))
 
 
 def undo_int8(entries: Mapping[str, Any]) -> tuple[dict[str, Any], int]:

@@ -105,12 +105,14 @@ class Access:
         is_change = is_change and self._administrators is not None
         if self._users is None and not is_change:
             return
+        tokens = f"a token of the device's serving.{'admin_token_file' if is_change else 'token_file'}"
         if authorization[: len(_SCHEME)].lower() != _SCHEME:
-            raise UnauthorizedError("this needs a token: Authorization: Bearer …")
+            sent = "the Authorization header is none of a bearer token" if authorization else "no token was sent"
+            raise UnauthorizedError(f"{sent}; send Authorization: Bearer TOKEN, with {tokens}")
         token = authorization[len(_SCHEME) :].strip()
         if self._administrators is not None and self._administrators.accepts(token):
             return
         if self._users is None or not self._users.accepts(token):
-            raise UnauthorizedError("the token is not known here", is_wrong=True)
+            raise UnauthorizedError(f"the token that was sent is not known here; send {tokens}", is_wrong=True)
         if is_change:
             raise WeakTokenError("this token is good for inference, the repository needs an administrator's")

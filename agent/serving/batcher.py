@@ -239,15 +239,19 @@ class Batcher:
         # A step that is due is not held up by a batch that may fill.
         while self._queue and not (self._is_stopping or self._turns) and self._queue[0].slot.network.is_batchable:
             left_s = self._queue[0].queued_at + self._max_delay_s - time.perf_counter()
-            if left_s <= 0 or sum(work.question.rows for work in self._queue) >= self.max_rows:
+            if left_s <= 0 or sum(work.question.rows for work in self._queue) >= self._joined_rows(self._queue[0]):
                 return
             self._changed.wait(left_s)
 
+    def _joined_rows(self, work: Work) -> int:
+        return min(self.max_rows, work.slot.network.joined_rows)
+
     def _join(self, batch: list[Work]) -> None:
         first, rows = batch[0], batch[0].question.rows
+        most = self._joined_rows(first)
         for work in list(self._queue):
             fits = work.slot is first.slot and work.form == first.form and work.is_probe == first.is_probe
-            if fits and rows + work.question.rows <= self.max_rows:
+            if fits and rows + work.question.rows <= most:
                 rows += work.question.rows
                 batch.append(work)
                 self._queue.remove(work)

@@ -52,7 +52,7 @@ class CompiledWay:
             )
         inductor.compile_threads = 1  # in this process: workers of its own would outlive a server that is killed
         torch.compiler.set_stance("default")
-        compiled = torch.compile(self._own, fullgraph=True)
+        compiled = torch.compile(self._network.module, fullgraph=True)
         try:
             within(LIMIT_S, lambda: self._warm(compiled))
         finally:
@@ -64,7 +64,7 @@ class CompiledWay:
         self._network.change(self._made)
 
     def end(self) -> None:
-        """Call the model itself again."""
+        """Call what was called before."""
         self._network.change(self._own)
 
     def _warm(self, compiled: Call) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from agent.exhaustion import is_out_of_memory
 from agent.quantization.process import peak_rss_bytes
 from agent.serving.errors import LoadFailedError
-from agent.serving.memory import reset_peak_rss, rss_bytes
+from agent.serving.memory import reset_peak_rss, rss_bytes, trim_heap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,8 @@ class LoadingThread:
         The figures: ``load_ms``; ``warm_up_rows`` of the largest batch that was computed; ``rss_before_bytes``,
         ``rss_after_bytes`` and ``peak_rss_bytes``; ``is_peak_exact``, false when the peak may be one of an earlier time
         because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA; ``texts``, what may
-        be written at once, None where nothing is. Last come ``residency`` and the ways that were tried, by their names,
-        whose time and memory are in none of them: they are compared with what packed weights need.
+        be written at once, None where nothing is. Last come ``residency``, ``tuning`` and the ways that were tried, by
+        their names, whose time and memory are in none of them: they are compared with what packed weights need.
 
         Raises:
             LoadFailedError: it could not be loaded, or not compute.
@@ -105,8 +105,10 @@ class LoadingThread:
         figures["texts"] = None if network.text is None else network.text.told()
         with _or_closed(network, "unpacking the weights"):
             figures["residency"] = network.reside(terms.wish).to_json()
-        with _or_closed(network, "a faster way to call it"):
+        with _or_closed(network, "tuning it"):
+            figures["tuning"] = network.tune(rows).to_json()
             figures |= {name: trial.to_json() for name, trial in network.accelerate(terms, warmed).items()}
+        trim_heap()
         return network, figures
 
 

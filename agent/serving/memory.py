@@ -17,6 +17,10 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 MEMINFO = Path("/proc/meminfo")
 OWN_GROUP = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""``malloc.h``."""
+KEPT_BLOCK_BYTES, KEPT_BYTES = 32 << 20, 64 << 20
+"""The first is the most that glibc allows."""
 
 
 def rss_bytes() -> int:
@@ -54,6 +58,18 @@ def _group_rooms() -> Iterator[int]:
                 most, current = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
                 yield max(0, int(most) - int(current))
             group = group.parent
+
+
+def keep_freed_blocks() -> None:
+    """Have the C heap keep the blocks that one forward pass frees for the next one, up to 64 MiB (``mallopt(3)``).
+
+    glibc returns large ones to the kernel at once, which then makes each page of them anew: that took up to 40 % of a
+    pass. ``trim_heap`` returns them. Does nothing on other C libraries.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def trim_heap() -> None:

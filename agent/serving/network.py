@@ -14,13 +14,16 @@ import torch
 from safetensors import safe_open
 
 from agent import architectures
+from agent.planning.memory import SERVED_ROWS
 from agent.planning.model_types import HUGGING_FACE
 from agent.quantization import artifact as artifacts
 from agent.quantization import kernels, modules, residency
+from agent.serving import recording
 from agent.serving.acceleration import TOLERANCE, attempt
-from agent.serving.memory import trim_heap
+from agent.serving.memory import keep_freed_blocks, trim_heap
 from agent.serving.residency import decide
 from agent.serving.tensors import DATATYPES, TensorSpec
+from agent.serving.tuning import Tuning, joined_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 LANGUAGE = "agent.serving.generation.language"
 COMPILED, GRAPHS = "agent.serving.compiled", "agent.serving.graphs"
+EXAMPLES = 8
+"""Rows that are made up to warm up and to measure with: alike ones would be computed faster than a client's."""
 JOINED = 8
 """Rows of the batch that stands for joined requests when times are compared."""
 WARM_UP_S = 1.0
@@ -45,6 +50,7 @@ def configure(threads: int, device: str) -> None:
 
     Unless ``device`` is ``cpu``, the GPU's context is made, so that what a first load takes is its own.
     """
+    keep_freed_blocks()
     torch.set_num_threads(threads)
     if device != "cpu" and torch.cuda.is_available():
         with contextlib.suppress(RuntimeError):  # a load will meet it again, and say so to whoever asked for it
@@ -71,7 +77,7 @@ def load(artifact: Path, device: str, texts_bytes: int | None = None) -> TorchNe
     """Load an artifact; whatever its reader raises is left to the caller."""
     sidecar = artifacts.load_sidecar(artifact)
     module = artifacts.load(artifact, device=device)
-    examples = architectures.synthetic_inputs(sidecar["model_type"], sidecar["options"], rows=2, seed=0)
+    examples = architectures.synthetic_inputs(sidecar["model_type"], sidecar["options"], rows=EXAMPLES, seed=0)
     arrays = [examples[spec["name"]].numpy() for spec in sidecar["inputs"]]
     network = TorchNetwork(module, sidecar, modules.resident_bytes(module), arrays)
     if sidecar["model_type"] == HUGGING_FACE:
@@ -119,7 +125,7 @@ class TorchNetwork:
         module: takes its inputs in the sidecar's order; returns a tensor, several in the outputs' order, or a mapping.
         sidecar: of the artifact.
         resident_bytes: what the module's weights occupy.
-        examples: inputs of two rows to warm up with.
+        examples: inputs of a few rows to warm up and to measure with.
     """
 
     def __init__(
@@ -135,16 +141,19 @@ class TorchNetwork:
         self.text: LanguageModel | None = None
         self.no_text = "it answers tensors"
         self.unpacked_bytes = 0
+        self.joined_rows = SERVED_ROWS
         self._module: torch.nn.Module | None = module.eval()
-        self._call: Callable[..., Any] | None = module
+        self._forward: Any = self._module
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         self._examples = examples
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs."""
+        if self._module is None:
+            raise RuntimeError("the model was closed")
         with torch.inference_mode():
             given = [self._to_tensor(array, spec) for array, spec in zip(arrays, self.inputs, strict=True)]
-            answer = self._in_order(self.call(*given))
+            answer = self._in_order(self._forward(*given))
             return [_to_array(tensor, spec) for tensor, spec in zip(answer, self.outputs, strict=True)]
 
     def warm_up(self, rows: int) -> int:
@@ -174,10 +183,7 @@ class TorchNetwork:
 
     def reside(self, wish: Wish) -> Residency:
         """Keep weights packed or unpacked; one row is timed, and where rows are joined ``JOINED`` too."""
-        module = self._module
-        if module is None:
-            raise RuntimeError("the model was closed")
-
+        module = self._forward = self.module
         found = decide(
             wish,
             residency.unpacked_bytes(module),
@@ -188,6 +194,28 @@ class TorchNetwork:
         self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
         return found
 
+    def tune(self, most_rows: int) -> Tuning:
+        """Choose how the forward pass is called and how many rows are joined at most."""
+        self._forward, reason = self._recorded(min(self._seconds(1) for _ in range(3)))
+        rows, row_ms = joined_rows(self._compute, most_rows) if self.is_batchable else (1, {})
+        self.joined_rows = rows
+        return Tuning(self._forward is not self._module, reason, rows, row_ms)
+
+    def _recorded(self, row_s: float) -> tuple[Any, str]:
+        if self.text is not None:
+            return self._module, "texts are made step by step"
+        if not self.is_batchable or any(size == -1 for spec in self.inputs for size in spec.shape[1:]):
+            return self._module, "its rows have no fixed shape"
+
+        def inputs(rows: int) -> list[torch.Tensor]:
+            generator = np.random.default_rng(rows)
+            return [
+                self._to_tensor(generator.permutation(np.resize(array, (rows, *array.shape[1:]))), spec)
+                for array, spec in zip(self._examples, self.inputs, strict=True)
+            ]
+
+        return recording.record(self._module, inputs, row_s=row_s)
+
     def accelerate(self, terms: Terms, rows: int) -> dict[str, Trial]:
         """Try the compiler, and then graphs of what is called by then, where they are asked for."""
         found = {}
@@ -196,18 +224,26 @@ class TorchNetwork:
         if terms.graphs != "off":
             allowed_bytes = max(0, terms.allowed_bytes - self.unpacked_bytes)
             found["graphs"] = self._attempt(importlib.import_module(GRAPHS).GraphsWay(self, rows, allowed_bytes))
+        if self.is_batchable and any(trial.is_kept for trial in found.values()):
+            self.joined_rows, _row_ms = joined_rows(self._compute, rows)
         return found
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module itself."""
+        if self._module is None:
+            raise RuntimeError("the model was closed")
+        return self._module
 
     @property
     def call(self) -> Callable[..., Any]:
         """What computes: the module, or a faster way to it."""
-        if self._call is None:
-            raise RuntimeError("the model was closed")
-        return self._call
+        forward: Callable[..., Any] = self._forward
+        return forward
 
     def change(self, call: Callable[..., Any]) -> None:
         """Compute with ``call`` from now on; between two passes only."""
-        self._call = call
+        self._forward = call
 
     def batches(self, rows: int) -> Iterator[list[torch.Tensor]]:
         """Yield made-up inputs on the device, of every size of batch to be ready for: 1, 2, 4, … and ``rows``."""
@@ -238,7 +274,12 @@ class TorchNetwork:
 
     def close(self) -> None:
         """Let go of the module and the examples."""
-        self._module, self._call, self.text, self._examples = None, None, None, ()
+        self._module, self._forward, self.text, self._examples = None, None, None, ()
+
+    def _seconds(self, rows: int) -> float:
+        began = time.perf_counter()
+        self._compute(rows)
+        return time.perf_counter() - began
 
     def _compute(self, rows: int) -> list[Array]:
         return self.run(self._examples_of(rows))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array, TensorSpec
     from agent.serving.terms import Terms
+    from agent.serving.tuning import Tuning
     from agent.serving.waiting import WaitingRoom
 
 
@@ -46,6 +47,7 @@ class Network(Protocol):
         is_batchable: whether rows of several requests may be computed together without changing an answer.
         resident_bytes: what its weights occupy as they were loaded.
         unpacked_bytes: what weights that are kept unpacked occupy besides; 0 if none are.
+        joined_rows: rows of a batch of several requests at most, as far as it is up to the network.
         text: what makes texts of it, None where nothing does.
         no_text: why not, a sentence without its end.
     """
@@ -59,6 +61,7 @@ class Network(Protocol):
     text: LanguageModel | None
     no_text: str
     unpacked_bytes: int
+    joined_rows: int
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs; the arrays may be read-only. Called from one thread at a time."""
@@ -78,6 +81,9 @@ class Network(Protocol):
 
     def accelerate(self, terms: Terms, rows: int) -> Mapping[str, Trial]:
         """Try faster ways for batches of up to ``rows`` rows, see ``acceleration``; called after ``reside``."""
+
+    def tune(self, most_rows: int) -> Tuning:
+        """Choose how passes are called and how many rows are joined, see ``tuning``; called when weights reside."""
 
     def close(self) -> None:
         """Let go of the weights; nothing is computed any more, while what describes the model stays."""

@@ -327,10 +327,6 @@ def linked_tar(directory: Path) -> None:
 # --- Addresses
 
 
-class Reached(Exception):  # noqa: N818 - news, not an error
-    """A connection was tried to where none may go."""
-
-
 @contextlib.contextmanager
 def only_loopback() -> Iterator[list[str]]:
     """Let no connection leave this machine; yields where some were tried to."""
@@ -376,7 +372,7 @@ NARROW = Policy(schemes=frozenset({"http"}), hosts=frozenset({"127.0.0.1"}), sta
 
 
 def link_local_address(directory: Path) -> None:
-    fetched(directory, "http://169.254.169.254/latest/meta-data/iam", "must be named", OPEN)
+    fetched(directory, "http://169.254.169.254/latest/meta-data/iam", "link-local", OPEN)
 
 
 def private_address(directory: Path) -> None:
@@ -386,7 +382,7 @@ def private_address(directory: Path) -> None:
 def name_of_a_private_address(directory: Path) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 443))]
     with mock.patch.object(socket, "getaddrinfo", return_value=found):
-        fetched(directory, "https://rebound.example/x", "must be named", OPEN)
+        fetched(directory, "https://rebound.example/x", "link-local", OPEN)
 
 
 def scheme_that_is_not_allowed(directory: Path) -> None:
@@ -712,9 +708,11 @@ ATTACKS = (
         escaping_index,
     ),
     Attack("path traversal in a manifest", Substitute(f"{MANIFEST}.Envelope.manifest", _unchecked), path_in_a_manifest),
-    Attack("SSRF to a link-local address", Refusal(DOWNLOAD, "must be named"), link_local_address),
-    Attack("SSRF to a private address", Refusal(DOWNLOAD, "must be named"), private_address),
-    Attack("SSRF by a name of a link-local address", Refusal(DOWNLOAD, "must be named"), name_of_a_private_address),
+    Attack("SSRF to a link-local address", Refusal(DOWNLOAD, "has the {kind} address"), link_local_address),
+    Attack("SSRF to a private address", Refusal(DOWNLOAD, "has the {kind} address"), private_address),
+    Attack(
+        "SSRF by a name of a link-local address", Refusal(DOWNLOAD, "has the {kind} address"), name_of_a_private_address
+    ),
     Attack("SSRF by another scheme", Refusal(DOWNLOAD, "is not allowed here"), scheme_that_is_not_allowed),
     Attack(
         "SSRF to a host that is not named",

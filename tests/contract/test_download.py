@@ -259,6 +259,27 @@ def test_redirects_in_a_circle_end(server: FileServer, part: Path, watch: EagerW
 
 
 @pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        (
+            "http://169.254.169.254/latest?X-Amz-Signature=canary",
+            "host '169.254.169.254' of http://169.254.169.254/latest",
+        ),
+        ("ftp://me:canary@files.lan/x", "scheme 'ftp' of ftp://files.lan/x"),
+        ("http://[::1/x?canary", "not a usable URL"),
+    ],
+)
+def test_of_a_chain_of_redirects_the_refused_one_is_named_without_secrets(
+    server: FileServer, part: Path, watch: EagerWatch, location: str, words: str
+) -> None:
+    server.replies = [Reply(status=302, headers={"Location": each}) for each in ("/next?canary", location)]
+    error = refuse(server.url + "?canary", part, watch)
+    assert error.code is ErrorCode.FORBIDDEN_SOURCE
+    assert error.detail.startswith(f"redirect 2 of {server.url}: {words}")
+    assert "canary" not in f"{error.detail} {error.hint}"
+
+
+@pytest.mark.parametrize(
     ("url", "policy", "words"),
     [
         ("http://example.com/x", Policy(), "scheme 'http'"),
@@ -272,7 +293,7 @@ def test_redirects_in_a_circle_end(server: FileServer, part: Path, watch: EagerW
         ("https://b\u00fccher.example/x", Policy(), "not a usable URL"),
         ("https://127.0.0.1/x", Policy(), "private address 127.0.0.1"),
         ("https://localhost/x", Policy(), "private address"),
-        ("https://169.254.169.254/latest/meta-data", Policy(), "private address"),
+        ("https://169.254.169.254/latest/meta-data", Policy(), "meta-data has the link-local or metadata address"),
         ("https://[::ffff:10.0.0.1]/x", Policy(), "private address"),
     ],
 )

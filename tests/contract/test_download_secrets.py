@@ -143,6 +143,7 @@ def test_a_token_that_others_may_read_is_not_used(
     error = refuse(server.url, tmp_path, policy)
     assert str(token_file) in error.detail
     assert f"{mode:04o}" in error.detail
+    assert error.hint == f"chmod 0640 {token_file}"
     assert server.requests == []
 
 

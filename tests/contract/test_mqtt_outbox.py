@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from paho.mqtt.client import MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode
 
+from agent.adapters import mqtt
 from agent.adapters.broker import Broker
-from agent.adapters.mqtt import MAX_IN_FLIGHT, MqttTransport
+from agent.adapters.mqtt import MAX_IN_FLIGHT, MAX_WAITING, MqttTransport
 from agent.contract.reports import Report
 from agent.contract.topics import Topics
 from agent.deployment.inbox import Drained
@@ -118,3 +122,37 @@ def test_a_report_that_is_just_being_forgotten_is_not_sent_again(
     transport.flush()
     assert sent == [b"1", b"2"]
     assert outbox.rows == {}
+
+
+def test_commands_beyond_those_that_wait_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "PATIENCE_S", 60.0)
+    posted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    transport = MqttTransport(
+        Broker("127.0.0.1", 1),
+        Topics("edge/v1", "box-1"),
+        SlowOutbox(),
+        FakeClock(),
+        boot_id="b",
+        agent="0",
+        post=posted.put,
+    )
+    acknowledged: list[int] = []
+    monkeypatch.setattr(transport._client, "ack", lambda mid, _qos: acknowledged.append(mid))
+
+    def read() -> None:
+        for mid in range(1, 201):
+            message = MQTTMessage(mid, b"edge/v1/box-1/cmd/status")
+            message.qos, message.payload = 1, b"{}"
+            transport._on_message(transport._client, None, message)
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    first = [posted.get(timeout=10) for _ in range(MAX_WAITING)]
+    with pytest.raises(queue.Empty):
+        posted.get(timeout=0.05)
+    for command in first:
+        command.acknowledge()
+    for _ in range(200 - MAX_WAITING):
+        posted.get(timeout=10).acknowledge()
+    reading.join(10)
+    assert acknowledged == list(range(1, 201))

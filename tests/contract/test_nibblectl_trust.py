@@ -10,12 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from agent.adapters.trusted_keys import read_key
+from agent.fleet import keys
 from agent.fleet.cli import main
 
 if TYPE_CHECKING:
     from click.testing import Result
 
 OMS = Path(__file__).parents[1] / "data" / "oms"
+URL = "https://h.example/kanji.pt"
 PAST, FUTURE = "2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z"
 
 
@@ -35,12 +37,21 @@ class Shell:
     def path(self, name: str) -> Path:
         return self.directory / name
 
-    def sign(self, *options: str, key: str = "old") -> Path:
-        asked = ("--url", "https://h.example/kanji.pt", "--model", "kanji", "--version", "v1", "--sequence", "7")
-        done = self.run("sign", self.checkpoint, "--key", self.path(f"{key}.key"), *asked, *options)
+    def try_to_sign(self, *options: str) -> Result:
+        asked = ("--url", URL, "--model", "kanji", "--version", "v1", "--sequence", "7")
+        return self.run("sign", self.checkpoint, "--key", self.path("old.key"), *asked, *options)
+
+    def sign(self, *options: str) -> Path:
+        done = self.try_to_sign(*options)
         assert done.exit_code == 0, done.output
         target = self.path("manifest.json")
         target.write_text(done.stdout)
+        return target
+
+    def sign_as_it_stands(self, **changes: Any) -> Path:
+        body = {"model": "kanji", "version": "v1", "sequence": 7, "files": [keys.describe_file(self.checkpoint, URL)]}
+        target = self.path("manifest.json")
+        target.write_text(json.dumps(keys.sign({**body, **changes}, self.path("old.key"))))
         return target
 
 
@@ -67,7 +78,6 @@ def test_during_a_rotation_either_key_is_enough(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("options", "asked", "code"),
     [
-        (("--expires", PAST), (), "expired"),
         (("--not-before", FUTURE), (), "not_yet_valid"),
         (("--for-device", "box-1"), ("--for-device", "box-2"), "wrong_audience"),
         (("--for-group", "north"), ("--for-device", "box-2", "--for-group", "south"), "wrong_audience"),
@@ -78,8 +88,60 @@ def test_what_a_device_would_refuse_is_not_to_be_trusted(
 ) -> None:
     manifest = shell.sign(*options)
     done = shell.run("verify", manifest, "--key", shell.path("old.pub"), *asked)
-    assert done.exit_code == 1
+    assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith(f"{code}: ")
+
+
+def test_what_is_refused_prints_nothing_that_looks_like_a_manifest(shell: Shell) -> None:
+    manifest = shell.sign()
+    done = shell.run("verify", manifest, "--key", shell.path("new.pub"))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("untrusted_key: signed by old; trusted here: new\n")
+    assert done.stderr.endswith("copy old.pub to trust.keys_dir\n")
+    told = shell.run("inspect", manifest, "--key", shell.path("new.pub"))
+    assert (told.exit_code, told.stdout.splitlines()[-1].split()) == (1, ["trusted", "no"])
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_nothing_where_a_manifest_should_be_is_called_that(shell: Shell, command: str) -> None:
+    keys_dir = ("--keys-dir", shell.directory)
+    expected = "expected a signed manifest as nibblectl sign prints it"
+    for target, words in (("/dev/null", "/dev/null: empty"), ("-", "stdin: empty")):
+        done = shell.run(command, target, *keys_dir, stdin=" \n")
+        assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"nibblectl: {words}, {expected}\n")
+    done = shell.run(command, shell.directory, *keys_dir)
+    told = f"{shell.directory}: Is a directory, {expected}; a directory is verified with --oms BUNDLE"
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"nibblectl: {told}\n")
+
+
+def test_what_expired_since_is_not_to_be_trusted(shell: Shell) -> None:
+    manifest = shell.sign_as_it_stands(expires=PAST)
+    done = shell.run("verify", manifest, "--key", shell.path("old.pub"))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("expired: the manifest expired at 2020-01-01")
+    assert "not judged: no keys given" in shell.run("inspect", manifest).stdout
+
+
+@pytest.mark.parametrize(
+    ("dates", "words"),
+    [
+        (("--expires", PAST), "--expires 2020-01-01T00:00:00.000Z is past, it is 20"),
+        (("--expires", FUTURE, "--not-before", FUTURE), f"--expires {FUTURE[:-1]}.000Z is not after --not-before"),
+        (("--expires", "2999-01-01T00:00:00"), "expires: Input should have timezone info"),
+        (("--expires", "soon"), "expires: "),
+    ],
+)
+def test_dates_that_no_device_would_accept_are_not_signed(shell: Shell, dates: tuple[str, ...], words: str) -> None:
+    done = shell.try_to_sign(*dates)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr
+
+
+def test_a_key_that_has_ended_already_is_not_made(shell: Shell) -> None:
+    done = shell.run("keygen", "late", "--directory", shell.directory, "--not-after", PAST)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "not_after 2020-01-01T00:00:00.000Z is past, it is 20" in done.stderr
+    assert list(shell.directory.glob("late.*")) == []
 
 
 def test_a_stranger_s_signature_and_another_file_are_both_named(shell: Shell) -> None:
@@ -145,8 +207,25 @@ def test_the_limits_of_a_key_are_written_into_its_file(shell: Shell) -> None:
     assert not shell.path("bad.pub").exists()
 
 
+@pytest.mark.parametrize("name", ["../x y", "a/b", "/nowhere/x", "..", "x y", "x.y", "", "k" * 65, "x\n"])
+def test_a_key_s_name_is_an_id_and_writes_nowhere_else(shell: Shell, name: str) -> None:
+    inside = shell.path("inside")
+    inside.mkdir()
+    before = sorted(shell.directory.rglob("*"))
+    done = shell.run("keygen", "--directory", inside, "--", name)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"key name {name!r} must match ^[A-Za-z0-9_-]{{1,64}}$" in done.stderr
+    assert sorted(shell.directory.rglob("*")) == before
+
+
+def test_a_directory_that_is_not_there_is_named(shell: Shell) -> None:
+    done = shell.run("keygen", "x", "--directory", shell.path("nowhere"))
+    assert done.exit_code == 1
+    assert done.stderr == f"nibblectl: {shell.path('nowhere/x.key')}: No such file or directory\n"
+
+
 def test_a_file_that_is_no_key_signs_nothing(shell: Shell) -> None:
-    asked = ("--url", "u", "--model", "kanji", "--version", "v1", "--sequence", "7")
+    asked = ("--url", URL, "--model", "kanji", "--version", "v1", "--sequence", "7")
     done = shell.run("sign", shell.checkpoint, "--key", shell.checkpoint, *asked)
     assert done.exit_code == 1
     assert "kanji.pt" in done.stderr

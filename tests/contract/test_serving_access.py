@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import grp
 import hmac
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent import tokens
 from agent.serving.access import LOOK_AGAIN_S, Access, TokenFile
-from agent.tokens import TokenFileError, read_tokens
+from agent.tokens import TokenFileError, how_to_keep, read_tokens
 from tests.fakes.serving import FakeNetwork, harness, json_request, run
 
 if TYPE_CHECKING:
@@ -59,6 +61,32 @@ def test_inference_needs_a_token_and_health_does_not(access: Access) -> None:
             told = (await it.data.get("/openapi.json", headers=bearer(USER))).json()
             assert told["paths"]["/v2"]["get"]["security"] == [{"bearer": []}]
             assert "security" not in told["paths"]["/v2/health/live"]["get"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({}, "no token was sent; send Authorization: Bearer TOKEN, with a token of the device's serving."),
+        ({"X-API-Key": USER}, "no token was sent"),
+        (bearer(USER, "Basic"), "the Authorization header is none of a bearer token; send Authorization: Bearer TOKEN"),
+        ({"Authorization": USER}, "the Authorization header is none of a bearer token"),
+        (bearer(OTHER), "the token that was sent is not known here; send a token of the device's serving."),
+    ],
+)
+def test_a_refusal_tells_a_missing_token_from_a_wrong_one_and_shows_neither(
+    access: Access, headers: dict[str, str], words: str
+) -> None:
+    async def scenario() -> None:
+        async with harness(access=access) as it:
+            for path, file in (("/v2/models/m/infer", "token_file"), ("/v2/repository/index", "admin_token_file")):
+                reply = await it.data.post(path, json={}, headers=headers)
+                assert reply.status_code == 401
+                assert reply.json()["error"].startswith(words)
+                assert reply.json()["error"].endswith(f" a token of the device's serving.{file}")
+                assert USER not in reply.text
+                assert OTHER not in reply.text
 
     run(scenario)
 
@@ -235,7 +263,7 @@ class TestTokenFile:
     @pytest.mark.parametrize(
         ("text", "mode", "complaint"),
         [
-            (USER, 0o604, "its mode is 0604"),
+            (USER, 0o604, "its mode is 0604, others may not read it; chmod 0640 "),
             (USER, 0o660, "its mode is 0660"),
             ("", 0o600, "holds no token"),
             ("# nothing but words", 0o600, "holds no token"),
@@ -252,6 +280,15 @@ class TestTokenFile:
         assert complaint in str(caught.value)
         assert str(tmp_path / "tokens") in str(caught.value)
         assert not text or text not in str(caught.value)
+
+    def test_a_file_of_somebody_else_gets_the_group_of_this_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path / "tokens", USER)
+        assert how_to_keep(path) == f"chmod 0640 {path}"
+        for name, found in (("geteuid", 4321), ("getegid", 1), ("getgroups", [])):
+            monkeypatch.setattr(os, name, lambda found=found: found)
+        assert how_to_keep(path) == f"chown root:{grp.getgrgid(1).gr_name} {path} && chmod 0640 {path}"
 
     def test_every_token_is_compared_in_constant_time_whichever_it_is(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 USER, ADMIN, OTHER = "user-" + "u" * 32, "admin-" + "a" * 32, "other-" + "o" * 32
-NEEDED, UNKNOWN = "this needs a token: Authorization: Bearer …", "the token is not known here"
+NONE_SENT = "no token was sent; send Authorization: Bearer TOKEN, with a token of the device's serving.{}"
+NO_BEARER = "the Authorization header is none of a bearer token; send Authorization: Bearer TOKEN, with a token of the "
+UNKNOWN = "the token that was sent is not known here; send a token of the device's serving.{}"
 ROW = [1.0, 2.0, 3.0, 4.0]
 Code = grpc.StatusCode
 
@@ -71,18 +73,20 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_a_call_needs_the_token_that_its_route_over_http_needs(method: str, access: Access, tmp_path: Path) -> None:
     is_change = method.startswith("Repository")
+    file = "admin_token_file" if is_change else "token_file"
 
     async def scenario() -> None:
         async with grpc_harness(tmp_path, access=access, store=tmp_path) as it:
             await it.base.serve("m", FakeNetwork())
             request, answer = METHODS[method]
-            assert await code_of(it.call(method, request, answer)) == (Code.UNAUTHENTICATED, NEEDED)
+            assert await code_of(it.call(method, request, answer)) == (Code.UNAUTHENTICATED, NONE_SENT.format(file))
             for scheme in ("Basic", ""):
                 call = it.call(method, request, answer, metadata=bearer(USER, scheme))
-                assert await code_of(call) == (Code.UNAUTHENTICATED, NEEDED)
+                code, text = await code_of(call)
+                assert (code, text[: len(NO_BEARER)]) == (Code.UNAUTHENTICATED, NO_BEARER)
             for wrong in (OTHER, USER[:-1], USER + "x"):
                 call = it.call(method, request, answer, metadata=bearer(wrong))
-                assert await code_of(call) == (Code.UNAUTHENTICATED, UNKNOWN)
+                assert await code_of(call) == (Code.UNAUTHENTICATED, UNKNOWN.format(file))
             user = await code_of(it.call(method, request, answer, metadata=bearer(USER, "bearer")))
             assert user[0] == (Code.PERMISSION_DENIED if is_change else Code.OK)
             assert await code_of(it.call(method, request, answer, metadata=bearer(ADMIN))) == (Code.OK, "")
@@ -119,13 +123,13 @@ def test_the_health_of_the_whole_is_told_to_everyone_and_that_of_a_model_is_not(
             for service in ("", INFERENCE.strip("/")):
                 assert await check(it, service) == (Code.OK, "")
             for service in ("m", "nobody"):
-                assert await check(it, service) == (Code.UNAUTHENTICATED, NEEDED)
+                assert await check(it, service) == (Code.UNAUTHENTICATED, NONE_SENT.format("token_file"))
             assert await check(it, "m", metadata=bearer(USER)) == (Code.OK, "")
             watched = it.watch(hp.HealthCheckRequest(), hp.HealthCheckResponse)
             assert (await watched.read()).status == hp.HealthCheckResponse.SERVING
             watched.cancel()
             watched = it.watch(hp.HealthCheckRequest(service="m"), hp.HealthCheckResponse)
-            assert await code_of(watched.read()) == (Code.UNAUTHENTICATED, NEEDED)
+            assert await code_of(watched.read()) == (Code.UNAUTHENTICATED, NONE_SENT.format("token_file"))
 
     run(scenario)
 

@@ -109,8 +109,19 @@ def test_the_signature_of_an_unknown_key_is_not_trusted(trust: Path, private: Pa
     stranger, _ = keys.generate(tmp_path, "stranger")
     error = refuse(trust, envelope(stranger))
     assert error.code is ErrorCode.UNTRUSTED_KEY
-    assert "signed by stranger; trusted here: fleet" in error.detail
+    assert error.detail == "signed by stranger; trusted here: fleet"
+    assert error.hint == (
+        f"sign with a key that is trusted here; or, if whoever signed it is to be trusted, copy stranger.pub to {trust}"
+    )
     assert private.name == "fleet.key"
+
+
+@pytest.mark.parametrize("key_id", ["", "../../etc/x", "a b; rm"])
+def test_a_name_that_is_no_key_s_is_in_no_advice(trust: Path, private: Path, tmp_path: Path, key_id: str) -> None:
+    del private
+    signed = envelope(keys.generate(tmp_path, "stranger")[0])
+    renamed = signed.model_copy(update={"signatures": (signed.signatures[0].model_copy(update={"keyid": key_id}),)})
+    assert (refuse(trust, renamed).hint or "").endswith(f"copy their .pub to {trust}")
 
 
 def test_a_stranger_who_calls_himself_like_a_trusted_key_has_a_bad_signature(
@@ -135,7 +146,7 @@ def test_without_any_key_the_hint_says_how_to_make_one(trust: Path, tmp_path: Pa
         error = refuse(directory, envelope(stranger))
         assert error.code is ErrorCode.UNTRUSTED_KEY
         assert "trusted here: none" in error.detail
-        assert str(directory) in (error.hint or "")
+        assert f"copy stranger.pub to {directory}; a key of your own: nibblectl keygen NAME" in (error.hint or "")
 
 
 def test_a_key_is_trusted_until_its_date_only(trust: Path, private: Path) -> None:
@@ -146,6 +157,7 @@ def test_a_key_is_trusted_until_its_date_only(trust: Path, private: Path) -> Non
     error = refuse(trust, signed)
     assert error.code is ErrorCode.UNTRUSTED_KEY
     assert "2026-11-23" in error.detail
+    assert error.hint == f"sign with a key that may, or change the lines before the key in its file in {trust}"
     unjudged = KeyDirectory(trust).verify(signed, "kanji", None)  # a clock that is not set judges no date
     assert unjudged.not_after == NOW  # and whoever asked learns that there is one
 

@@ -6,11 +6,15 @@ is followed by an allowed one on the same listener's way, and only the second ma
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.harness.secure_broker import Listener, SecureBroker, fresh_text
+from tests.e2e.harness.device import ROOT
+from tests.e2e.harness.secure_broker import PASSWORD, Listener, SecureBroker, fresh_text
 from tests.fakes.authority import Authority
 
 if TYPE_CHECKING:
@@ -126,3 +130,22 @@ def test_nobody_gets_in_without_proof_of_who_he_is(
 def _foreign(factory: pytest.TempPathFactory) -> list[str]:
     certificate, key = Authority(factory.mktemp("foreign")).issue("box-a")
     return ["--cert", str(certificate), "--key", str(key)]
+
+
+def test_nibblectl_says_that_the_broker_refuses_a_command(broker: SecureBroker) -> None:
+    online = '{"schema":1,"state":"online","agent":"0","at":"2026-11-29T08:00:00Z","reason":null}'
+    broker.publish("box-a", f"{A}/presence", online, "-r")
+    login = ["--host", "localhost", "--port", str(broker.people_port), "--ca-file", str(broker.ca_file)]
+    command = [sys.executable, "-m", "agent.fleet.cli", *login, "--username", "auditor", "--device", "box-a"]
+    done = subprocess.run(
+        [*command, "rollback", "kanji"],
+        cwd=ROOT,
+        env={**os.environ, "NIBBLECTL_PASSWORD": PASSWORD},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    where = f"localhost:{broker.people_port}"
+    assert done.stderr.startswith(f"nibblectl: broker {where} refuses a message on {A}/cmd/rollback: Not authorized\n")

@@ -101,7 +101,7 @@ def spoken(world: World, agent: Agent, operator: Operator) -> dict[str, str]:
         name: urllib.request.urlopen(page + name, timeout=10).read().decode()  # noqa: S310 - loopback
         for name in ("", "status.json", "metrics")
     }
-    login = ["--port", str(world.broker.port), "--device", DEVICE, "status"]
+    login = ["--port", str(world.broker.port), "--device", DEVICE, "--json", "status"]
     shell = [sys.executable, "-c", "from agent.fleet.cli import main; main()", *login]
     status = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
     told = [message for message in operator.subscriber.all() if message.topic.startswith(f"edge/v1/{DEVICE}/")]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 
+from agent.planning.memory import SERVED_ROWS
 from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
 from agent.serving.errors import LoadFailedError
@@ -21,6 +22,7 @@ from agent.serving.repository import Repository
 from agent.serving.residency import decide
 from agent.serving.slots import Models
 from agent.serving.tensors import TensorSpec
+from agent.serving.tuning import Tuning
 from tests.fakes.described import Described
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class FakeNetwork:
     text: Any = None
     no_text: str = "it answers tensors"
     unpacked_bytes: int = 0
+    joined_rows: int = SERVED_ROWS
     needs_unpacked_bytes: int = 96
     calls: list[int] = field(default_factory=list)
     warm_up_rows: int = 0
@@ -88,6 +91,9 @@ class FakeNetwork:
         found = decide(wish, self.needs_unpacked_bytes, lambda: None, lambda: None, lambda: None)
         self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
         return found
+
+    def tune(self, most_rows: int) -> Tuning:
+        return Tuning(is_recorded=False, reason="nothing to record", joined_rows=most_rows, row_ms={})
 
     def accelerate(self, terms: Terms, rows: int) -> dict[str, Trial]:
         self.terms, self.accelerated_rows = terms, rows

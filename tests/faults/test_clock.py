@@ -1,19 +1,21 @@
 """Clocks that are wrong and that jump: nothing but dates depends on wall time, and dates wait for a clock that is set.
 
-The supervisor's clock is moved while it runs, see `tests.faults.clocked_agent`.
+The supervisor's clock is moved while it runs, see `tests.e2e.harness.clocked_agent`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
+import uuid
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.harness.clocked_agent import MODULE, Clock
 from tests.e2e.harness.device import Agent
 from tests.e2e.harness.operator import Operator
-from tests.faults.clocked_agent import DIRECTORY, IS_SET, OFFSET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,33 +25,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-DEVICE = "clockless"
 YEAR_S = 31_557_600
 
 
-class Clock:
-    """The wall clock of one device, and what its kernel says of it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._offset, self._is_set = directory / OFFSET, directory / IS_SET
-        self.environment = {DIRECTORY: str(directory)}
-
-    def move_to(self, moment: datetime) -> None:
-        """Let it say ``moment`` now and go on from there."""
-        self.move_by((moment - datetime.now(timezone.utc)).total_seconds())
-
-    def move_by(self, seconds: float) -> None:
-        """Let it be wrong by so much."""
-        draft = self._offset.with_suffix(".new")
-        draft.write_text(str(seconds))
-        draft.replace(self._offset)
-
-    def discipline(self, *, is_set: bool) -> None:
-        """Let the kernel say whether it is set."""
-        if is_set:
-            self._is_set.touch()
-        else:
-            self._is_set.unlink(missing_ok=True)
+@pytest.fixture
+def device() -> str:
+    return f"clockless-{uuid.uuid4().hex[:8]}"  # the broker remembers what was said of a device before
 
 
 @pytest.fixture
@@ -58,14 +39,13 @@ def clock(tmp_path: Path) -> Clock:
 
 
 @pytest.fixture
-def operator(world: World) -> Operator:
-    return Operator(DEVICE, world.broker.port, world.subscriber, world.signer, world.dataset)
+def operator(world: World, device: str) -> Operator:
+    return Operator(device, world.broker.port, world.subscriber, world.signer, world.dataset)
 
 
 @pytest.fixture
-def agent(world: World, tmp_path: Path, clock: Clock) -> Iterator[Agent]:
-    module = "tests.faults.clocked_agent"
-    agent = Agent(DEVICE, tmp_path, world.broker.port, world.keys_dir, module, environment=clock.environment)
+def agent(world: World, device: str, tmp_path: Path, clock: Clock) -> Iterator[Agent]:
+    agent = Agent(device, tmp_path, world.broker.port, world.keys_dir, MODULE, environment=clock.environment)
     with contextlib.closing(agent):
         yield agent
 
@@ -110,3 +90,29 @@ def test_dates_wait_for_a_clock_that_is_set_and_jumps_of_years_stop_nothing(
     assert served["method"] == "nf4-dq"
     assert agent.is_running
     assert [entry for entry in agent.log() if entry.get("level") in ("error", "critical")] == []
+
+
+def test_a_manifest_is_over_when_a_clock_that_is_set_says_so_and_good_before(
+    world: World, operator: Operator, agent: Agent, clock: Clock
+) -> None:
+    now = datetime.now(timezone.utc)
+    end, late = now + timedelta(hours=1), now + timedelta(hours=2)
+    manifest = operator.manifest(world.checkpoint, expires=rfc3339(end))
+    clock.move_to(late)
+    clock.discipline(is_set=True)
+    agent.start()
+    operator.await_online()
+
+    ended = operator.result(operator.deploy(manifest, method="nf4"))
+    error = ended["error"]
+    assert (ended["state"], error["code"], error["retryable"]) == ("expired", "expired", False)
+    told = re.fullmatch(r"the manifest expired at (\S+), the clock here says (\S+)", error["detail"])
+    assert told is not None, error["detail"]
+    ends, says = (datetime.fromisoformat(each.replace("Z", "+00:00")) for each in told.groups())
+    assert ends == end.replace(microsecond=0)
+    assert timedelta() <= says - late < timedelta(minutes=30)
+    assert error["hint"] == "sign a fresh one with a later --expires, or set the clock if it is wrong"
+    assert operator.subscriber.on(operator.topic("reported"))[-1]["models"] == {}
+
+    clock.move_to(now)
+    assert operator.result(operator.deploy(manifest, method="nf4"))["state"] == "succeeded"

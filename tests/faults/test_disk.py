@@ -22,8 +22,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 RESERVE = 64 * MIB
 """What the agent leaves free for journal and logs."""
-SLACK = MIB
-"""What the journal and the log may grow by in a test."""
 
 
 @pytest.fixture(scope="module")

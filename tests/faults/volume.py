@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 SIZE = 192 * MIB
-TOOLS = ("mkfs.ext4", "mount", "umount", "findmnt", "fsck.ext4")
 
 
 class Volume:

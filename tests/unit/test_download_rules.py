@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -208,19 +210,35 @@ def test_notes_survive_being_written_down_and_damage_is_no_note() -> None:
 
 def test_a_host_that_is_not_named_needs_addresses_that_are_all_public() -> None:
     policy = Policy(hosts=frozenset({"store.lan"}))
-    judge_addresses("files.example.com", ["93.184.216.34", "2606:2800:220:1::1"], policy)
-    judge_addresses("store.lan", ["10.0.0.1"], policy)
-    for address in (
-        "127.0.0.1",
-        "169.254.169.254",
-        "::1",
-        "fe80::1%eth0",
-        "::ffff:10.0.0.1",
-        "2002:7f00:1::",
-        "224.0.0.1",
-    ):
-        with pytest.raises(StepError, match="must be named"):
-            judge_addresses("files.example.com", ["93.184.216.34", address], policy)
+    judge_addresses(urlsplit(URL), ["93.184.216.34", "2606:2800:220:1::1"], policy)
+    judge_addresses(urlsplit("https://store.lan/x"), ["10.0.0.1"], policy)
+    for address in ("127.0.0.1", "::1", "::ffff:10.0.0.1", "2002:7f00:1::", "224.0.0.1"):
+        with pytest.raises(StepError, match="must be named") as caught:
+            judge_addresses(urlsplit(URL), ["93.184.216.34", address], policy)
+        assert caught.value.detail.startswith(f"https://files.example.com/kanji.pt has the private address {address}")
+        assert caught.value.hint == 'add "files.example.com" to downloads.allowed_hosts, if it is meant'
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["169.254.169.254", "fe80::1%eth0", "::ffff:169.254.1.1", "2002:a9fe:a9fe::", "fd00:ec2::254", "100.100.100.200"],
+)
+def test_nobody_is_advised_to_allow_where_machines_keep_credentials(address: str) -> None:
+    hosts = frozenset({"store.lan"})
+    found = []
+    with pytest.raises(StepError) as caught:
+        judge_addresses(urlsplit(URL), ["10.0.0.1", address], Policy())
+    assert f"address {address}" in caught.value.detail
+    found.append(caught.value)
+    literal = f"[{address}]" if ":" in address else address
+    for host in (literal, "metadata.google.internal"):
+        with pytest.raises(StepError) as caught:
+            allow(f"https://{host}/x", Policy(hosts=hosts))
+        found.append(caught.value)
+    for error in found:
+        assert error.code is ErrorCode.FORBIDDEN_SOURCE
+        assert "named" not in error.detail
+        assert error.hint == "serve the file from another host; nothing is to be fetched from there"
 
 
 def test_what_is_shown_of_an_address_has_no_secret() -> None:

@@ -54,7 +54,7 @@ def answer_to(
     port = parts.port or (443 if parts.scheme == "https" else 80)
     target = _target(parts)
     lifeline = Lifeline(policy.head_s, watch)
-    addresses = _resolve(host, port, policy)
+    addresses = _resolve(parts, port, policy)
     connection: _Plain | _Secure
     if parts.scheme == "https":
         connection = _Secure(host, port, timeout=policy.connect_s, ssl_context=_context(policy.ca_file))
@@ -132,13 +132,14 @@ def _target(parts: SplitResult) -> str:
         raise StepError(ErrorCode.FORBIDDEN_SOURCE, f"not a usable URL of {parts.hostname}") from None
 
 
-def _resolve(host: str, port: int, policy: Policy) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
-    """Return the addresses of ``host``, judged."""
+def _resolve(parts: SplitResult, port: int, policy: Policy) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
+    """Return the addresses of a URL's host, judged."""
+    host = parts.hostname or ""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise TransientError(f"{host} cannot be resolved: {error.strerror or error}") from None
-    judge_addresses(host, [str(item[4][0]) for item in found], policy)
+    judge_addresses(parts, [str(item[4][0]) for item in found], policy)
     return [(item[0], item[4]) for item in found]
 
 

@@ -18,9 +18,14 @@ from agent.deployment.ports import StepError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 WEB = frozenset({"http", "https"})
 STORES = frozenset({"s3", "gs", "az"})
 """Object stores, by the scheme that their own tools use."""
+METADATA = frozenset({"fd00:ec2::254", "100.100.100.200", "metadata.google.internal", "metadata.goog"})
+"""Where instances of clouds keep their credentials, besides link-local addresses."""
+_ELSEWHERE = "serve the file from another host; nothing is to be fetched from there"
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def allow(url: str, policy: Policy, *, schemes: Collection[str] | None = None) -
         schemes: what may be asked for instead of the policy's schemes.
 
     Raises:
-        StepError: ``forbidden_source``, naming the setting that would have to allow it.
+        StepError: ``forbidden_source``, naming the address without its secrets, and the setting that would have to
+            allow it; for link-local addresses and metadata services no setting is advised.
     """
     try:
         parts = urlsplit(url)
@@ -82,24 +88,39 @@ def allow(url: str, policy: Policy, *, schemes: Collection[str] | None = None) -
     if parts.scheme in WEB and (not host or (policy.hosts and host not in policy.hosts)):
         raise StepError(
             ErrorCode.FORBIDDEN_SOURCE,
-            f"host {host!r} is not in downloads.allowed_hosts ({', '.join(sorted(policy.hosts)) or 'empty'})",
-            "add it there, or serve the file from an allowed host",
+            f"host {host!r} of {redact(url)} is not in downloads.allowed_hosts "
+            f"({', '.join(sorted(policy.hosts)) or 'empty'})",
+            _ELSEWHERE if _is_off_limits(host or "") else "serve the file from an allowed host, or add this one there",
         )
     return parts
 
 
-def judge_addresses(host: str, addresses: Sequence[str], policy: Policy) -> None:
+def judge_addresses(parts: SplitResult, addresses: Sequence[str], policy: Policy) -> None:
     """Refuse a host that is not named and has an address that is not public.
 
+    Args:
+        parts: of the URL that is asked for.
+        addresses: what its host has.
+        policy: what is allowed.
+
     Raises:
-        StepError: ``forbidden_source`` with the address.
+        StepError: ``forbidden_source``, as ``allow`` does, with the IP address.
     """
-    private = [text for text in addresses if not _is_public(text)]
+    host = parts.hostname or ""
+    private = sorted((text for text in addresses if not _is_public(text)), key=_is_off_limits)
     if private and host not in policy.hosts:
+        worst = private[-1]
+        kind, rule, hint = (
+            ("link-local or metadata", "where machines keep credentials", _ELSEWHERE)
+            if _is_off_limits(worst)
+            else (
+                "private",
+                "and private hosts must be named",
+                f'add "{host}" to downloads.allowed_hosts, if it is meant',
+            )
+        )
         raise StepError(
-            ErrorCode.FORBIDDEN_SOURCE,
-            f"{host} has the private address {private[0]}, and private hosts must be named",
-            f'add "{host}" to downloads.allowed_hosts',
+            ErrorCode.FORBIDDEN_SOURCE, f"{redact(parts.geturl())} has the {kind} address {worst}, {rule}", hint
         )
 
 
@@ -117,5 +138,18 @@ def origin(parts: SplitResult) -> str:
 
 def _is_public(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
-    inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-    return address.is_global and inner.is_global and not address.is_multicast
+    return address.is_global and _inner(address).is_global and not address.is_multicast
+
+
+def _is_off_limits(host: str) -> bool:
+    """Return whether a host's name or address is one that nobody should be advised to allow."""
+    try:
+        inner = _inner(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        return host in METADATA
+    return inner.is_link_local or str(inner) in METADATA
+
+
+def _inner(address: _Address) -> _Address:
+    """Return the address of IPv4 that one of IPv6 stands for, else the address itself."""
+    return getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from agent.adapters.download.policy import origin
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
+from agent.tokens import how_to_keep
 
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
@@ -59,13 +60,18 @@ def read_secret(file: str, setting: str) -> str:
         with open(file, encoding="utf-8") as opened:  # noqa: PTH123 - the descriptor's mode is looked at, not the path's
             mode = os.fstat(opened.fileno()).st_mode & 0o777
             if mode & _OPEN:
-                raise _unusable(file, setting, f"its mode is {mode:04o}, at most 0640 keeps it secret")
+                raise _unusable(
+                    file, setting, f"its mode is {mode:04o}, at most 0640 keeps it secret", how_to_keep(file)
+                )
             return opened.read(_MOST_BYTES)
     except UnicodeDecodeError:
         raise _unusable(file, setting, "it is not text") from None
+    except PermissionError as error:
+        raise _unusable(file, setting, str(error.strerror), how_to_keep(file)) from None
     except OSError as error:
         raise _unusable(file, setting, str(error.strerror)) from None
 
 
-def _unusable(file: str, setting: str, why: str) -> StepError:
-    return StepError(ErrorCode.DOWNLOAD_FAILED, f"{file}: {why}", f"mend it, or change {setting}", retryable=True)
+def _unusable(file: str, setting: str, why: str, hint: str | None = None) -> StepError:
+    told = hint or f"mend it, or change {setting}"
+    return StepError(ErrorCode.DOWNLOAD_FAILED, f"{file}: {why}", told, retryable=True)

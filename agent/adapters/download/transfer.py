@@ -6,7 +6,7 @@ judged as the first one was, and carries only the token of its own host.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
@@ -20,7 +20,7 @@ from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from urllib3 import BaseHTTPResponse
 
@@ -74,21 +74,23 @@ class Transfer:
         self, url: str, asked: Asked, watch: Watch, schemes: Collection[str], stack: ExitStack
     ) -> BaseHTTPResponse:
         hop, is_downgraded, was_secure = url, False, False
-        for _ in range(MAX_REDIRECTS + 1):
-            parts = allow(hop, self._policy, schemes=schemes)
-            was_secure |= parts.scheme == "https"
-            is_downgraded = was_secure and parts.scheme != "https"
-            token = authorization(parts, self._policy, is_downgraded=is_downgraded)
-            one = ExitStack()
-            response = one.enter_context(
-                answer_to(parts, {**_HEADERS, **asked.headers(), **token}, self._policy, watch)
-            )
+        for number in range(MAX_REDIRECTS + 1):
+            with _named(url, number):
+                parts = allow(hop, self._policy, schemes=schemes)
+                was_secure |= parts.scheme == "https"
+                is_downgraded = was_secure and parts.scheme != "https"
+                token = authorization(parts, self._policy, is_downgraded=is_downgraded)
+                one = ExitStack()
+                response = one.enter_context(
+                    answer_to(parts, {**_HEADERS, **asked.headers(), **token}, self._policy, watch)
+                )
             if response.status not in _REDIRECTS:
                 stack.push(one)
                 return response
             location = response.headers.get("Location", "")
             one.close()
-            hop = urljoin(hop, location)
+            with _named(url, number + 1):
+                hop = _joined(hop, location)
         raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{redact(url)}: more than {MAX_REDIRECTS} redirects")
 
     def _receive(
@@ -115,3 +117,21 @@ class Transfer:
                 watch.wait(pause)
         if body.total is not None and part.length < body.total:
             raise TransientError(f"the connection ended after {part.length} of {body.total} bytes")
+
+
+def _joined(base: str, location: str) -> str:
+    try:
+        return urljoin(base, location)
+    except ValueError as error:
+        raise StepError(ErrorCode.FORBIDDEN_SOURCE, f"not a usable URL: {error}") from None
+
+
+@contextmanager
+def _named(url: str, number: int) -> Iterator[None]:
+    """Let what a redirect is refused for say which one of ``url`` it was."""
+    try:
+        yield
+    except StepError as error:
+        if not number or error.code is not ErrorCode.FORBIDDEN_SOURCE:
+            raise
+        raise StepError(error.code, f"redirect {number} of {redact(url)}: {error.detail}", error.hint) from None

@@ -61,6 +61,11 @@ class SecureBroker:
         self._process: subprocess.Popen[str] | None = None
         self.log: Feed[str] | None = None
 
+    @property
+    def ca_file(self) -> Path:
+        """The authority of its certificate."""
+        return self._authority.file
+
     def start(self) -> None:
         """Start, and return once it listens."""
         process = subprocess.Popen([require("mosquitto"), "-c", str(self._config)], stderr=subprocess.PIPE, text=True)

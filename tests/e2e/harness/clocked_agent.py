@@ -16,11 +16,38 @@ from unittest import mock
 from agent.adapters import clock
 from agent.cli import main
 
+MODULE = "tests.e2e.harness.clocked_agent"
 DIRECTORY = "TEST_CLOCK"
 """Names the folder with the files."""
 OFFSET, IS_SET = "offset", "is_set"
 SET, NOT_SET = 0, 5
 """What ``adjtimex(2)`` returns."""
+
+
+class Clock:
+    """The wall clock of one device, and what its kernel says of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._offset, self._is_set = directory / OFFSET, directory / IS_SET
+        self.environment = {DIRECTORY: str(directory)}
+
+    def move_to(self, moment: datetime) -> None:
+        """Let it say ``moment`` now and go on from there."""
+        self.move_by((moment - datetime.now(timezone.utc)).total_seconds())
+
+    def move_by(self, seconds: float) -> None:
+        """Let it be wrong by so much."""
+        draft = self._offset.with_suffix(".new")
+        draft.write_text(str(seconds))
+        draft.replace(self._offset)
+
+    def discipline(self, *, is_set: bool) -> None:
+        """Let the kernel say whether it is set."""
+        if is_set:
+            self._is_set.touch()
+        else:
+            self._is_set.unlink(missing_ok=True)
+
 
 if __name__ == "__main__":
     directory = Path(os.environ[DIRECTORY])
