@@ -52,7 +52,7 @@ JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
 _LOADED = (
     "resident_bytes", "load_ms", "warm_up_rows", "rss_before_bytes", "rss_after_bytes", "peak_rss_bytes", "residency",
-    "texts",
+    "texts", "compile", "graphs",
 )  # fmt: skip
 
 

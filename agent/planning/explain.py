@@ -125,9 +125,13 @@ def _outcome(decision: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _kept(decision: Mapping[str, Any]) -> Iterator[str]:
-    residency = (decision.get("measured") or {}).get("residency")
+    measured = decision.get("measured") or {}
+    residency = measured.get("residency")
     if residency and residency["mode"] != "packed":
         yield f"Weights in memory: {residency['reason']}."
+    for name, words in (("compile", "Compiled by torch"), ("graphs", "Replayed as CUDA graphs")):
+        if measured.get(name):
+            yield f"{words}: {measured[name]['reason']}."
 
 
 def _accuracy(decision: Mapping[str, Any]) -> Iterator[str]:
