@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from agent.log_stream import LogStream
 from agent.serving.access import Access, TokenFile
 from agent.serving.batcher import Batching
 from agent.serving.control import ControlPlane
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None, loader: Loader | None = None) -> No
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     loader = loader or TorchLoader(options.device, options.threads)
     uvloop.run(_run(options, loader))
-    sys.stderr.flush()
+    LogStream(sys.stderr).flush()
     # Threads may still be inside torch, whose teardown order is not theirs: there is nothing left to clean up.
     os._exit(0)
 
