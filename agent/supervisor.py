@@ -26,6 +26,7 @@ from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
+from agent.deployment.admission import terms
 from agent.deployment.answering import Answering
 from agent.deployment.engine import Engine
 from agent.deployment.foresight import Foresight
@@ -36,7 +37,7 @@ from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
 from agent.deployment.losses import Losses
-from agent.deployment.planner import Planner
+from agent.deployment.planner import Planner, budget_for
 from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from agent.deployment.models import Served
+    from agent.deployment.models import Release, Served
     from agent.settings import Settings
 
 log = structlog.get_logger("supervisor")
@@ -188,13 +189,12 @@ class Supervisor:
             options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
             silence_s=self._settings.serving.silence_s,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
-            residency=self._residency,
+            terms=self._terms,
         )
 
-    def _residency(self) -> dict[str, Any]:
-        mode, budget = self._settings.serving.residency, self._device.last_budget()
-        # Half of what is left: requests and the next release need memory too.
-        return {"mode": mode, "allowed_bytes": budget.bytes // 2 if budget and mode != "packed" else 0}
+    def _terms(self, model: str, release: Release) -> dict[str, Any]:
+        budget, served = self._device.last_budget(), self._journal.served()
+        return terms(parts.wanted(self._settings.serving), budget and budget_for(model, budget, served), release)
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(
