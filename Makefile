@@ -77,7 +77,7 @@ format: install
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
 
-bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency bench-serving bench-swaps
+bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency bench-ways bench-serving bench-swaps
 
 # The figures of docs/benchmarks.md, each in its own part of that page. They give way to other work (nice).
 .PHONY: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
@@ -100,6 +100,11 @@ bench-minilm: install
 
 bench-latency: install
 	nice -n 10 $(BIN)/python -m deploy.bench.latency
+
+# Whether torch's compiler pays for the demo's model; needs g++.
+.PHONY: bench-ways
+bench-ways: install
+	nice -n 10 $(BIN)/python -m deploy.bench.ways
 
 # The servers that nibbled is measured beside, in an environment of their own (Triton needs Linux on x86-64).
 .venv-peers/.installed:

@@ -74,14 +74,11 @@ def check_tokens(key: str, path: Path | None) -> None:
 def listen_grpc(serving: Serving) -> socket.socket | None:
     """Return the socket of the inference API over gRPC, None where it is not configured.
 
-    grpcio is looked for and not imported: only the server does that. What guards the HTTP port does not guard this
-    one, so it is not opened beside tokens or certificates: it would be the way around them.
+    What guards the HTTP port guards this one; its files are looked at by ``listen``. grpcio is looked for and not
+    imported: only the server does that.
     """
     if serving.grpc_port is None:
         return None
-    guarded = [name for name in ("token_file", "cert_file") if getattr(serving, name) is not None]
-    if guarded:
-        raise StartError(f"serving.grpc_port has neither tokens nor TLS: leave it out, or serving.{guarded[0]}")
     if importlib.util.find_spec("grpc") is None:
         raise StartError("serving.grpc_port needs the extra grpc: pip install 'nibbled[grpc]', or leave the key out")
     return _listen(serving.host, serving.grpc_port, "serving.grpc_port")
@@ -117,6 +114,11 @@ def server_options(serving: Serving, store: Path) -> tuple[str, ...]:
         "key-file": serving.key_file,
     }
     return tuple(text for name, value in given.items() if value is not None for text in (f"--{name}", str(value)))
+
+
+def wanted(serving: Serving) -> dict[str, str]:
+    """Return how releases are to be served, in the words of the server's terms."""
+    return {"residency": serving.residency, "compile": serving.compile, "graphs": serving.cuda_graphs}
 
 
 def relaxations(settings: Settings) -> tuple[str, ...]:

@@ -147,6 +147,8 @@ class Serving(_Section):
     max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
     max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
     residency: Literal["packed", "unpacked", "auto"] = "packed"
+    compile: Literal["off", "auto"] = "off"
+    cuda_graphs: Literal["off", "auto"] = "off"
     max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
 
     @model_validator(mode="after")

@@ -36,6 +36,11 @@ class OverheardTransport:
         self._transport = transport
         self._hear = hear
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker is there now."""
+        return self._transport.is_connected
+
     def publish(self, report: Report) -> None:
         """Send a report that may be lost."""
         self._hear(report)
@@ -44,6 +49,10 @@ class OverheardTransport:
     def flush(self) -> None:
         """Send what the outbox holds; of that the journal has told."""
         self._transport.flush()
+
+    def overhear_no_more(self) -> None:
+        """Have the broker no longer tell this device's own operations."""
+        self._transport.overhear_no_more()
 
 
 def access(settings: Settings) -> PageAccess:

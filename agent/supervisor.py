@@ -26,6 +26,7 @@ from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
+from agent.deployment.admission import terms
 from agent.deployment.answering import Answering
 from agent.deployment.engine import Engine
 from agent.deployment.foresight import Foresight
@@ -35,7 +36,8 @@ from agent.deployment.intake import Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
-from agent.deployment.planner import Planner
+from agent.deployment.losses import Losses
+from agent.deployment.planner import Planner, budget_for
 from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from agent.deployment.models import Served
+    from agent.deployment.models import Release, Served
     from agent.health.web import StatusSite
     from agent.settings import Settings
 
@@ -111,7 +113,13 @@ class Supervisor:
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
-        self._keeper = Keeper(self._journal, self._server, self._store, self._runner)
+        self._keeper = Keeper(
+            self._journal,
+            self._server,
+            self._store,
+            self._runner,
+            on_change=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
+        )
         self._reporting = Reporting(
             self._topics,
             self._clock,
@@ -120,6 +128,7 @@ class Supervisor:
             facts=self._facts,
             selected=self._keeper.selected,
         )
+        self._losses = Losses(self._journal, self._reporting, self._transport, self._clock)
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
@@ -191,13 +200,12 @@ class Supervisor:
             options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
             silence_s=self._settings.serving.silence_s,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
-            residency=self._residency,
+            terms=self._terms,
         )
 
-    def _residency(self) -> dict[str, Any]:
-        mode, budget = self._settings.serving.residency, self._device.last_budget()
-        # Half of what is left: requests and the next release need memory too.
-        return {"mode": mode, "allowed_bytes": budget.bytes // 2 if budget and mode != "packed" else 0}
+    def _terms(self, model: str, release: Release) -> dict[str, Any]:
+        budget, served = self._device.last_budget(), self._journal.served()
+        return terms(parts.wanted(self._settings.serving), budget and budget_for(model, budget, served), release)
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(
@@ -208,6 +216,7 @@ class Supervisor:
             boot_id=self._boot_id,
             agent=agent.__version__,
             groups=self._settings.mqtt.groups,
+            overhears=lambda: self._losses.is_owed,
             post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
         )
 
@@ -255,6 +264,7 @@ class Supervisor:
             runner=self._runner,
             reporting=self._reporting,
             keeper=self._keeper,
+            losses=self._losses,
             clock=self._clock,
             total_s=lambda: self._live.current.deployment.total_s,
         )
@@ -265,6 +275,7 @@ class Supervisor:
             self._reporting,
             self._live,
             self._logbook,
+            self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
 
@@ -324,6 +335,7 @@ class Supervisor:
         operations = self._engine.open_operations
         return {
             "mode": str(self._keeper.mode),
+            "problem": self._keeper.problem,
             "alarms": [*self._guard.alarms, *self._transport.alarms, *self._keys.problems()],
             "served": list(self._journal.served()),
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],

@@ -17,13 +17,11 @@ from agent.adapters.journal_file import (
     SCHEMA_VERSION,
     JournalVersionError,
     Transaction,
-    dump_operation,
     empty_log,
     essence,
-    load_operation,
-    load_report,
     open_database,
 )
+from agent.adapters.journal_rows import dump_operation, load_operation, load_report
 from agent.adapters.served_copy import ServedCopy
 from agent.deployment.convergence import Goal
 from agent.deployment.models import Served
@@ -108,7 +106,7 @@ class SqliteJournal:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit a record, its reports and what it changes, durably and together."""
-        is_essential = served is not None or remove or sequence is not None
+        is_essential = served is not None or remove or sequence is not None or bool(config)
         with self._lock, self._transaction("save"):
             self._db.execute(
                 "INSERT INTO operation (id, is_open, record) VALUES (?, ?, ?)"

@@ -57,7 +57,8 @@ class ServerProcess:
         on_exit: called from a watching thread when the server ends without being asked to.
         start_timeout_s: how long it may take to answer.
         silence_s: how long it may then leave questions unanswered before it is replaced.
-        residency: asked at every load: ``mode``, and ``allowed_bytes`` for weights that are kept unpacked.
+        terms: asked at every load of a release of a model: what it may take beside its weights, see
+            ``agent.serving.terms``.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ServerProcess:
         on_exit: Callable[[str], None] = lambda _detail: None,
         start_timeout_s: float = 120.0,
         silence_s: float = 30.0,
-        residency: Callable[[], Mapping[str, Any]] = dict,
+        terms: Callable[[str, Release], Mapping[str, Any]] = lambda _model, _release: {},
     ) -> None:
         self._sockets = {"--http-fd": http, "--control-fd": control, **({"--grpc-fd": grpc} if grpc else {})}
         self._path = control_path
@@ -83,7 +84,7 @@ class ServerProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
         self._calls = Calls(lambda: self.pid is not None)
-        self._residency = residency
+        self._terms = terms
         self.starts = 0
 
     @property
@@ -151,7 +152,7 @@ class ServerProcess:
             "release": release.id,
             "activate": False,
             "unload_first": unload_first,
-            "residency": dict(self._residency()),
+            "terms": dict(self._terms(model, release)),
         }
         answer: dict[str, Any] = self._repository(model, "load", parameters)
         return answer
@@ -232,7 +233,11 @@ class ServerProcess:
         try:
             with around("server.start"):
                 child = subprocess.Popen(
-                    command, pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL, env=child_environment()
+                    command,
+                    pass_fds=tuple(fds.values()),
+                    stdin=subprocess.DEVNULL,
+                    env=child_environment(),
+                    start_new_session=True,
                 )
         except OSError as error:
             end(child)

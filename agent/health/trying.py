@@ -213,6 +213,8 @@ class Trying:
 class _Watch:
     """Ends a comparison when its time is over or an operation begins."""
 
+    method: str | None = None
+
     def __init__(self, is_busy: Callable[[], bool], until: float) -> None:
         self._is_busy = is_busy
         self._until = until

@@ -1,4 +1,4 @@
-"""Who may ask what on a socket that strangers reach: bearer tokens, renewed without a restart.
+"""Who may ask what on the sockets that strangers reach: bearer tokens, renewed without a restart.
 
 Health is told to everyone: whoever watches the box needs it, and it says no more than whether the server answers.
 Everything else needs a token of the inference's file or of the administrator's, the repository one of the latter.
@@ -36,21 +36,29 @@ class Access:
         return self._users is not None
 
     def check(self, route: list[str], headers: Mapping[bytes, bytes]) -> None:
-        """Let a request pass.
+        """Let a request over HTTP pass; raises as ``admit`` does."""
+        if route[:2] != ["v2", "health"]:
+            self.admit(headers.get(b"authorization", b""), is_change=route[:2] == ["v2", "repository"])
+
+    def admit(self, authorization: bytes, *, is_change: bool = False) -> None:
+        """Let whoever brings this header, or metadata, of authorization pass.
+
+        Args:
+            authorization: ``Bearer TOKEN``; empty for none.
+            is_change: whether the repository is asked.
 
         Raises:
-            UnauthorizedError: it needs a token, and brings none or a wrong one.
-            WeakTokenError: its token is good for inference only.
+            UnauthorizedError: a token is needed, and there is none or a wrong one.
+            WeakTokenError: the token is good for inference only.
         """
-        is_change = route[:2] == ["v2", "repository"] and self._administrators is not None
-        if route[:2] == ["v2", "health"] or (self._users is None and not is_change):
+        is_change = is_change and self._administrators is not None
+        if self._users is None and not is_change:
             return
-        value = headers.get(b"authorization", b"")
         tokens = f"a token of the device's serving.{'admin_token_file' if is_change else 'token_file'}"
-        if value[: len(_SCHEME)].lower() != _SCHEME:
-            sent = "the Authorization header is none of a bearer token" if value else "no token was sent"
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
+            sent = "the Authorization header is none of a bearer token" if authorization else "no token was sent"
             raise UnauthorizedError(f"{sent}; send Authorization: Bearer TOKEN, with {tokens}")
-        token = value[len(_SCHEME) :].strip()
+        token = authorization[len(_SCHEME) :].strip()
         if self._administrators is not None and self._administrators.accepts(token):
             return
         if self._users is None or not self._users.accepts(token):

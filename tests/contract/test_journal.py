@@ -16,7 +16,7 @@ from agent.adapters.journal import (
     JournalVersionError,
     SqliteJournal,
 )
-from agent.adapters.journal_file import dump_operation
+from agent.adapters.journal_rows import dump_operation
 from agent.contract.errors import ErrorCode, ErrorInfo
 from agent.contract.reports import Report
 from agent.deployment.machine import Operation

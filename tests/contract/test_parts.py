@@ -9,6 +9,7 @@ import pytest
 from agent import parts, status_site
 from agent.parts import StartError
 from agent.serving.__main__ import _parse
+from agent.serving.terms import Terms
 from agent.settings import Serving, Settings
 from tests.fakes.authority import Authority
 
@@ -65,6 +66,12 @@ def test_the_server_understands_what_it_is_told(tmp_path: Path, token_file: Path
     assert (
         _parse(["--http-fd", "3", "--control-fd", "4", *parts.server_options(Serving(), tmp_path)]).token_file is None
     )
+
+
+def test_how_releases_are_served_is_told_in_terms_that_the_server_knows() -> None:
+    assert Terms.from_json(parts.wanted(Serving())) == Terms("packed", "off", "off")
+    asked = Serving(residency="auto", compile="auto", cuda_graphs="auto")
+    assert Terms.from_json(parts.wanted(asked)) == Terms("auto", "auto", "auto")
 
 
 def test_no_token_is_among_the_servers_arguments(tmp_path: Path, token_file: Path) -> None:
