@@ -46,6 +46,7 @@ from agent.devices import system
 from agent.devices.probe import DeviceProbe
 from agent.health.reporter import HealthReporter
 from agent.health.sentence import sentence
+from agent.health.trail import AlarmTrail
 from agent.health.web import StatusSite
 from agent.live import LiveSettings
 from agent.logbook import Logbook
@@ -54,7 +55,7 @@ from agent.planning.model_types import MODEL_TYPES
 from agent.settings import fixed_by_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from agent.deployment.models import Served
@@ -124,6 +125,7 @@ class Supervisor:
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
+        self._alarms = AlarmTrail(self._tell_alarm)
         self._health = self._make_health(state_dir)
         self._site = self._make_site()
         self._testing = threading.Thread(target=self._learn_capabilities, name="self-test", daemon=True)
@@ -280,7 +282,17 @@ class Supervisor:
             server=self._server.status,
             engine=self._engine_facts,
             relaxations=self._relaxations,
+            on_alarms=self._tell_alarms,
         )
+
+    def _tell_alarms(self, alarms: Sequence[str]) -> None:
+        own = set(self._guard.alarms)  # the memory's, which have lines of their own
+        self._alarms.look(alarm for alarm in alarms if alarm not in own)
+
+    def _tell_alarm(self, name: str, reason: str) -> None:
+        log.warning("alarm", found=name, reason=reason)
+        self._journal.queue([self._reporting.event(name, reason=reason)])
+        self._transport.flush()
 
     def _make_site(self) -> StatusSite | None:
         status = self._settings.status
