@@ -209,6 +209,11 @@ clients: install
 protos: install
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. agent/serving/grpc/inference.proto agent/serving/grpc/health.proto
 
+# The pictures of docs/page.md; needs mosquitto, chromium with its driver, and a font with kanji.
+.PHONY: screenshots
+screenshots: install
+	$(BIN)/python -m tests.e2e.screenshots docs/page
+
 # Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
 .PHONY: interruptions
 interruptions: N ?= 1000

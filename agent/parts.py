@@ -47,12 +47,7 @@ def listen(serving: Serving) -> socket.socket:
             "or serving.allow_anonymous = true to answer everyone"
         )
     for name in ("token_file", "admin_token_file"):
-        path = getattr(serving, name)
-        if path is not None:
-            try:
-                read_tokens(path)
-            except TokenFileError as error:
-                raise StartError(f"serving.{name} {error}") from None
+        check_tokens(f"serving.{name}", getattr(serving, name))
     if serving.cert_file is not None and serving.key_file is not None:
         try:
             check_server_files(serving.cert_file, serving.key_file)
@@ -65,6 +60,15 @@ def listen(serving: Serving) -> socket.socket:
             "serving.otlp_endpoint needs the extra otel: pip install 'nibbled[otel]', or leave the key out"
         )
     return _listen(serving.host, serving.http_port, "serving.http_port")
+
+
+def check_tokens(key: str, path: Path | None) -> None:
+    """Raise ``StartError`` for a file of tokens that is configured and cannot be used."""
+    try:
+        if path is not None:
+            read_tokens(path)
+    except TokenFileError as error:
+        raise StartError(f"{key} {error}") from None
 
 
 def listen_grpc(serving: Serving) -> socket.socket | None:
@@ -126,6 +130,9 @@ def relaxations(settings: Settings) -> tuple[str, ...]:
         found.append(f"serving.allow_anonymous: everyone who reaches {serving.host} may ask for inference")
     if not serving.is_local and serving.cert_file is None:
         found.append(f"serving.cert_file is not set: inference on {serving.host} is not encrypted")
+    status = settings.status
+    if status.enabled and not status.is_local and status.token_file is not None:
+        found.append(f"status.token_file: its tokens reach {status.host} without encryption")
     return tuple(found)
 
 

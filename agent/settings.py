@@ -77,6 +77,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Mqtt(_Section):
     """The broker."""
 
@@ -153,10 +160,7 @@ class Serving(_Section):
     @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return _is_local(self.host)
 
 
 class Status(_Section):
@@ -165,6 +169,13 @@ class Status(_Section):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port = 8002
+    token_file: TokenPath | None = None
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs on this machine can connect."""
+        return _is_local(self.host)
 
 
 class Downloads(_Section):

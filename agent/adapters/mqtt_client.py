@@ -14,11 +14,13 @@ from agent.adapters.tls import RenewingContext
 if TYPE_CHECKING:
     from agent.adapters.broker import Broker
     from agent.adapters.tls import TlsFiles
+    from agent.contract.reports import Report
 
 SESSION_EXPIRY_S = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 16
 MAX_PACKET_BYTES = 256 * 1024
 RECONNECT_S = (1, 60)
+WILL_DELAY_S = 30
 
 
 def make_client(broker: Broker, device: str, tls: TlsFiles | None) -> Client:
@@ -46,4 +48,23 @@ def connect_properties() -> Properties:
     properties.SessionExpiryInterval = SESSION_EXPIRY_S
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
     properties.MaximumPacketSize = MAX_PACKET_BYTES
+    return properties
+
+
+def will_properties() -> Properties:
+    """Return what an MQTT 5 will is published with."""
+    properties = Properties(PacketTypes.WILLMESSAGE)
+    properties.WillDelayInterval = WILL_DELAY_S
+    return properties
+
+
+def publish_properties(report: Report, *, is_v5: bool) -> Properties | None:
+    """Return what a report is published with, None where the protocol has no properties."""
+    if not is_v5:
+        return None
+    properties = Properties(PacketTypes.PUBLISH)
+    if report.expiry_s is not None:
+        properties.MessageExpiryInterval = report.expiry_s
+    if report.correlation is not None:
+        properties.CorrelationData = report.correlation
     return properties

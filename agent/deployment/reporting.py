@@ -63,7 +63,7 @@ class Reporting:
         self._facts = facts
         self._selected = selected
         self._seq = 0
-        self._told: dict[str, tuple[float, str, float]] = {}
+        self._told: dict[str, tuple[float, tuple[str, str | None], float]] = {}
 
     def operation(self, operation: Operation, progress: Progress | None = None) -> list[Report]:
         """Build the state of ``operation``, and a copy for whoever asked for one."""
@@ -130,11 +130,12 @@ class Reporting:
     def progress(self, operation: Operation, progress: Progress, now: float) -> Report | None:
         """Build a progress report, or None when one was sent less than a second and 5 % ago."""
         share = progress.done / progress.total if progress.total else 0.0
-        last, phase, told = self._told.get(operation.id, (-PROGRESS_INTERVAL_S, "", -1.0))
-        is_new = phase != operation.phase
+        work = (str(operation.phase), progress.method)
+        last, before, told = self._told.get(operation.id, (-PROGRESS_INTERVAL_S, ("", None), -1.0))
+        is_new = before != work
         if not is_new and now - last < PROGRESS_INTERVAL_S and share - told < PROGRESS_SHARE:
             return None
-        self._told[operation.id] = (now, str(operation.phase), share)
+        self._told[operation.id] = (now, work, share)
         report = self.operation(operation, progress)[0]
         return Report(report.topic, report.payload, qos=0, retain=True, expiry_s=report.expiry_s)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from agent.contract.errors import ErrorCode
 from agent.deployment import comparison
 from agent.deployment.admission import room_hint, unloads_first
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from agent.planning.gate import Thresholds
     from agent.planning.memory import Footprint
 
+log = structlog.get_logger("steps")
 JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
 _LOADED = (
@@ -102,8 +105,9 @@ class Steps:
         return Done(Phase.DOWNLOADING, {"pieced": pieced} if pieced else {})
 
     def _fetch(self, file: Source | DatasetRef, watch: Watch) -> bool:
-        """Fetch a file that is not in the store; return whether it came in pieces."""
+        """Fetch a file that is not in the store; return whether it came in pieces. The address is judged anyway."""
         store = self._ports.store
+        self._ports.sources.judge(file.url)
         if store.source(file.sha256) is not None:
             return False
         partial = store.partial(file.sha256)
@@ -254,7 +258,12 @@ class Steps:
             "decision": told(decision),
             **{key: value for key, value in extra.items() if key != "gate"},
         }
-        built = {**self._ports.builder.build(job, watch), "dataset": dataset, "variant": name}
+        log.info("building", method=name)
+        watch.method = method
+        try:
+            built = {**self._ports.builder.build(job, watch), "dataset": dataset, "variant": name}
+        finally:
+            watch.method = None
         return store.publish(sha256, name, built), False
 
     def _load(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("health")
 JsonObject = dict[str, Any]
+_MODES = {
+    "last_good": "the server kept dying: the releases before are served (mode last_good)",
+    "safe": "the server kept dying: nothing is served (mode safe)",
+}
 
 
 class HealthReporter:
@@ -31,8 +35,8 @@ class HealthReporter:
         state_dir: whose file system is watched.
         device: returns the device's facts.
         server: returns the server's status, or raises.
-        engine: returns ``mode``, the open operations and the ``alarms``, a sentence each.
-        is_required: whether a server ought to be answering now.
+        engine: returns ``mode``, what is ``served``, the open ``operations``, the ``alarms``, a sentence each, and as
+            ``problem`` why what is served may not answer; None if there is no reason.
         relaxations: security settings that were relaxed on purpose.
     """
 
@@ -87,14 +91,17 @@ class HealthReporter:
         reasons: list[str] = []
         device = _try(self._device, "device", reasons)
         server = _try(self._server, "server", reasons)
-        engine = self._engine()
-        pid = server.get("pid")
-        if engine["mode"] != "current":
-            reasons.append(f"serving {engine['mode']}: the server kept dying")
+        engine = dict(self._engine())
+        pid, problem = server.get("pid"), engine.pop("problem")
+        missing = [name for name in engine["served"] if name not in server.get("models", {})]
+        if engine["mode"] in _MODES:
+            reasons.append(_MODES[engine["mode"]])
+        if missing and engine["mode"] != "safe":
+            reasons.append(f"{', '.join(missing)}: no answer, {problem or _switched(engine) or 'the server lacks it'}")
         reasons += engine["alarms"]
         reasons += [f"relaxed: {name}" for name in self._relaxations]
         return {
-            "status": _status(engine, server, reasons),
+            "status": "failing" if missing or engine["mode"] == "safe" else "degraded" if reasons else "ok",
             "reasons": reasons,
             "device": device,
             "cpu": system.load(),
@@ -147,12 +154,11 @@ def _try(read: Callable[[], JsonObject], what: str, reasons: list[str]) -> JsonO
     try:
         return read()
     except Exception as error:  # noqa: BLE001 - a broken witness is a reason, not an end
-        reasons.append(f"{what}: {error}")
+        reasons.append(f"{what}: {getattr(error, 'detail', error)}")  # the code of a StepError belongs to operations
         return {}
 
 
-def _status(engine: JsonObject, server: JsonObject, reasons: list[str]) -> str:
-    missing = [name for name in engine["served"] if name not in server.get("models", {})]
-    if missing or engine["mode"] == "safe":
-        return "failing"
-    return "degraded" if reasons else "ok"
+def _switched(engine: JsonObject) -> str | None:
+    """Return which operation may have taken a model away for the moment, in words."""
+    running = [each for each in engine["operations"] if each["state"] == "running"]
+    return f"operation {running[0]['id']} is {running[0]['phase']}" if running else None

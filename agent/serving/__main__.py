@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from agent.log_stream import LogStream
-from agent.serving.access import Access, TokenFile
+from agent.serving.access import Access
 from agent.serving.batcher import Batching
 from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
@@ -28,6 +28,7 @@ from agent.serving.slots import Loader, Models
 from agent.serving.tls import HTTP, HTTP2, RenewedContext
 from agent.serving.tracing import Tracer
 from agent.serving.waiting import HOLD_S
+from agent.tokens import TokenFile
 
 if TYPE_CHECKING:
     import asyncio

@@ -299,4 +299,6 @@ def _status(model: Model, slot: Slot) -> JsonObject:
         "in_flight": slot.in_flight,
         "queue": len(model.batcher),
         "latency_ms": percentiles_ms(stats.latencies_s),
+        "answered": stats.request.count,
+        "answering_s": round(stats.request.total, 6),
     }

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 import torch
 from safetensors import safe_open
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from agent.serving.tensors import Array
     from agent.serving.terms import Terms
 
+log = structlog.get_logger("network")
 LANGUAGE = "agent.serving.generation.language"
 COMPILED, GRAPHS = "agent.serving.compiled", "agent.serving.graphs"
 EXAMPLES = 8
@@ -52,12 +54,15 @@ def configure(threads: int, device: str) -> None:
     """
     keep_freed_blocks()
     torch.set_num_threads(threads)
-    if device != "cpu" and torch.cuda.is_available():
+    uses_gpu = device != "cpu" and torch.cuda.is_available()
+    if uses_gpu:
         with contextlib.suppress(RuntimeError):  # a load will meet it again, and say so to whoever asked for it
             torch.zeros(1, device="cuda")
     with contextlib.suppress(ImportError, OSError, RuntimeError):
         # One that cannot be imported is not needed: artifacts then use the kernels that torch alone offers.
         kernels.bitsandbytes()
+        if kernels.lacks_fused_kernel() and not uses_gpu:
+            log.info("unfused_kernel", meaning="4-bit weights are unpacked for each product; the answers are the same")
         # Its operators import this at their first call: now is better than during the first load.
         importlib.import_module("torch._dynamo")
     # What was imported stays: collections after an unload need not walk torch's hundreds of thousands of objects
@@ -144,6 +149,7 @@ class TorchNetwork:
         self.joined_rows = SERVED_ROWS
         self._module: torch.nn.Module | None = module.eval()
         self._forward: Any = self._module
+        self._graph: Any = None
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         self._examples = examples
 
@@ -183,7 +189,8 @@ class TorchNetwork:
 
     def reside(self, wish: Wish) -> Residency:
         """Keep weights packed or unpacked; one row is timed, and where rows are joined ``JOINED`` too."""
-        module = self._forward = self.module
+        module = self.module
+        self._forget()
         found = decide(
             wish,
             residency.unpacked_bytes(module),
@@ -196,7 +203,9 @@ class TorchNetwork:
 
     def tune(self, most_rows: int) -> Tuning:
         """Choose how the forward pass is called and how many rows are joined at most."""
-        self._forward, reason = self._recorded(min(self._seconds(1) for _ in range(3)))
+        self._forget()
+        self._graph, reason = self._recorded(min(self._seconds(1) for _ in range(3)))
+        self._forward = self._graph
         rows, row_ms = joined_rows(self._compute, most_rows) if self.is_batchable else (1, {})
         self.joined_rows = rows
         return Tuning(self._forward is not self._module, reason, rows, row_ms)
@@ -274,7 +283,13 @@ class TorchNetwork:
 
     def close(self) -> None:
         """Let go of the module and the examples."""
+        self._forget()
         self._module, self._forward, self.text, self._examples = None, None, None, ()
+
+    def _forget(self) -> None:
+        """Compute with the module itself; what was made to call it faster is let go."""
+        recording.forget(self._graph)
+        self._graph, self._forward = None, self._module
 
     def _seconds(self, rows: int) -> float:
         began = time.perf_counter()

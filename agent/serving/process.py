@@ -204,7 +204,7 @@ async def serve(plane: DataPlane, data: Listener, control: Listener, drain_s: fl
 
     def stop() -> None:
         if asked.is_set():
-            log.warning("forced")
+            log.warning("drain_cut_short", in_flight=_in_flight(plane))
             for server in servers:
                 server.force_exit = True
             forced.set()

@@ -10,12 +10,13 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
 
-from agent.serving.access import Access, TokenFile  # noqa: E402 - only with the extra
+from agent.serving.access import Access  # noqa: E402 - only with the extra
 from agent.serving.grpc import health_pb2 as hp  # noqa: E402
 from agent.serving.grpc import inference_pb2 as pb  # noqa: E402
 from agent.serving.grpc.methods import HEALTH, INFERENCE  # noqa: E402
 from agent.serving.tls import HTTP2, LOOK_AGAIN_S, RenewedContext  # noqa: E402
 from agent.serving.tracing import Tracer  # noqa: E402
+from agent.tokens import TokenFile  # noqa: E402
 from tests.fakes.authority import Authority  # noqa: E402
 from tests.fakes.collector import Collector  # noqa: E402
 from tests.fakes.grpc_client import GrpcHarness, channel_to, grpc_harness, raw_request  # noqa: E402
