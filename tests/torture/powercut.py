@@ -98,16 +98,18 @@ class Powered(Rig):
     def cut(self, way: Way, seed: str) -> Lost:
         """Cut the power, and switch it on; the agent is not started again yet. Return what was lost."""
         self._has_power.clear()
-        self.disk.freeze()
-        with_it = self._stop_all()
-        lost = self.disk.cut(way, seed)
-        if self.agent.is_running:
-            self.agent.kill()
-        for process in with_it:
-            if not process.has_ended(DEATH_S):
-                raise TortureError(f"process {process.pid} survived the power cut")
-            process.close()
-        self._switch_on()
+        try:
+            self.disk.freeze()
+            victims = self._stop_all()
+            lost = self.disk.cut(way, seed)
+            if self.agent.is_running:
+                self.agent.kill()
+            for process in victims:
+                if not process.has_ended(DEATH_S):
+                    raise TortureError(f"process {process.pid} survived the power cut")
+                process.close()
+        finally:
+            self._switch_on()
         return lost
 
     def close(self) -> None:
