@@ -39,6 +39,7 @@ from agent.contract.config import (
 )
 from agent.contract.secrets import redacted
 from agent.contract.topics import Id
+from agent.contract.wire import complaint
 from agent.planning.memory import SERVED_ROWS
 
 if TYPE_CHECKING:
@@ -353,7 +354,7 @@ def _complaint(item: Any) -> str:
     if item["type"] == "value_error" and isinstance(item["input"], dict):  # a contradiction: the text names its keys
         return f"{where or 'settings'}: {item['ctx']['error']}"
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg']}, got {_shown(keys, item['input'])}"
+        return f"{where}: {complaint(item)}, got {_shown(keys, item['input'])}"
     known = _known(keys[:-1])
     close = difflib.get_close_matches(keys[-1], known, n=1)
     return f"{where}: unknown key; {f'did you mean {close[0]}?' if close else 'known: ' + ', '.join(known)}"

@@ -17,10 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters.contention import Contention
-from agent.adapters.mqtt_client import RECONNECT_S, connect_properties, make_client, publish_properties, will_properties
+from agent.adapters.mqtt_client import (
+    RECONNECT_S,
+    connect_properties,
+    make_client,
+    publish_properties,
+    subscriptions,
+    will_properties,
+)
+from agent.adapters.refusals import Refusals
 from agent.adapters.room import Room
 from agent.adapters.survived import survived
 from agent.adapters.tls import TlsFiles
@@ -93,7 +100,8 @@ class MqttTransport:
         self._epoch = 0
         self._is_v5 = broker.version == "5"
         self._in_flight: dict[int, int] = {}
-        self._early: set[int] = set()
+        self._early: dict[int, bool] = {}
+        self._refusals = Refusals()
         self._is_leaving = False
         self._room = Room(MAX_WAITING, PATIENCE_S)
         self._is_behind = self._owes_birth = False
@@ -118,8 +126,9 @@ class MqttTransport:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What is wrong with the certificates and with the session now, a sentence each."""
-        problems = (self._certificate_problem(), self._contention.alarm(self._clock.monotonic()))
+        """What is wrong with the certificates, the session and the device's rights now, a sentence each."""
+        now = self._clock.monotonic()
+        problems = (self._certificate_problem(), self._contention.alarm(now), self._refusals.alarm(now))
         return tuple(problem for problem in problems if problem)
 
     @property
@@ -169,7 +178,7 @@ class MqttTransport:
     def flush(self) -> None:
         """Hand every waiting report to the connection that it does not have yet."""
         self._is_behind = True
-        if not self._client.is_connected():
+        if not self._client.is_connected() or self._refusals.is_pausing(self._clock.monotonic()):
             return
         if self._owes_birth:
             self._say_online()
@@ -186,7 +195,8 @@ class MqttTransport:
         """Publish one report of the outbox; return whether the connection took it.
 
         paho calls ``_on_publish`` with a lock of its own held that ``publish`` takes too, so nothing may be locked
-        here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``.
+        here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``, with
+        whether the broker wants it again.
         """
         properties = publish_properties(report, is_v5=self._is_v5)
         with around("mqtt.report.publish"):
@@ -196,12 +206,12 @@ class MqttTransport:
         if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             return False
         with self._lock:
-            is_done = info.mid in self._early
-            if not is_done:
+            is_wanted_again = self._early.get(info.mid)
+            if is_wanted_again is None:
                 self._in_flight[info.mid] = number
-        if is_done:
+        if is_wanted_again is False:
             self._outbox.acknowledged(number)
-        return True
+        return not is_wanted_again
 
     def _make_client(self) -> Client:
         client = make_client(self._broker, self._topics.device, self._tls)
@@ -242,7 +252,7 @@ class MqttTransport:
             return
         log.info("connected", host=self._broker.host, port=self._broker.port, session=flags.session_present)
         self._contention.began(self._clock.monotonic())
-        filters = self._subscriptions()
+        filters = subscriptions(self._topics.commands, [self._topics.presence, *self._sources], is_v5=self._is_v5)
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
         # Last, so that whatever else the broker has comes first. QoS 0 takes no place in the queue of commands.
@@ -279,19 +289,6 @@ class MqttTransport:
         elif message.retain:
             self._room.enter()
             self._post(Remembered(operation_id, bytes(message.payload), acknowledge))
-
-    def _subscriptions(self) -> list[tuple[str, Any]]:
-        """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
-
-        Otherwise a broker clears it for subscribers that are there already, and a retained command would first run
-        and only be refused at the next reconnect. MQTT 3.1.1 cannot ask for that. For a wanted state the flag is
-        wanted as brokers set it by themselves: it tells a replay from news.
-        """
-        others = [self._topics.presence, *self._sources]
-        if not self._is_v5:
-            return [(name, 1) for name in (self._topics.commands, *others)]
-        as_published = SubscribeOptions(qos=1, retainAsPublished=True)
-        return [(self._topics.commands, as_published), *((name, SubscribeOptions(qos=1)) for name in others)]
 
     def _on_disconnect(
         self, client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
@@ -365,16 +362,22 @@ class MqttTransport:
     def _on_publish(
         self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
+        is_wanted_again = False
+        if reason.is_failure:
+            log.error("publish_refused", reason=str(reason))
+            is_wanted_again = self._refusals.refused(reason.value, str(reason), self._clock.monotonic())
         with self._lock:
             number = self._in_flight.get(mid)
             if number is None and self._flushing.locked():
-                self._early.add(mid)
-        if reason.is_failure:
-            log.error("publish_refused", reason=str(reason))
+                self._early[mid] = is_wanted_again
         if number is None:
             return
+        if not reason.is_failure:
+            self._refusals.taken()
+        self._is_behind = self._is_behind or is_wanted_again
         try:
-            self._outbox.acknowledged(number)
+            if not is_wanted_again:
+                self._outbox.acknowledged(number)
         finally:  # not before: a flush that comes between would send it again
             with self._lock:
                 self._in_flight.pop(mid, None)

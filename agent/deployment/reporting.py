@@ -125,7 +125,7 @@ class Reporting:
         if after.error is not None:
             fields["error"] = after.error.model_dump(mode="json")
         name = "operation_ended" if after.state.is_terminal else "operation_moved"
-        return [*self.operation(after), self.event(name, **fields)]
+        return [*self.operation(after), *self._decided(before, after), self.event(name, **fields)]
 
     def progress(self, operation: Operation, progress: Progress, now: float) -> Report | None:
         """Build a progress report, or None when one was sent less than a second and 5 % ago."""
@@ -175,6 +175,14 @@ class Reporting:
     def event(self, name: str, **details: Any) -> Report:
         """Build one line of the audit trail."""
         return reports.event(self._topics, name, {"boot_id": self._boot_id, **details}, at=self._clock.now())
+
+    def _decided(self, before: Operation, after: Operation) -> list[Report]:
+        """Build the line about a method that was chosen, or that measurement chose in its place."""
+        old, new = before.decision or {}, after.decision or {}
+        if new.get("method") is None or new["method"] == old.get("method"):
+            return []
+        told = {name: new.get(name) for name in ("method", "scenario", "reason")}
+        return [self.event("decided", id=after.id, command=after.command, model=after.model, **told)]
 
     def _rejection(self, operation_id: str | None, command: str, error: JsonObject) -> Report:
         return self.event("command_rejected", id=operation_id, command=command if is_id(command) else None, error=error)

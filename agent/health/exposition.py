@@ -17,6 +17,7 @@ _HELP = {
     "requests": "Inference requests since the releases that answer were loaded",
     "failures": "Those that were not answered with 200",
     "open_operations": "Operations without an end",
+    "relaxations": "Security settings that were relaxed on purpose",
     "ok": "Whether the state of health is ok",
 }
 

@@ -12,7 +12,7 @@ from agent.contract import reports
 from agent.devices import system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from agent.contract.topics import Topics
@@ -38,6 +38,7 @@ class HealthReporter:
         engine: returns ``mode``, what is ``served``, the open ``operations``, the ``alarms``, a sentence each, and as
             ``problem`` why what is served may not answer; None if there is no reason.
         relaxations: security settings that were relaxed on purpose.
+        on_alarms: hears of the alarms at every report.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class HealthReporter:
         server: Callable[[], JsonObject],
         engine: Callable[[], JsonObject],
         relaxations: tuple[str, ...],
+        on_alarms: Callable[[Sequence[str]], None] = lambda _alarms: None,
     ) -> None:
         self._topics = topics
         self._transport = transport
@@ -62,6 +64,7 @@ class HealthReporter:
         self._server = server
         self._engine = engine
         self._relaxations = relaxations
+        self._on_alarms = on_alarms
         self._stop = threading.Event()
         self._now = threading.Event()
         self._body: JsonObject = {"status": "starting", "reasons": []}
@@ -106,6 +109,7 @@ class HealthReporter:
             "device": device,
             "cpu": system.load(),
             "disk": system.disk(self._state_dir),
+            "relaxations": list(self._relaxations),
             "clock_synchronised": self._clock.is_synchronised(),
             "models": server.get("models", {}),
             "supervisor_rss_bytes": system.resident_bytes(),
@@ -130,6 +134,7 @@ class HealthReporter:
         self._transport.publish(reports.health(self._topics, body, interval_s=interval_s, at=at))
         numbers = flat_numbers(body)
         self._transport.publish(reports.telemetry(self._topics, numbers, interval_s=interval_s, at=at))
+        self._on_alarms(body["alarms"])
 
 
 def flat_numbers(body: JsonObject) -> dict[str, float]:
@@ -146,6 +151,7 @@ def flat_numbers(body: JsonObject) -> dict[str, float]:
         "requests": sum(model["requests"] for model in models.values()),
         "failures": sum(model["failures"] for model in models.values()),
         "open_operations": len(body.get("operations", ())),
+        "relaxations": len(body.get("relaxations", ())),
     }
     return {name: value for name, value in numbers.items() if value is not None}
 

@@ -23,6 +23,7 @@ HEALTH = {
     "server_rss_bytes": None,
     "disk": {"free_bytes": 7},
     "operations": [{}, {}],
+    "relaxations": ["trust.require_signature is off"],
 }
 
 
@@ -71,6 +72,7 @@ def test_metrics_are_gauges_with_units_and_leave_out_what_is_not_known(site: Sta
     assert "nibbled_supervisor_rss_bytes 60" in lines
     assert "nibbled_requests 3" in lines
     assert "nibbled_open_operations 2" in lines
+    assert "nibbled_relaxations 1" in lines
     assert "nibbled_ok 1" in lines
     assert "server_rss" not in text
 

@@ -114,7 +114,7 @@ def commands(page: Path) -> Iterator[Command]:
 
 
 def differs(shown: Block, printed: str) -> str | None:
-    """Return how ``printed`` differs from what is shown, or None; ``…`` stands for anything, alone in a line for lines."""
+    """Return how ``printed`` differs from what is shown, or None; ``…`` is anything, alone in a line any lines."""
     if shown.language == "json":
         return _json_differs(json.loads(shown.text), json.loads(printed), "")
     pattern = "".join(
