@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_the_drawing_of_a_deploy_is_the_table_of_phases() -> None:
     line = ["[*]", *map(str, LINES["deploy"]), "[*]"]
     back = [phase for phase in LINES["deploy"] if RULES[phase].on_failure is OnFailure.ROLL_BACK]
     aside = [(str(phase), str(Phase.ROLLING_BACK)) for phase in back]
-    assert drawn == [*zip(line, line[1:], strict=False), *aside, (str(Phase.ROLLING_BACK), "[*]")]
+    assert drawn == [*itertools.pairwise(line), *aside, (str(Phase.ROLLING_BACK), "[*]")]
 
 
 def test_every_test_that_the_table_for_sceptics_names_exists_and_every_scenario_has_a_verdict() -> None:
