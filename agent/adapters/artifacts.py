@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.adapters import headers
+from agent.adapters import directories, headers
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.failpoints import around
@@ -47,7 +47,7 @@ class ArtifactStore:
         self._artifacts = state_dir / "artifacts"
         self._reserve_bytes = reserve_bytes
         for directory in (self._downloads, self._artifacts):
-            directory.mkdir(parents=True, exist_ok=True)
+            directories.make(directory)
         self._mend()
 
     def partial(self, sha256: str) -> Path:
