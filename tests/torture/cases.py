@@ -100,6 +100,8 @@ _ALONE = {
 SAVES = 8
 """Commits of a switch, from its acceptance to its end."""
 TIMES = {
+    "download.mark.fsync": 4,
+    "download.mark.rename": 2,
     "store.admit.fsync": 3,
     "store.publish.fsync": 6,
     "served_copy.fsync": 2,
