@@ -104,13 +104,18 @@ class ArtifactStore:
             )
 
     def built(self, sha256: str, method: str, dataset: str | None) -> dict[str, Any] | None:
-        """Return the builder's result for a finished artifact that was measured with ``dataset``, or None."""
+        """Return the builder's result for a finished artifact that was measured with ``dataset``, or None.
+
+        A sweep that was cut short may have taken some of its files: then it is built again.
+        """
         directory = self._artifacts / sha256 / method
         try:
             result: dict[str, Any] = json.loads((directory / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if result.get("dataset") != dataset:
+        if result.get("dataset") != dataset or not all(
+            (directory / file).is_file() for file in _files(result).values()
+        ):
             return None
         return _with_paths(result, directory)
 
@@ -207,9 +212,12 @@ class ArtifactStore:
 
 def _with_paths(result: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Return ``result`` with its file names resolved below ``directory``: it was written before the move."""
+    return {**result, **{name: str(directory / file) for name, file in _files(result).items()}}
+
+
+def _files(result: dict[str, Any]) -> dict[str, str]:
     names = ("artifact", "sidecar", "gate_file", "tokenizer")
-    held = {name: os.path.basename(result[name]) for name in names if name in result}  # noqa: PTH119
-    return {**result, **{name: str(directory / file) for name, file in held.items()}}
+    return {name: os.path.basename(result[name]) for name in names if name in result}  # noqa: PTH119
 
 
 def _hash(path: Path, watch: Watch) -> tuple[int, str]:
