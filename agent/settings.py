@@ -78,6 +78,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Mqtt(_Section):
     """The broker."""
 
@@ -141,6 +148,8 @@ class Serving(_Section):
     max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
     max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
     residency: Literal["packed", "unpacked", "auto"] = "packed"
+    compile: Literal["off", "auto"] = "off"
+    cuda_graphs: Literal["off", "auto"] = "off"
     max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
 
     @model_validator(mode="after")
@@ -152,10 +161,7 @@ class Serving(_Section):
     @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return _is_local(self.host)
 
 
 class Status(_Section):
@@ -164,6 +170,13 @@ class Status(_Section):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port = 8002
+    token_file: TokenPath | None = None
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs on this machine can connect."""
+        return _is_local(self.host)
 
 
 class Downloads(_Section):

@@ -6,6 +6,7 @@ another operation. Steps run one at a time, on one thread.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -52,7 +53,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("steps")
 JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
-_LOADED = ("resident_bytes", "load_ms", "warm_up_rows", "rss_before_bytes", "rss_after_bytes", "peak_rss_bytes")
+_LOADED = (
+    "resident_bytes", "load_ms", "warm_up_rows", "rss_before_bytes", "rss_after_bytes", "peak_rss_bytes", "residency",
+    "texts", "compile", "graphs",
+)  # fmt: skip
 
 
 class Steps:
@@ -271,7 +275,8 @@ class Steps:
         model = str(operation.model)
         budget = budget_for(model, self._ports.device.budget(), served)
         unload_first = unloads_first(operation.decision or {}, release.method, budget)
-        loaded = self._ports.server.load(model, release, unload_first=unload_first)
+        planned = release if release.decision else replace(release, decision=operation.decision)
+        loaded = self._ports.server.load(model, planned, unload_first=unload_first)
         decision = amended(operation, **{name: loaded.get(name) for name in _LOADED})
         if unload_first:
             decision["admission"] = "unload_first"

@@ -44,6 +44,8 @@ def test_the_decision_record_grows_from_the_plan_to_the_trial(box: Box) -> None:
     assert decision["candidates"][0]["fits"] is True
     assert decision["measured"]["gate"]["agreement"] == GOOD_GATE["agreement"]
     assert decision["measured"]["canary"]["agreement"] == 1.0
+    assert decision["measured"]["residency"]["reason"] == "packed, as configured"
+    assert (decision["measured"]["texts"], decision["measured"]["compile"]) == (None, None)
     assert decision["measured"]["trial"]["requests"] == 0
     assert decision["cached"] is False
 
