@@ -70,6 +70,17 @@ boot: .boot/rootfs .boot/wheelhouse
 	rm -rf $@
 	deploy/wheelhouse.sh $@ --python $(BIN)/python
 
+# From nothing to the first answer, in a Debian that has nothing: commands and minutes. Needs root and mmdebstrap. SHARE
+# names paths of this machine that pip needs there, such as those of a mirror.
+.PHONY: first-inference
+first-inference: install .boot/bare
+	$(BIN)/python -m deploy.bench.first_inference .boot/bare $(foreach path,$(SHARE),--share $(path))
+
+.boot/bare:
+	mkdir -p .boot
+	mmdebstrap --variant=minbase --include=ca-certificates,sudo bookworm .boot/bare.tar $(MIRROR)
+	mkdir .boot/bare.new && tar -C .boot/bare.new -xf .boot/bare.tar && mv .boot/bare.new $@
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

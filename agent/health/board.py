@@ -25,7 +25,7 @@ import structlog
 from agent.contract.wire import JsonObject, dump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from agent.contract.reports import Report
     from agent.contract.topics import Topics
@@ -171,17 +171,23 @@ class Board:
             time.sleep(PAUSE_S)
 
     def _refresh(self) -> None:
-        events = [*self._take_up()]
-        shown = dict(self._look()) if self._listening else {}
-        if shown:
+        self._keep(list(self._take_up()))
+        if self._listening:
+            shown = dict(self._look())
             open_now = {each["id"] for each in shown["operations"]["newest"] if each["phase"] is not None}
             self._progress = {name: told for name, told in self._progress.items() if name in open_now}
-            shown["progress"] = self._progress
+            self._show({**shown, "progress": self._progress})
+
+    def _keep(self, events: Sequence[JsonObject]) -> None:
         with self._news:
             for told in events:
                 self._number += 1
                 self._events.append((self._number, _frame("event", told, f"{self._run}-{self._number}")))
-            for name, value in shown.items():
+            self._news.notify_all()
+
+    def _show(self, sections: Mapping[str, JsonObject]) -> None:
+        with self._news:
+            for name, value in sections.items():
                 frame = _frame(name, value)
                 if self._sections.get(name, (0, ""))[1] != frame:
                     self._version += 1

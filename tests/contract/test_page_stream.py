@@ -143,12 +143,14 @@ def test_a_silent_stream_shows_that_it_is_alive(served: StatusSite) -> None:
         assert listener.next("still")[1] == {}
 
 
-def test_a_look_that_fails_is_survived(served: StatusSite, facts: Shown) -> None:
+def test_a_look_that_fails_is_survived_and_costs_no_event(served: StatusSite, facts: Shown, board: Board) -> None:
     with listening(served) as listener:
         listener.next("live")
         facts.error = RuntimeError("the journal is locked")
         facts.body = page.status(device_id="other")
-        assert listener.next("about")[1]["device_id"] == "other"
+        board.hear(event("one"))
+        told = [listener.next("about", "event")[1] for _ in range(2)]
+    assert {each.get("device_id") or each["event"] for each in told} == {"one", "other"}
 
 
 def test_a_listener_that_does_not_read_holds_up_nobody(board: Board, facts: Shown) -> None:

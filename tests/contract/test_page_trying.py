@@ -18,6 +18,7 @@ from agent.health.access import PageAccess
 from agent.health.handler import MAX_INPUT_BYTES, Offer
 from agent.health.refusals import RefusedError
 from agent.health.trying import PLACES, Trying, World
+from agent.tokens import TokenFile
 from tests.fakes.device import MIB, FakeDevice
 from tests.fakes.page import WAIT_S, ask, site
 
@@ -172,11 +173,18 @@ def test_a_server_that_gives_no_answer_is_told_as_that(bench: Bench) -> None:
     assert refused(lambda: bench.trying().infer("kanji", BODY)) == (502, "it is being replaced")
 
 
-def test_what_inference_guards_with_a_token_is_not_asked_without_one_here(bench: Bench) -> None:
-    with site(Offer(PageAccess(), trying=bench.trying())) as served:
-        for verb in ("infer", "compare"):
-            assert ask(served, "POST", f"/models/kanji/{verb}", BODY)[0] == 403
-    assert (bench.server.asked, bench.builder.jobs) == ([], [])
+def test_what_inference_guards_with_a_token_is_not_asked_without_one_here(bench: Bench, tmp_path: Path) -> None:
+    token = tmp_path / "tokens"
+    token.write_text("t" * 32)
+    token.chmod(0o600)
+    for access, status in ((PageAccess(), 403), (PageAccess(inference=TokenFile(token)), 401)):
+        with site(Offer(access, trying=bench.trying())) as served:
+            for verb in ("infer", "compare"):
+                assert ask(served, "POST", f"/models/kanji/{verb}", BODY)[0] == status
+            assert (bench.server.asked, bench.builder.jobs) == ([], [])
+    with site(Offer(access, trying=bench.trying())) as served:
+        assert ask(served, "POST", "/models/kanji/infer", BODY, Authorization=f"Bearer {'t' * 32}")[0] == 400
+    assert len(bench.server.asked) == 1
 
 
 def test_every_other_cached_method_answers_in_a_child_on_the_thread_of_the_steps(bench: Bench) -> None:

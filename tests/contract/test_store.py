@@ -239,7 +239,8 @@ def test_the_finished_artifacts_of_a_checkpoint_are_found_by_name_and_nothing_el
     assert store.artifacts(DIGEST) == {}
     for name in ("nf4", "mixed-0123abcd"):
         store.publish(DIGEST, name, build(store, name, name))
-    build(store, "half", "int8")
+    half = build(store, "half", "int8")
+    (Path(half["artifact"]).parent / "result.json").write_text(json.dumps(half))
     broken = tmp_path / "artifacts" / DIGEST / "fp16"
     broken.mkdir()
     (broken / "result.json").write_text("{")

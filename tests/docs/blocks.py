@@ -35,6 +35,7 @@ NEEDS = {
     "minutes": "minutes",
     "network": "packages from a package index",
     "root-systemd": "root on a machine that runs systemd",
+    "second-machine": "a second machine to log in from",
     "two-machines": "a broker with certificates on another machine, and a password that is typed",
 }
 """Everything that may keep a block from being run by the tests, as words after "it needs"."""
@@ -113,7 +114,7 @@ def commands(page: Path) -> Iterator[Command]:
 
 
 def differs(shown: Block, printed: str) -> str | None:
-    """Return how ``printed`` differs from what is shown, or None; ``…`` stands for anything, alone in a line for lines."""
+    """Return how ``printed`` differs from what is shown, or None; ``…`` is anything, alone in a line any lines."""
     if shown.language == "json":
         return _json_differs(json.loads(shown.text), json.loads(printed), "")
     pattern = "".join(

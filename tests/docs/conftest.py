@@ -13,7 +13,7 @@ from tests.docs.device import ROOT, Place
 from tests.docs.sandbox import ports
 from tests.e2e.harness.files import FileServer
 from tests.e2e.harness.mqtt import Broker, Subscriber
-from tests.e2e.harness.tools import PACKAGES, require
+from tests.e2e.harness.tools import OF_A_FLEET, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def pytest_report_collectionfinish() -> str:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory, kanji: Path) -> Iterator[Place]:
     """The device of the pages, with the demo's model and data on its file server."""
-    for tool in PACKAGES:
+    for tool in OF_A_FLEET:
         require(tool)
     with contextlib.ExitStack() as stack:
         broker = Broker(tmp_path_factory.mktemp("broker"))

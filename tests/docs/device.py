@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,14 @@ class Place:
     def agent(self) -> Agent:
         """Return the agent, not started, configured below ``root`` and on the pages' ports."""
         self.keys_dir.mkdir(parents=True)
+        tokens = self.keys_dir.with_name("page.tokens")
+        tokens.write_text(f"{secrets.token_hex()}\n")
+        tokens.chmod(0o600)
         environment = {
             "NIBBLED_MQTT__GROUPS": f'["{GROUP}"]',
             "NIBBLED_STATUS__ENABLED": "true",
             "NIBBLED_STATUS__PORT": str(self.ports[8002]),
+            "NIBBLED_STATUS__TOKEN_FILE": str(tokens),
             "NIBBLED_SERVING__HTTP_PORT": str(self.ports[8000]),
         }
         return Agent(NAME, self.keys_dir.parent, self.broker.port, self.keys_dir, environment=environment)
@@ -59,7 +64,7 @@ class Place:
         """Return what is different for a page: names that lead nowhere, ports that are taken, folders of root."""
         clients = self.root / "clients"
         clients.mkdir(exist_ok=True)
-        for program in ("mosquitto_pub", "mosquitto_sub"):
+        for program in ("mosquitto_pub", "mosquitto_rr", "mosquitto_sub"):
             (clients / program).write_text(f"-p {self.broker.port}\n")
         state = self.keys_dir.parent / "state"
         environment = {
@@ -81,16 +86,18 @@ class Place:
         return Surroundings(self.root, environment, self.ports, texts)
 
     def settle(self, since: int) -> dict[str, str]:
-        """Wait until everything asked for since a mark is over; return how each operation ended, by its id."""
-        ids = []
+        """Wait until everything asked for since a mark is over; return how each ended, by its id."""
+        ends: dict[str, str] = {}
         for message in self._said(since):
             if message.topic.startswith(f"{ROOT}/cmd/"):
-                ids.append(str(message.body["id"]))
+                operation = str(message.body["id"])
+                ends[operation] = self._end(operation, since)["state"]
             elif message.topic in (f"{ROOT}/desired", f"edge/v1/_group/{GROUP}/desired") and message.text:
-                self.subscriber.wait(
+                event = self.subscriber.wait(
                     f"{ROOT}/event", lambda body: body["event"] in SETTLED, since=since, timeout_s=OPERATION_S
-                )
-        return {each: self._end(each, since)["state"] for each in ids}
+                )["event"]
+                ends["desired"] = "succeeded" if event == "desired_reached" else event
+        return ends
 
     def _said(self, since: int) -> list[Message]:
         # The broker hands messages over in the order in which they came: what was sent before the marker is there.

@@ -28,6 +28,7 @@ SYSTEM = re.compile(r"(?<![\w.~/-])/(etc|opt|var)/")
 STAND_INS = {
     "sudo": 'while [ "${1#-}" != "$1" ]; do [ "$1" != -u ] || shift; shift; done\nexec "$@"\n',
     "scp": 'exec cp "$1" "${2#*:}"\n',
+    "ssh": 'shift\nexec "$@"\n',
     "journalctl": 'exec cat "$DOCS_LOG"\n',
 }
 """Programs that need more than a sandbox has: no root, no other machine, no journal but the agent's own log."""

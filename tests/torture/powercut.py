@@ -45,7 +45,7 @@ from tests.torture.invariants import Violation
 from tests.torture.points import POWER_CUT
 from tests.torture.rig import Rig, TortureError
 from tests.torture.tally import CAME, CASES
-from tests.torture.volatile_disk import VolatileDisk, why_not
+from tests.torture.volatile_disk import VolatileDisk, why_never, why_not
 from tests.torture.volatile_tree import Lost, Way
 
 if TYPE_CHECKING:
@@ -98,16 +98,18 @@ class Powered(Rig):
     def cut(self, way: Way, seed: str) -> Lost:
         """Cut the power, and switch it on; the agent is not started again yet. Return what was lost."""
         self._has_power.clear()
-        self.disk.freeze()
-        with_it = self._stop_all()
-        lost = self.disk.cut(way, seed)
-        if self.agent.is_running:
-            self.agent.kill()
-        for process in with_it:
-            if not process.has_ended(DEATH_S):
-                raise TortureError(f"process {process.pid} survived the power cut")
-            process.close()
-        self._switch_on()
+        try:
+            self.disk.freeze()
+            victims = self._stop_all()
+            lost = self.disk.cut(way, seed)
+            if self.agent.is_running:
+                self.agent.kill()
+            for process in victims:
+                if not process.has_ended(DEATH_S):
+                    raise TortureError(f"process {process.pid} survived the power cut")
+                process.close()
+        finally:
+            self._switch_on()
         return lost
 
     def close(self) -> None:
@@ -223,7 +225,7 @@ _SEED = click.option("--seed", type=int, default=1, show_default=True)
 @click.group()
 def main() -> None:
     """Cut the power of whole devices whose disks forget what was not synchronised."""
-    reason = why_not()
+    reason = why_never() or why_not()
     if reason:
         raise click.ClickException(f"there can be no disk that forgets here: {reason}")
 

@@ -1,6 +1,6 @@
 """A disk that forgets what was not synchronised when its power is cut, mounted by FUSE; see `volatile_tree`.
 
-The idea is LazyFS's. Needs root, /dev/fuse and libfuse (Debian: libfuse3-3); ``why_not`` says what is missing.
+The idea is LazyFS's. Needs root, /dev/fuse, libfuse (Debian: libfuse3-3) and mfusepy.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ import sys
 from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from tests.torture.volatile_tree import Lost, Way
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 SIZE = 1 << 30
@@ -87,12 +92,30 @@ class VolatileDisk:
         return answer
 
 
-def why_not() -> str | None:
-    """Return why there can be no such disk here, None where there can."""
+def disk_or_skip(path: Path, size: int = SIZE) -> Iterator[VolatileDisk]:
+    """Yield a disk; where the system allows none the test is skipped, visibly, and what CI has to install fails it."""
+    reason = why_never()
+    if reason:
+        pytest.skip(f"there can be no disk that forgets here: {reason}")
+    reason = why_not()
+    if reason:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    disk = VolatileDisk(path, size)
+    try:
+        yield disk
+    finally:
+        disk.close()
+
+
+def why_never() -> str | None:
+    """Return why the system allows no such disk, None where it does."""
     if os.geteuid() != 0:
         return "only root may mount"
-    if not Path("/dev/fuse").exists():
-        return "there is no /dev/fuse"
+    return None if Path("/dev/fuse").exists() else "there is no /dev/fuse"
+
+
+def why_not() -> str | None:
+    """Return what there is to install for such a disk, None where nothing is missing."""
     if not (find_library("fuse3") or find_library("fuse")):
         return "libfuse is not installed (Debian: libfuse3-3)"
     if find_spec("mfusepy") is None:

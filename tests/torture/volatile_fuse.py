@@ -268,6 +268,7 @@ class Disk:
     def __init__(self, directory: str, size: int) -> None:
         self._directory = directory
         self._is_mounted = threading.Event()
+        self._is_away = threading.Event()
         self._is_over = False
         self._calls = Calls(Tree(size), self._is_mounted.set)
 
@@ -276,20 +277,26 @@ class Disk:
         threading.Thread(target=self._obey, name="orders", daemon=True).start()
         while not self._is_over:
             self._calls.gate.open()
-            mfusepy.FUSE(
-                self._calls,
-                self._directory,
-                foreground=True,
-                nothreads=True,
-                fsname="volatile",
-                allow_other=True,
-                default_permissions=True,
-                kernel_cache=True,
-                attr_timeout=FOREVER_S,
-                entry_timeout=FOREVER_S,
-                hard_remove=True,
-                use_ino=True,
-            )
+            self._mount()
+            self._is_away.wait()  # unmounting goes on after the calls were aborted, and would take the next mount along
+            self._is_away.clear()
+
+    def _mount(self) -> None:
+        """Mount it, and answer calls until it is taken away."""
+        mfusepy.FUSE(
+            self._calls,
+            self._directory,
+            foreground=True,
+            nothreads=True,
+            fsname="volatile",
+            allow_other=True,
+            default_permissions=True,
+            kernel_cache=True,
+            attr_timeout=FOREVER_S,
+            entry_timeout=FOREVER_S,
+            hard_remove=True,
+            use_ino=True,
+        )
 
     def _obey(self) -> None:
         self._is_mounted.wait()
@@ -312,6 +319,7 @@ class Disk:
         """Abort every call and unmount, whoever has something open; what pages of memory still held is lost."""
         ctypes.CDLL(None).umount2(self._directory.encode(), MNT_FORCE | MNT_DETACH)
         self._calls.gate.let_fail()
+        self._is_away.set()
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ class Tree:
     def __init__(self, size: int) -> None:
         self.size = size
         self._numbers = itertools.count(1)
-        self._root: Folder = Folder(next(self._numbers), stat.S_IFDIR | 0o755)
+        self._root = Folder(next(self._numbers), stat.S_IFDIR | 0o755)
         self._unsynced: list[list[Naming]] = []
 
     def at(self, path: str) -> Node:
@@ -169,11 +169,11 @@ class Tree:
 
     def make(self, path: str, mode: int, owner: tuple[int, int], target: str = "") -> Node:
         """Make whatever ``mode`` says."""
-        kind = {stat.S_IFDIR: Folder, stat.S_IFREG: File}.get(stat.S_IFMT(mode), Node)
+        kinds: dict[int, type[Node]] = {stat.S_IFDIR: Folder, stat.S_IFREG: File}
         folder, name = self._place(path)
         if name in folder.entries:
             raise failure(errno.EEXIST)
-        node = kind(next(self._numbers), mode, owner, target=target)
+        node = kinds.get(stat.S_IFMT(mode), Node)(next(self._numbers), mode, owner, target=target)
         self._name([Naming(folder, name, node)])
         return node
 

@@ -108,6 +108,7 @@ class Browser:
     def draw(self, selector: str, strokes: Sequence[Stroke]) -> None:
         """Draw with the mouse."""
         pad = self.one(selector)
+        self.run("arguments[0].scrollIntoView({block: 'center'})", pad)
         width, height = pad.size["width"], pad.size["height"]
         chain = ActionChains(self._driver, duration=20)
         for stroke in strokes:
