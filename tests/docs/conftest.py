@@ -13,6 +13,7 @@ from tests.docs.device import ROOT, Place
 from tests.docs.sandbox import ports
 from tests.e2e.harness.files import FileServer
 from tests.e2e.harness.mqtt import Broker, Subscriber
+from tests.e2e.harness.signing import Signer
 from tests.e2e.harness.tools import PACKAGES, require
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, kanji: Path) -> Iterator[Pla
         for folder in ("etc/bash_completion.d", "etc/mosquitto/conf.d", "opt", "var"):
             (place.root / folder).mkdir(parents=True)
         agent = place.agent()
+        Signer(place.keys_dir, tmp_path_factory.mktemp("private"), "first")
         stack.callback(agent.close)
         agent.start()
         subscriber.wait(f"{ROOT}/presence", lambda body: body["state"] == "online")
