@@ -35,6 +35,7 @@ NEEDS = {
     "minutes": "minutes",
     "network": "packages from a package index",
     "root-systemd": "root on a machine that runs systemd",
+    "second-machine": "a second machine to log in from",
     "two-machines": "a broker with certificates on another machine, and a password that is typed",
 }
 """Everything that may keep a block from being run by the tests, as words after "it needs"."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,14 @@ class Place:
     def agent(self) -> Agent:
         """Return the agent, not started, configured below ``root`` and on the pages' ports."""
         self.keys_dir.mkdir(parents=True)
+        tokens = self.keys_dir.with_name("page.tokens")
+        tokens.write_text(f"{secrets.token_hex()}\n")
+        tokens.chmod(0o600)
         environment = {
             "NIBBLED_MQTT__GROUPS": f'["{GROUP}"]',
             "NIBBLED_STATUS__ENABLED": "true",
             "NIBBLED_STATUS__PORT": str(self.ports[8002]),
+            "NIBBLED_STATUS__TOKEN_FILE": str(tokens),
             "NIBBLED_SERVING__HTTP_PORT": str(self.ports[8000]),
         }
         return Agent(NAME, self.keys_dir.parent, self.broker.port, self.keys_dir, environment=environment)

@@ -2,11 +2,15 @@
 
 ``TORTURE_FAILPOINT=store.admit.rename.after=kill-supervisor@2`` strikes at the second time that a process passes the
 point. Faults: ``kill-supervisor``, ``kill-builder`` and ``kill-server`` (SIGKILL; a point passed while there is no such
-process is not counted), ``enospc`` and ``eio`` (the error that the system, or SQLite, raises). Each strikes once.
+process is not counted), ``enospc`` and ``eio`` (the error that the system, or SQLite, raises), and ``power-cut`` (the
+thread that got there goes no further, and whoever armed it cuts the power). Each strikes once.
 
 ``TORTURE_FAILPOINTS_IN=DIR`` lets a running agent be armed: the file ``plan`` there holds ``ID POINT=FAULT@N``, and
 ``struck.ID`` appears before the fault does, whichever process it is in; so it strikes once over all of them. Where
 ``trace`` exists, every point passed is appended to it, with the processes that lived then.
+
+``TORTURE_BOOT_ID_IN=FILE`` says which run of the operating system this is, since no power cut here starts another one.
+``TORTURE_WITHOUT=journal,files,folders`` leaves fsyncs out; see `unsynced`.
 """
 
 from __future__ import annotations
@@ -22,10 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import failpoints
+from agent.devices import system
 from tests.e2e.harness.processes import command_line, descendants
-from tests.torture.points import BUILDER, POINTS, SERVER, SUPERVISOR
+from tests.torture import unsynced
+from tests.torture.points import BUILDER, POINTS, POWER_CUT, SERVER, SUPERVISOR
 
 ONE, DIRECTORY = "TORTURE_FAILPOINT", "TORTURE_FAILPOINTS_IN"
+BOOT_ID, WITHOUT = "TORTURE_BOOT_ID_IN", "TORTURE_WITHOUT"
 MODULES = {BUILDER: "agent.quantization", SERVER: "agent.serving"}
 _SQLITE = {"enospc": "database or disk is full", "eio": "disk I/O error"}
 _NUMBERS = {"enospc": errno.ENOSPC, "eio": errno.EIO}
@@ -46,7 +53,7 @@ class Plan:
         name, _, spec = text.strip().rpartition(" ")
         point, _, rest = spec.partition("=")
         fault, _, number = rest.partition("@")
-        if point not in POINTS or fault.removeprefix("kill-") not in {*MODULES, SUPERVISOR, *_NUMBERS}:
+        if point not in POINTS or fault.removeprefix("kill-") not in {*MODULES, SUPERVISOR, *_NUMBERS, POWER_CUT}:
             raise ValueError(f"{text!r} names no fail point or no fault")
         return cls(point, fault, int(number or 1), name)
 
@@ -71,7 +78,7 @@ class Arming:
             if plan is None or plan.point != name:
                 return
             victim = victim_of(plan.fault)
-            if plan.fault not in _NUMBERS and victim is None:
+            if plan.fault.startswith("kill-") and victim is None:
                 return
             self._passed += 1
             if self._passed != plan.number or not self._claims(plan):
@@ -116,8 +123,10 @@ def victim_of(fault: str) -> int | None:
 
 
 def strike(point: str, fault: str, victim: int | None) -> None:
-    """Kill ``victim`` and wait for its end, or raise what a full or broken disk raises."""
-    if victim is not None:
+    """Kill ``victim`` and wait for its end, wait for one's own, or raise what a full or broken disk raises."""
+    if fault == POWER_CUT:
+        threading.Event().wait()
+    elif victim is not None:
         held = os.pidfd_open(victim)
         signal.pidfd_send_signal(held, signal.SIGKILL)
         poller = select.poll()
@@ -138,3 +147,6 @@ def install() -> None:
         failpoints.armed.update(dict.fromkeys(POINTS, arming.hit))
         if os.environ.get("TORTURE_PLAIN_TORCH"):
             sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    if boot := os.environ.get(BOOT_ID):
+        system.boot_id = lambda root=system.ROOT: (root / boot).read_text(encoding="ascii")
+    unsynced.leave_out(os.environ.get(WITHOUT, ""))

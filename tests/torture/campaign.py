@@ -22,7 +22,7 @@ import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tests.torture.cases import Case
+    from tests.torture.surroundings import Surroundings
 
+C = TypeVar("C", bound="Campaign")
 _WANTING = (DESIRED, MET, MET_BUSY, SETTINGS_BUSY)
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 THROTTLED = 3 << 20
@@ -65,14 +67,14 @@ class Campaign:
         self.rig = rig
         self.tally = tally
         self._deaths = 0
-        self._whole_s = 0.0
+        self.whole_s = 0.0
 
     def begin(self) -> None:
         """Start the device and give it a model that serves."""
         self.rig.boot()
         began = time.monotonic()
         self._succeed(lambda rig: rig.deploy(THROTTLED, soak_s=SOAK_S))
-        self._whole_s = time.monotonic() - began
+        self.whole_s = time.monotonic() - began
 
     def strike(self, case: Case) -> None:
         """Run one operation with a fail point armed; again if its fault, which depends on the moment, did not come."""
@@ -85,14 +87,14 @@ class Campaign:
             return case.vehicle.go(rig)
 
         for left in reversed(range(TRIES)):
-            if self._case(str(case), case.plan.fault, go, lambda: rig.await_strike(armed, LATE_S), is_last=not left):
+            if self.play(str(case), case.plan.fault, go, lambda: rig.await_strike(armed, LATE_S), is_last=not left):
                 return
 
     def kill(self, number: int, seed: int) -> None:
         """Run a whole deploy and kill a process at a random moment of it."""
         chance = random.Random(f"{seed}/{number}")
         role = chance.choice(ROLES)
-        after_s = chance.uniform(0.0, self._whole_s * (BUILT_SHARE if role == BUILDER else 1.0))
+        after_s = chance.uniform(0.0, self.whole_s * (BUILT_SHARE if role == BUILDER else 1.0))
         struck = False
 
         def go() -> str:
@@ -109,9 +111,9 @@ class Campaign:
             struck = self.rig.kill(role, waits)
             return operation
 
-        self._case(f"kill {number} of seed {seed}, {role} after {after_s:.2f} s", f"kill-{role}", go, lambda: struck)
+        self.play(f"kill {number} of seed {seed}, {role} after {after_s:.2f} s", f"kill-{role}", go, lambda: struck)
 
-    def _case(
+    def play(
         self, what: str, fault: str, go: Callable[[], str], has_struck: Callable[[], bool], *, is_last: bool = True
     ) -> bool:
         """Play a case and return whether it counts: one whose fault did not come does in the last try only."""
@@ -125,7 +127,7 @@ class Campaign:
             struck = has_struck()
             rig.disarm()
             rig.revive()
-            end = invariants.check(rig, operation, mark, old)
+            end = self.judge(operation, mark, old)
             self._count_deaths(died=struck and fault == "kill-server", end=end)
         except (TortureError, AssertionError) as error:
             self._break(what, error)
@@ -136,6 +138,10 @@ class Campaign:
         if counts:
             self.tally.add(what, fault, struck=struck, end=end, restarts=rig.restarts - before, why=why)
         return counts
+
+    def judge(self, operation: str, mark: int, old: str | None) -> str:
+        """Return the end of an operation, or raise what does not hold."""
+        return invariants.check(self.rig, operation, mark, old)
 
     def _break(self, what: str, error: Exception) -> None:
         self.tally.break_(what, error)
@@ -167,10 +173,10 @@ def main() -> None:
     """Let real devices fail in every way that has a name, or at random."""
 
 
-_DEVICES = click.option("--devices", type=click.IntRange(min=1), default=4, show_default=True, help="Side by side.")
-_SECONDS = click.option("--seconds", type=float, default=None, help="Begin no case after that time.")
-_FORK = click.option("--fork", "forks", is_flag=True, help="Fork processes from one that has imported everything.")
-_PUBLISH = click.option("--publish", "is_published", is_flag=True, help="Put the sum into docs/reliability.md.")
+DEVICES = click.option("--devices", type=click.IntRange(min=1), default=4, show_default=True, help="Side by side.")
+SECONDS = click.option("--seconds", type=float, default=None, help="Begin no case after that time.")
+FORK = click.option("--fork", "forks", is_flag=True, help="Fork processes from one that has imported everything.")
+PUBLISH = click.option("--publish", "is_published", is_flag=True, help="Put the sum into docs/reliability.md.")
 
 
 @main.command()
@@ -178,10 +184,10 @@ _PUBLISH = click.option("--publish", "is_published", is_flag=True, help="Put the
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Only each N-th case.")
 @click.option("--from", "first", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--only", default="", help="Only cases whose name has this in it.")
-@_DEVICES
-@_SECONDS
-@_FORK
-@_PUBLISH
+@DEVICES
+@SECONDS
+@FORK
+@PUBLISH
 def points(  # noqa: PLR0917 - one argument per option
     faults: str,
     every: int,
@@ -196,27 +202,22 @@ def points(  # noqa: PLR0917 - one argument per option
     """Arm every fail point with every fault, an operation each."""
     named = faults.split(",")
     cases = [case for case in all_cases() if case.plan.fault in named and only in str(case)][first::every]
-    # A wanted state is retained, and would go on to want something in other cases: it has a device of its own.
-    alone = [case for case in cases if case.vehicle in _WANTING]
-    rest = [case for case in cases if case not in alone]
-    work = [functools.partial(Campaign.strike, case=case) for case in rest]
-    apart = [functools.partial(Campaign.strike, case=case) for case in alone]
-    tally = _run([*([apart] if apart else []), *[work] * devices], seconds, forks=forks)
+    tally = run(_plain, queues(cases, devices, Campaign.strike), seconds, forks=forks)
     for what in tally.missed:
         click.echo(f"MISSED  {what}", err=True)
     is_whole = tally.total[CASES] == len(cases) and not tally.missed
-    before = f"{scope()}\n\n{_how(forks=forks)}\n\n"
-    _finish(tally, "failpoints" if is_published else None, is_whole=is_whole, before=before)
+    before = f"{scope()}\n\n{how(forks=forks)}\n\n"
+    finish(tally, "failpoints" if is_published else None, is_whole=is_whole, before=before)
 
 
 @main.command(name="random")
 @click.option("--count", type=click.IntRange(min=1), default=100, show_default=True, help="So many kills that came.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--only", type=int, default=None, help="Only the kill of that number.")
-@_DEVICES
-@_SECONDS
-@_FORK
-@_PUBLISH
+@DEVICES
+@SECONDS
+@FORK
+@PUBLISH
 def at_random(
     count: int, seed: int, only: int | None, devices: int, seconds: float | None, *, forks: bool, is_published: bool
 ) -> None:
@@ -224,20 +225,32 @@ def at_random(
     click.echo(f"seed {seed}", err=True)
     numbers = [only] if only is not None else range(SPARE * count)
     work = [functools.partial(Campaign.kill, number=number, seed=seed) for number in numbers]
-    tally = _run([work] * min(devices, len(work)), seconds, forks=forks, enough=count)
+    tally = run(_plain, [work] * min(devices, len(work)), seconds, forks=forks, enough=count)
     is_whole = tally.total[CAME] >= (count if only is None else 0)
-    before = f"{_how(forks=forks)} Seed {seed}.\n\n"
-    _finish(tally, "random-kills" if is_published else None, is_whole=is_whole, before=before)
+    before = f"{how(forks=forks)} Seed {seed}.\n\n"
+    finish(tally, "random-kills" if is_published else None, is_whole=is_whole, before=before)
 
 
-def _run(
-    queues: Sequence[Sequence[Callable[[Campaign], None]]],
+def queues(cases: Sequence[Case], devices: int, strike: Callable[..., None]) -> Sequence[Sequence[Callable[[C], None]]]:
+    """Return the work of each device.
+
+    A wanted state is retained, and would go on to want something in other cases: it has a device of its own.
+    """
+    alone = [case for case in cases if case.vehicle in _WANTING]
+    rest = [functools.partial(strike, case=case) for case in cases if case not in alone]
+    apart = [functools.partial(strike, case=case) for case in alone]
+    return [*([apart] if apart else []), *[rest] * devices]
+
+
+def run(
+    make: Callable[[Surroundings, str, type[subprocess.Popen[str]], Tally], C],
+    queues: Sequence[Sequence[Callable[[C], None]]],
     seconds: float | None,
     *,
     forks: bool,
     enough: int | None = None,
 ) -> Tally:
-    """Work the queues off, a device each, until ``enough`` faults came; devices with the same list share it."""
+    """Make devices and work the queues off, one each, until ``enough`` faults came; the same list is shared."""
     if forks:
         forking.preload()
     tally = Tally()
@@ -249,8 +262,7 @@ def _run(
             return not is_late and (enough is None or tally.total[CAME] < enough)
 
         def work(number: int) -> None:
-            rig = Rig(world, f"tortured-{number}", forking.Forked if forks else subprocess.Popen)
-            campaign = Campaign(rig, tally)
+            campaign = make(world, f"tortured-{number}", forking.Forked if forks else subprocess.Popen, tally)
             try:
                 campaign.begin()
                 while goes_on():
@@ -260,7 +272,7 @@ def _run(
                         return
                     case(campaign)
             finally:
-                rig.close()
+                campaign.rig.close()
 
         with ThreadPoolExecutor(len(queues), thread_name_prefix="device") as pool:
             for running in [pool.submit(work, number) for number in range(len(queues))]:
@@ -268,11 +280,15 @@ def _run(
     return tally
 
 
-def _how(*, forks: bool) -> str:
+def _plain(world: Surroundings, name: str, popen: type[subprocess.Popen[str]], tally: Tally) -> Campaign:
+    return Campaign(Rig(world, name, popen), tally)
+
+
+def how(*, forks: bool) -> str:
     return f"Agent, builder and server were {'forked (`--fork`)' if forks else 'started as on a device'}."
 
 
-def _finish(tally: Tally, part: str | None, *, is_whole: bool, before: str = "") -> None:
+def finish(tally: Tally, part: str | None, *, is_whole: bool, before: str = "") -> None:
     click.echo(f"{tally}")
     if part is not None:
         publish(part, f"{before}{tally.table()}", PAGE)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tests.torture.arming import MODULES, Plan
-from tests.torture.points import BUILDER, FAULTS, PLACES, POINTS
+from tests.torture.points import BUILDER, FAULTS, PLACES, POINTS, POWER_CUT
 from tests.torture.vehicles import (
     ASK,
     BOOT,
@@ -31,6 +32,9 @@ from tests.torture.vehicles import (
     UPGRADE,
     Vehicle,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _VEHICLES = {
     "journal.migrate": UPGRADE,
@@ -114,9 +118,10 @@ class Case:
         return f"{self.vehicle.name}: {self.plan}"
 
 
-def all_cases() -> list[Case]:
-    """Return every case, those of one vehicle together."""
-    found = [case for place in PLACES for side in ("before", "after") for case in _of(f"{place}.{side}", place)]
+def all_cases(faults: Sequence[str] = FAULTS) -> list[Case]:
+    """Return every case of those faults, those of one vehicle together."""
+    sides = [(f"{place}.{side}", place) for place in PLACES for side in ("before", "after")]
+    found = [case for point, place in sides for case in _of(point, place, faults)]
     order = list(dict.fromkeys(case.vehicle.name for case in found))
     return sorted(found, key=lambda case: order.index(case.vehicle.name))
 
@@ -158,9 +163,9 @@ def _places(points: list[str]) -> str:
     return ", ".join([*whole, *(f"`{point}`" for point in points if sides[point.rpartition(".")[0]] == 1)])
 
 
-def _of(point: str, place: str) -> list[Case]:
+def _of(point: str, place: str, faults: Sequence[str]) -> list[Case]:
     cases = []
-    for fault in FAULTS:
+    for fault in faults:
         vehicle = _VEHICLES.get(place, SWITCH)
         if why_not(point, fault):
             continue
@@ -169,7 +174,7 @@ def _of(point: str, place: str) -> list[Case]:
         if fault == "kill-server":
             vehicle = _RUNNING.get(place, vehicle)
         numbers = [1]
-        if fault == "kill-supervisor":
+        if fault in {"kill-supervisor", POWER_CUT}:
             numbers = list(range(1, (SAVES if place == "journal.save" else TIMES.get(place, 1)) + 1))
         cases += [Case(Plan(point, fault, number), vehicle) for number in numbers]
     return cases

@@ -50,3 +50,5 @@ PLACES = {
 }
 POINTS = {f"{place}.{side}": role for place, role in PLACES.items() for side in ("before", "after")}
 FAULTS = ("kill-supervisor", "kill-builder", "kill-server", "enospc", "eio")
+POWER_CUT = "power-cut"
+"""The fault that needs a disk of its own: ``tests/torture/powercut.py``."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.harness.device import ROOT, Agent
@@ -18,7 +19,7 @@ from tests.torture.arming import DIRECTORY, MODULES
 from tests.torture.points import SUPERVISOR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tests.torture.arming import Plan
     from tests.torture.surroundings import Surroundings
@@ -41,17 +42,29 @@ class Rig:
         world: what it lives in.
         name: of the device.
         popen: starts its processes.
+        environment: of these, besides what arms them.
     """
 
-    def __init__(self, world: Surroundings, name: str, popen: type[subprocess.Popen[str]] = subprocess.Popen) -> None:
+    def __init__(
+        self,
+        world: Surroundings,
+        name: str,
+        popen: type[subprocess.Popen[str]] = subprocess.Popen,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.world = world
         self.directory = world.root / name
         self.points = self.directory / "points"
         self.points.mkdir(parents=True)
         path = os.pathsep.join((str(SITE), str(ROOT)))
-        environment = {"PYTHONPATH": path, DIRECTORY: str(self.points), "TORTURE_PLAIN_TORCH": "1"}
+        armed = {"PYTHONPATH": path, DIRECTORY: str(self.points), "TORTURE_PLAIN_TORCH": "1"}
         self.agent = Agent(
-            name, self.directory, world.broker.port, world.keys_dir, environment=environment, popen=popen
+            name,
+            self.directory,
+            world.broker.port,
+            world.keys_dir,
+            environment={**armed, **environment},
+            popen=popen,
         )
         self.operator = Operator(name, world.broker.port, world.subscriber, world.signer, world.datasets[0])
         self.restarts = 0
@@ -71,7 +84,7 @@ class Rig:
         for _ in range(STARTS):
             mark = self.operator.mark()
             try:
-                self.agent.start()
+                self._start()
                 self._await("presence", lambda body: body["state"] == "online", mark)
                 self._await("capabilities", lambda body: bool(body["methods"]), mark)
             except NothingCameError:
@@ -184,6 +197,9 @@ class Rig:
     def close(self) -> None:
         """End the agent."""
         self.agent.close()
+
+    def _start(self) -> None:
+        self.agent.start()
 
     def _await(self, name: str, wanted: Any, mark: int) -> None:
         """Wait for a message, or for the agent's death: raises ``NothingCameError`` after either."""
