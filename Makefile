@@ -70,6 +70,17 @@ boot: .boot/rootfs .boot/wheelhouse
 	rm -rf $@
 	deploy/wheelhouse.sh $@ --python $(BIN)/python
 
+# From nothing to the first answer, in a Debian that has nothing: commands and minutes. Needs root and mmdebstrap. SHARE
+# names paths of this machine that pip needs there, such as those of a mirror.
+.PHONY: first-inference
+first-inference: install .boot/bare
+	$(BIN)/python -m deploy.bench.first_inference .boot/bare $(foreach path,$(SHARE),--share $(path))
+
+.boot/bare:
+	mkdir -p .boot
+	mmdebstrap --variant=minbase --include=ca-certificates,sudo bookworm .boot/bare.tar $(MIRROR)
+	mkdir .boot/bare.new && tar -C .boot/bare.new -xf .boot/bare.tar && mv .boot/bare.new $@
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -77,7 +88,7 @@ format: install
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
 
-bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency bench-serving bench-swaps
+bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency bench-ways bench-serving bench-swaps
 
 # The figures of docs/benchmarks.md, each in its own part of that page. They give way to other work (nice).
 .PHONY: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
@@ -100,6 +111,11 @@ bench-minilm: install
 
 bench-latency: install
 	nice -n 10 $(BIN)/python -m deploy.bench.latency
+
+# Whether torch's compiler pays for the demo's model; needs g++.
+.PHONY: bench-ways
+bench-ways: install
+	nice -n 10 $(BIN)/python -m deploy.bench.ways
 
 # The servers that nibbled is measured beside, in an environment of their own (Triton needs Linux on x86-64).
 .venv-peers/.installed:
@@ -203,6 +219,11 @@ clients: install
 .PHONY: protos
 protos: install
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. agent/serving/grpc/inference.proto agent/serving/grpc/health.proto
+
+# The pictures of docs/page.md; needs mosquitto, chromium with its driver, and a font with kanji.
+.PHONY: screenshots
+screenshots: install
+	$(BIN)/python -m tests.e2e.screenshots docs/page
 
 # Downloads whose line breaks, or whose process is killed, at random places; prints rows for docs/reliability.md.
 .PHONY: interruptions

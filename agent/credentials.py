@@ -24,6 +24,7 @@ NAMES = (
     "serving.key",
     "serving.token",
     "serving.admin_token",
+    "status.token",
 )
 TOKEN = "downloads.token."  # noqa: S105 - the head of a name
 _SECTIONS = tuple({name.partition(".")[0] + "." for name in NAMES})

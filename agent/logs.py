@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.contract.secrets import redacted
+from agent.log_stream import LogStream
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -52,6 +53,7 @@ def set_up(level: str = "info", style: str = "auto", *, book: Logbook | None = N
         book: keeps what was written, too.
         bound: fields that every line carries.
     """
+    lines: Any = LogStream(sys.stderr)
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
 
     def bind(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -75,10 +77,10 @@ def set_up(level: str = "info", style: str = "auto", *, book: Logbook | None = N
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(lines),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 

@@ -48,12 +48,7 @@ def listen(serving: Serving) -> socket.socket:
             "or serving.allow_anonymous = true to answer everyone"
         )
     for name in ("token_file", "admin_token_file"):
-        path = getattr(serving, name)
-        if path is not None:
-            try:
-                read_tokens(path)
-            except TokenFileError as error:
-                raise StartError(f"serving.{name} {error}") from None
+        check_tokens(f"serving.{name}", getattr(serving, name))
     if serving.cert_file is not None and serving.key_file is not None:
         try:
             check_server_files(serving.cert_file, serving.key_file)
@@ -68,17 +63,23 @@ def listen(serving: Serving) -> socket.socket:
     return _listen(serving.host, serving.http_port, "serving.http_port")
 
 
+def check_tokens(key: str, path: Path | None) -> None:
+    """Raise ``StartError`` for a file of tokens that is configured and cannot be used."""
+    try:
+        if path is not None:
+            read_tokens(path)
+    except TokenFileError as error:
+        raise StartError(f"{key} {error}") from None
+
+
 def listen_grpc(serving: Serving) -> socket.socket | None:
     """Return the socket of the inference API over gRPC, None where it is not configured.
 
-    grpcio is looked for and not imported: only the server does that. What guards the HTTP port does not guard this
-    one, so it is not opened beside tokens or certificates: it would be the way around them.
+    What guards the HTTP port guards this one; its files are looked at by ``listen``. grpcio is looked for and not
+    imported: only the server does that.
     """
     if serving.grpc_port is None:
         return None
-    guarded = [name for name in ("token_file", "cert_file") if getattr(serving, name) is not None]
-    if guarded:
-        raise StartError(f"serving.grpc_port has neither tokens nor TLS: leave it out, or serving.{guarded[0]}")
     if importlib.util.find_spec("grpc") is None:
         raise StartError("serving.grpc_port needs the extra grpc: pip install 'nibbled[grpc]', or leave the key out")
     return _listen(serving.host, serving.grpc_port, "serving.grpc_port")
@@ -116,6 +117,11 @@ def server_options(serving: Serving, store: Path) -> tuple[str, ...]:
     return tuple(text for name, value in given.items() if value is not None for text in (f"--{name}", str(value)))
 
 
+def wanted(serving: Serving) -> dict[str, str]:
+    """Return how releases are to be served, in the words of the server's terms."""
+    return {"residency": serving.residency, "compile": serving.compile, "graphs": serving.cuda_graphs}
+
+
 def relaxations(settings: Settings) -> tuple[str, ...]:
     """Return what was made less safe on purpose, in words for every report."""
     serving, found = settings.serving, []
@@ -125,6 +131,9 @@ def relaxations(settings: Settings) -> tuple[str, ...]:
         found.append(f"serving.allow_anonymous: everyone who reaches {serving.host} may ask for inference")
     if not serving.is_local and serving.cert_file is None:
         found.append(f"serving.cert_file is not set: inference on {serving.host} is not encrypted")
+    status = settings.status
+    if status.enabled and not status.is_local and status.token_file is not None:
+        found.append(f"status.token_file: its tokens reach {status.host} without encryption")
     return tuple(found)
 
 

@@ -39,6 +39,7 @@ from agent.contract.config import (
 )
 from agent.contract.secrets import redacted
 from agent.contract.topics import Id
+from agent.contract.wire import complaint
 from agent.planning.memory import SERVED_ROWS
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ TokenPath = Annotated[Path, AfterValidator(_is_token_path)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Mqtt(_Section):
@@ -140,6 +148,8 @@ class Serving(_Section):
     max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
     max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
     residency: Literal["packed", "unpacked", "auto"] = "packed"
+    compile: Literal["off", "auto"] = "off"
+    cuda_graphs: Literal["off", "auto"] = "off"
     max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
 
     @model_validator(mode="after")
@@ -151,10 +161,7 @@ class Serving(_Section):
     @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return _is_local(self.host)
 
 
 class Status(_Section):
@@ -163,6 +170,13 @@ class Status(_Section):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port = 8002
+    token_file: TokenPath | None = None
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs on this machine can connect."""
+        return _is_local(self.host)
 
 
 class Downloads(_Section):
@@ -340,7 +354,7 @@ def _complaint(item: Any) -> str:
     if item["type"] == "value_error" and isinstance(item["input"], dict):  # a contradiction: the text names its keys
         return f"{where or 'settings'}: {item['ctx']['error']}"
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg']}, got {_shown(keys, item['input'])}"
+        return f"{where}: {complaint(item)}, got {_shown(keys, item['input'])}"
     known = _known(keys[:-1])
     close = difflib.get_close_matches(keys[-1], known, n=1)
     return f"{where}: unknown key; {f'did you mean {close[0]}?' if close else 'known: ' + ', '.join(known)}"

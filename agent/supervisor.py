@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import agent
-from agent import parts, self_test
+from agent import parts, self_test, status_site
 from agent.adapters import systemd
 from agent.adapters.artifacts import ArtifactStore
 from agent.adapters.builder import BuilderProcess
@@ -26,6 +26,7 @@ from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
+from agent.deployment.admission import terms
 from agent.deployment.answering import Answering
 from agent.deployment.engine import Engine
 from agent.deployment.foresight import Foresight
@@ -35,7 +36,8 @@ from agent.deployment.intake import Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
-from agent.deployment.planner import Planner
+from agent.deployment.losses import Losses
+from agent.deployment.planner import Planner, budget_for
 from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
 from agent.deployment.reporting import Reporting, describe_operation, describe_served
@@ -43,20 +45,25 @@ from agent.deployment.runner import Runner
 from agent.deployment.steps import Steps
 from agent.devices import system
 from agent.devices.probe import DeviceProbe
+from agent.health.board import Board
+from agent.health.meter import Meter
 from agent.health.reporter import HealthReporter
+from agent.health.sections import sections
 from agent.health.sentence import sentence
-from agent.health.web import StatusSite
+from agent.health.trail import AlarmTrail
+from agent.health.trying import World
 from agent.live import LiveSettings
 from agent.logbook import Logbook
-from agent.parts import StartError
 from agent.planning.model_types import MODEL_TYPES
 from agent.settings import fixed_by_environment
+from agent.status_site import OverheardTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from agent.deployment.models import Served
+    from agent.deployment.models import Release, Served
+    from agent.health.web import StatusSite
     from agent.settings import Settings
 
 log = structlog.get_logger("supervisor")
@@ -87,7 +94,8 @@ class Supervisor:
         self._clock = SystemClock()
         matrix = parts.matrix(settings)
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
-        self._journal = SqliteJournal(state_dir / "journal.db")
+        self._board = Board(self._topics, self._shown)
+        self._journal = SqliteJournal(state_dir / "journal.db", self._board.hear)
         self._live = LiveSettings(settings, self._journal.config(), fixed=fixed_by_environment())
         self._keys = KeyDirectory(settings.trust.keys_dir)
         self._relaxations = parts.relaxations(settings)
@@ -100,11 +108,19 @@ class Supervisor:
         self._boot_id = system.boot_id()
         self._server = self._make_server()
         self._transport = self._make_transport()
+        self._told = OverheardTransport(self._transport, self._board.hear)
         self._runner = Runner(after=give_memory_back)
+        self._store = ArtifactStore(state_dir, settings.downloads.disk_reserve)
         self._ports = self._make_ports(state_dir)
         self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
         self._guard = self._make_guard()
-        self._keeper = Keeper(self._journal, self._server, self._ports.store, self._runner)
+        self._keeper = Keeper(
+            self._journal,
+            self._server,
+            self._store,
+            self._runner,
+            on_change=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
+        )
         self._reporting = Reporting(
             self._topics,
             self._clock,
@@ -113,10 +129,15 @@ class Supervisor:
             facts=self._facts,
             selected=self._keeper.selected,
         )
+        self._losses = Losses(self._journal, self._reporting, self._transport, self._clock)
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
+        self._alarms = AlarmTrail(self._tell_alarm)
         self._health = self._make_health(state_dir)
+        self._meter = Meter(lambda: self._server.status(timeout_s=2.0), self._clock.monotonic)
+        self._page_access = status_site.access(settings)
+        self._is_stopping = False
         self._site = self._make_site()
         self._testing = threading.Thread(target=self._learn_capabilities, name="self-test", daemon=True)
 
@@ -153,6 +174,7 @@ class Supervisor:
         drain_s = self._settings.serving.drain_s
         allowed_s = drain_s + STOP_MARGIN_S
         systemd.notify("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={int(allowed_s * 1e6)}")
+        self._is_stopping = True
         self._engine.interrupt_steps()
         self._lookout.stop()
         self._health.stop()
@@ -180,13 +202,12 @@ class Supervisor:
             options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
             silence_s=self._settings.serving.silence_s,
             on_exit=lambda detail: self._engine.post(ServerLost(detail)),
-            residency=self._residency,
+            terms=self._terms,
         )
 
-    def _residency(self) -> dict[str, Any]:
-        mode, budget = self._settings.serving.residency, self._device.last_budget()
-        # Half of what is left: requests and the next release need memory too.
-        return {"mode": mode, "allowed_bytes": budget.bytes // 2 if budget and mode != "packed" else 0}
+    def _terms(self, model: str, release: Release) -> dict[str, Any]:
+        budget, served = self._device.last_budget(), self._journal.served()
+        return terms(parts.wanted(self._settings.serving), budget and budget_for(model, budget, served), release)
 
     def _make_transport(self) -> MqttTransport:
         return MqttTransport(
@@ -197,14 +218,14 @@ class Supervisor:
             boot_id=self._boot_id,
             agent=agent.__version__,
             groups=self._settings.mqtt.groups,
+            overhears=lambda: self._losses.is_owed,
             post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
         )
 
     def _make_ports(self, state_dir: Path) -> Ports:
-        store = ArtifactStore(state_dir, self._settings.downloads.disk_reserve)
         lessons = LessonFile(state_dir / "learned.json")
         downloader = parts.downloader(self._settings, self._live.download_rate)
-        return Ports(self._clock, downloader, store, self._builder, self._device, self._server, lessons)
+        return Ports(self._clock, downloader, self._store, self._builder, self._device, self._server, lessons)
 
     def _make_guard(self) -> MemoryGuard:
         return MemoryGuard(
@@ -227,7 +248,7 @@ class Supervisor:
         identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), parts.hardware())
         return Engine(
             journal=self._journal,
-            transport=self._transport,
+            transport=self._told,
             intake=Intake(
                 self._journal,
                 self._keys,
@@ -245,6 +266,7 @@ class Supervisor:
             runner=self._runner,
             reporting=self._reporting,
             keeper=self._keeper,
+            losses=self._losses,
             clock=self._clock,
             total_s=lambda: self._live.current.deployment.total_s,
         )
@@ -255,13 +277,14 @@ class Supervisor:
             self._reporting,
             self._live,
             self._logbook,
+            self._clock,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
 
     def _make_health(self, state_dir: Path) -> HealthReporter:
         return HealthReporter(
             self._topics,
-            self._transport,
+            self._told,
             self._clock,
             interval_s=lambda: self._live.current.health.interval_s,
             state_dir=state_dir,
@@ -269,18 +292,37 @@ class Supervisor:
             server=self._server.status,
             engine=self._engine_facts,
             relaxations=self._relaxations,
+            on_alarms=self._tell_alarms,
         )
 
+    def _tell_alarms(self, alarms: Sequence[str]) -> None:
+        own = set(self._guard.alarms)  # the memory's, which have lines of their own
+        self._alarms.look(alarm for alarm in alarms if alarm not in own)
+
+    def _tell_alarm(self, name: str, reason: str) -> None:
+        log.warning("alarm", found=name, reason=reason)
+        self._journal.queue([self._reporting.event(name, reason=reason)])
+        self._transport.flush()
+
     def _make_site(self) -> StatusSite | None:
-        status = self._settings.status
-        if not status.enabled:
-            return None
-        try:
-            return StatusSite(status.host, status.port, self._status)
-        except OSError as error:
-            raise StartError(
-                f"status.port {status.port} on {status.host}: {error.strerror}; choose another status.port"
-            ) from None
+        world = World(
+            served=lambda: self._keeper.selected(self._journal.served()),
+            server=self._server,
+            store=self._store,
+            device=self._device,
+            builder=self._builder,
+            submit=self._runner.submit,
+            is_busy=lambda: self._is_stopping or any(not each.is_deferred for each in self._engine.open_operations),
+            target=self._settings.serving.device,
+        )
+        return status_site.make(
+            self._settings,
+            self._status,
+            access=self._page_access,
+            board=self._board,
+            world=world,
+            post=self._engine.post,
+        )
 
     def _learn_capabilities(self) -> None:
         self._probe.self_test()
@@ -305,6 +347,7 @@ class Supervisor:
         operations = self._engine.open_operations
         return {
             "mode": str(self._keeper.mode),
+            "problem": self._keeper.problem,
             "alarms": [*self._guard.alarms, *self._transport.alarms, *self._keys.problems()],
             "served": list(self._journal.served()),
             "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],
@@ -333,6 +376,16 @@ class Supervisor:
             "models": {name: describe_served(item) for name, item in served.items()},
             "operations": [describe_operation(each) for each in recent],
         }
+
+    def _shown(self) -> dict[str, Any]:
+        budget, tested = self._device.last_budget(), self._probe.tested
+        usable = [name for name, found in tested.methods.items() if found["ok"]] if tested else []
+        return sections(
+            self._status(),
+            live=self._meter.look(),
+            memory=budget.to_json() if budget else {},
+            more={"methods": usable, "access": self._page_access.to_json()},
+        )
 
     def _inference_url(self) -> str:
         host, port = self._http.getsockname()[:2]

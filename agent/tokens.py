@@ -12,12 +12,18 @@ import hmac
 import os
 import re
 import stat
+import time
 from typing import TYPE_CHECKING
 
+import structlog
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+log = structlog.get_logger("access")
 MIN_CHARACTERS = 16
+LOOK_AGAIN_S = 1.0
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
@@ -88,3 +94,49 @@ def _group() -> str:
         return grp.getgrgid(number).gr_name
     except KeyError:
         return str(number)
+
+
+class TokenFile:
+    """The tokens of a file as it is now.
+
+    A file that cannot be used any more leaves the last good tokens in force, since renewals are not always atomic;
+    one that never could be used accepts nobody.
+
+    Args:
+        path: of the file.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._looked_at = clock()
+        self._seen = self._fingerprint()
+        self._tokens = Tokens()
+        self._read()
+
+    def accepts(self, token: bytes) -> bool:
+        """Return whether ``token`` is in the file."""
+        now = self._clock()
+        if now - self._looked_at >= LOOK_AGAIN_S:
+            self._looked_at = now
+            found = self._fingerprint()
+            if found != self._seen:
+                self._seen = found
+                self._read()
+        return self._tokens.accept(token)
+
+    def _read(self) -> None:
+        try:
+            self._tokens = read_tokens(self._path)
+        except TokenFileError as error:
+            log.error("tokens_unusable", error=str(error))  # noqa: TRY400 - a sentence is enough
+        else:
+            log.info("tokens_read", file=str(self._path))
+
+    def _fingerprint(self) -> tuple[int, ...]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return ()
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode

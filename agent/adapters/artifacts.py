@@ -13,6 +13,7 @@ alone promises order to other processes, not to the disk).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -118,6 +119,16 @@ class ArtifactStore:
         ):
             return None
         return _with_paths(result, directory)
+
+    def artifacts(self, sha256: str) -> dict[str, dict[str, Any]]:
+        """Return the builder's results of every finished artifact of a checkpoint, by name."""
+        found = {}
+        for file in sorted((self._artifacts / sha256).glob(f"*/{RESULT}")):
+            if not file.parent.suffix:  # .tmp is not finished, .old not in force
+                with contextlib.suppress(OSError, ValueError):
+                    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                    found[file.parent.name] = _with_paths(result, file.parent)
+        return found
 
     def staging(self, sha256: str, method: str) -> Path:
         """Return an empty directory to build in."""

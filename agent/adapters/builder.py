@@ -71,6 +71,7 @@ class BuilderProcess:
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     env=child_environment(),
+                    start_new_session=True,
                 )
         except OSError as error:
             end(child)

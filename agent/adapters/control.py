@@ -97,23 +97,44 @@ def call(
     Raises:
         ControlError: no connection, no answer in time, or a status other than 200.
     """
+    payload = json.dumps(body).encode() if body is not None else None
+    status, raw = exchange(path, method, route, payload, timeout_s=timeout_s, calls=calls)
+    answer = _parse(raw)
+    if status != http.HTTPStatus.OK:
+        told = answer if isinstance(answer, dict) else {}
+        raise ControlError(str(told.get("error") or f"HTTP {status}"), status, told.get("code"))
+    return answer
+
+
+def exchange(
+    path: Path,
+    method: str,
+    route: str,
+    payload: bytes | None = None,
+    *,
+    timeout_s: float = 30.0,
+    calls: Calls | None = None,
+    most_bytes: int | None = None,
+) -> tuple[int, bytes]:
+    """Send one request as it is and return the answer's status and body, whatever they say; arguments as in ``call``.
+
+    Raises:
+        ControlError: no connection, no answer in time, or one of more than ``most_bytes``.
+    """
     connection = _UnixConnection(path, timeout_s)
     try:
-        payload = json.dumps(body).encode() if body is not None else None
         connection.connect()
         with calls.watched(connection.sock) if calls else contextlib.nullcontext():
             connection.request(method, route, payload, {"Content-Type": "application/json"} if payload else {})
             response = connection.getresponse()
-            raw = response.read()
+            raw = response.read(None if most_bytes is None else most_bytes + 1)
     except (OSError, http.client.HTTPException) as error:
         raise ControlError(f"{method} {route}: {type(error).__name__}: {error}") from None
     finally:
         connection.close()
-    answer = _parse(raw)
-    if response.status != http.HTTPStatus.OK:
-        told = answer if isinstance(answer, dict) else {}
-        raise ControlError(str(told.get("error") or f"HTTP {response.status}"), response.status, told.get("code"))
-    return answer
+    if most_bytes is not None and len(raw) > most_bytes:
+        raise ControlError(f"{method} {route}: the answer has more than {most_bytes} bytes")
+    return response.status, raw
 
 
 def _parse(raw: bytes) -> Any:

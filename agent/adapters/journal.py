@@ -17,19 +17,17 @@ from agent.adapters.journal_file import (
     SCHEMA_VERSION,
     JournalVersionError,
     Transaction,
-    dump_operation,
     empty_log,
     essence,
-    load_operation,
-    load_report,
     open_database,
 )
+from agent.adapters.journal_rows import dump_operation, load_operation, load_report
 from agent.adapters.served_copy import ServedCopy
 from agent.deployment.convergence import Goal
 from agent.deployment.models import Served
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from agent.contract.reports import Report
@@ -47,11 +45,16 @@ class SqliteJournal:
 
     Threads: any; calls are serialised, since the engine writes while the transport empties the outbox.
 
+    Args:
+        path: of the file.
+        on_report: hears of every report once it is committed; must neither block nor raise.
+
     Raises:
         JournalVersionError: the file has a newer schema; it is left untouched.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_report: Callable[[Report], None] = lambda _report: None) -> None:
+        self._on_report = on_report
         self._lock = threading.Lock()
         self._copy = ServedCopy(path.with_name("served.json"))
         self._db = open_database(path, self._copy)
@@ -103,7 +106,7 @@ class SqliteJournal:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit a record, its reports and what it changes, durably and together."""
-        is_essential = served is not None or remove or sequence is not None
+        is_essential = served is not None or remove or sequence is not None or bool(config)
         with self._lock, self._transaction("save"):
             self._db.execute(
                 "INSERT INTO operation (id, is_open, record) VALUES (?, ?, ?)"
@@ -137,11 +140,13 @@ class SqliteJournal:
         if operation.state.is_terminal:
             with self._lock:
                 empty_log(self._db)
+        self._tell(reports)
 
     def queue(self, reports: Sequence[Report]) -> None:
         """Keep reports that belong to no operation until they are acknowledged."""
         with self._lock, self._transaction("queue"):
             self._put(reports)
+        self._tell(reports)
 
     def documents(self) -> dict[str, dict[str, Any]]:
         """Return the wanted documents in force, by source."""
@@ -174,6 +179,7 @@ class SqliteJournal:
                 self._db.execute("INSERT INTO goal (operation_id, body, outcome) VALUES (?, ?, ?)", row)
             self._note(notes)
             self._put(reports)
+        self._tell(reports)
 
     def settle(self, outcomes: Mapping[str, str]) -> None:
         """Commit the outcomes of goals that are still open, by operation id."""
@@ -186,6 +192,7 @@ class SqliteJournal:
         with self._lock, self._transaction("note"):
             self._note(notes)
             self._put(reports)
+        self._tell(reports)
 
     def outbox(self, most: int = -1) -> list[tuple[int, Report]]:
         """Return what the broker has not acknowledged, oldest first, each with its number; ``most`` of it, if given."""
@@ -210,6 +217,10 @@ class SqliteJournal:
             (name,),
         )
         return int(self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()[0])
+
+    def _tell(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            self._on_report(report)
 
     def _read(self, query: str, *arguments: Any) -> list[Any]:
         with self._lock:

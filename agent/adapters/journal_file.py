@@ -1,11 +1,11 @@
 """The journal's file: its schema and migrations, whether it is whole, and what is done when it is not.
 
 A file that SQLite, a record's own form or the second copy of what is served shows to be damaged is set aside as
-``journal.db.damaged``, and a new one is begun with every row that can still be read. What is served then comes from the
-second copy: SQLite keeps no checksums of pages, the copy has one. A WAL that is missing leaves a file that looks whole
-and is older; the copy's revision shows it. The new file is made beside the damaged one and takes its place, as
-``journal.db.recovered`` for a moment, when it is whole: a start that is cut short before that is begun again by the
-next one, and after it ended by the next one.
+``journal.db.damaged``, and a new one is begun with every row that can still be read. What is served, and what
+``set_config`` changed, then comes from the second copy: SQLite keeps no checksums of pages, the copy has one. A WAL
+that is missing leaves a file that looks whole and is older; the copy's revision shows it. The new file is made beside
+the damaged one and takes its place, as ``journal.db.recovered`` for a moment, when it is whole: a start that is cut
+short before that is begun again by the next one, and after it ended by the next one.
 
 A newer agent's file is never touched.
 """
@@ -17,24 +17,18 @@ import functools
 import json
 import os
 import sqlite3
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from agent.adapters.journal_rows import OWN_TABLES, TABLES, is_readable
 from agent.adapters.served_copy import Essence
-from agent.contract.commands import is_response_topic
-from agent.contract.errors import ErrorInfo
-from agent.contract.reports import Report
-from agent.contract.secrets import forgotten
-from agent.deployment.convergence import Goal
-from agent.deployment.machine import Operation
+from agent.deployment.losses import NOTE
 from agent.deployment.models import Served
-from agent.deployment.phases import Phase, State
 from agent.failpoints import around
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from agent.adapters.served_copy import ServedCopy
@@ -112,60 +106,14 @@ def essence(db: sqlite3.Connection) -> Essence:
     counters = dict(db.execute("SELECT name, value FROM counter"))
     served = {model: Served.from_json(json.loads(item)) for model, item in db.execute("SELECT model, item FROM served")}
     sequences = dict(db.execute("SELECT model, highest FROM sequence"))
-    return Essence(counters.get("served", 0), served, sequences, counters.get("epoch", 0))
+    config = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM config")}
+    return Essence(counters.get("served", 0), served, sequences, counters.get("epoch", 0), config)
 
 
 def empty_log(db: sqlite3.Connection) -> None:
     """Zero the write-ahead log, in which earlier versions of a record stand; a failure is made up for next time."""
     with contextlib.suppress(sqlite3.OperationalError):
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-
-
-def dump_operation(operation: Operation) -> str:
-    """Return a record as JSON; of one that ended without the addresses that were secrets."""
-    body = asdict(operation)
-    body["error"] = operation.error.model_dump(mode="json") if operation.error else None
-    if operation.state.is_terminal:
-        body["request"] = forgotten(operation.request)
-    return json.dumps(body)
-
-
-def load_operation(record: str) -> Operation:
-    """Read what ``dump_operation`` wrote, by this version or an older one."""
-    body = json.loads(record)
-    body["state"], body["phase"] = State(body["state"]), Phase(body["phase"])
-    body["outcome"] = State(body["outcome"])
-    body["error"] = ErrorInfo.model_validate(body["error"]) if body["error"] else None
-    return Operation(**body)
-
-
-def load_report(row: tuple[Any, ...]) -> Report:
-    """Read a row of the outbox.
-
-    Raises:
-        ValueError: it could not be published: one such row would hold up all behind it.
-    """
-    topic, payload, retain, expiry_s, correlation = row
-    is_sound = isinstance(topic, str) and is_response_topic(topic) and isinstance(payload, bytes)
-    if not (is_sound and isinstance(expiry_s, (int, type(None))) and isinstance(correlation, (bytes, type(None)))):
-        raise ValueError("no report")
-    if expiry_s is not None and not 0 <= expiry_s < 2**32:
-        raise ValueError("no report")
-    return Report(topic, payload, retain=bool(retain), expiry_s=expiry_s, correlation=correlation)
-
-
-_TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] = {
-    # table: its columns, and what reads a row or raises
-    "operation": (("id", "is_open", "record"), lambda row: load_operation(row[2])),
-    "served": (("model", "item"), lambda row: Served.from_json(json.loads(row[1]))),
-    "sequence": (("model", "highest"), lambda row: int(row[1])),
-    "counter": (("name", "value"), lambda row: int(row[1])),
-    "config": (("key", "value"), lambda row: json.loads(row[1])),
-    "desired": (("source", "document"), lambda row: dict(json.loads(row[1]))),
-    "goal": (("operation_id", "body", "outcome"), lambda row: Goal(**json.loads(row[1]))),
-    "note": (("name", "value"), lambda row: json.loads(row[1])),
-    "outbox": (("topic", "payload", "retain", "expiry_s", "correlation"), load_report),
-}
 
 
 class Transaction:
@@ -217,9 +165,10 @@ def _check_version(db: sqlite3.Connection, path: Path) -> None:
         return
     noted = _noted_version(db)
     if noted is not None and noted != version:
-        raise _DamagedError(f"its head says schema {version}, its notes {noted}")
+        raise _DamagedError(f"its head says schema {version}, but it was written as schema {noted}: the head is spoilt")
     raise JournalVersionError(
-        f"{path} has schema {version}, this agent reads up to {SCHEMA_VERSION}: install the newer agent again"
+        f"{path} is of schema {version}, this version knows up to {SCHEMA_VERSION}: install the newer version again, "
+        "or move the file away (what is served and the settings are in served.json, too)"
     )
 
 
@@ -238,7 +187,14 @@ def _migrate(db: sqlite3.Connection) -> None:
             for step in range(version, SCHEMA_VERSION):
                 for statement in _STEPS[step].split(";"):
                     db.execute(statement)
+            if version == 0:
+                _note_loss(db, "new")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _note_loss(db: sqlite3.Connection, why: str) -> None:
+    """Note that operations may be unknown here that a broker still tells of; see `agent.deployment.losses`."""
+    db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (NOTE, json.dumps({"why": why, "looks": 0})))
 
 
 def _check(db: sqlite3.Connection) -> None:
@@ -249,9 +205,9 @@ def _check(db: sqlite3.Connection) -> None:
     odd = _made_anew() - _definitions(db)
     if odd:
         raise _DamagedError(f"it lacks {min(odd):.60}")
-    for table, (columns, read) in _TABLES.items():
+    for table, (columns, read) in TABLES.items():
         for row in db.execute(f"SELECT {', '.join(columns)} FROM {table}"):  # noqa: S608 - names of our own
-            if not _is_readable(read, row):
+            if not is_readable(read, row):
                 raise _DamagedError(f"a row of {table} cannot be read: {row[0]!r:.80}")
 
 
@@ -273,35 +229,44 @@ def _disagreement(db: sqlite3.Connection, known: Essence | None) -> str | None:
         return None
     own = essence(db)
     if known.revision > own.revision:
-        return f"it lacks the last {known.revision - own.revision} changes of what is served"
+        return f"it lacks the last {known.revision - own.revision} changes of what is served and set"
     if known.revision == own.revision and known.served != own.served:
         return "what it says is served is not what was written"
+    if known.revision == own.revision and known.config not in (None, own.config):
+        return "what it says was changed by set_config is not what was written"
     return None
 
 
 def _recover(path: Path, known: Essence | None, reason: str) -> sqlite3.Connection:
-    rows = {table: list(_salvage(path, table)) for table in _TABLES}
+    rows = {table: list(_salvage(path, table)) for table in TABLES}
     if known is not None:
         rows["served"] = [(name, json.dumps(item.to_json())) for name, item in known.served.items()]
-    kept_as = f"{path.name}.damaged"
-    told = {"reason": reason, "kept_as": kept_as, "rows": {table: len(found) for table, found in rows.items()}}
-    log.error("journal_recovered", **told)
+    if known is not None and known.config is not None:
+        rows["config"] = [(key, json.dumps(value)) for key, value in known.config.items()]
+    told: dict[str, Any] = {"reason": reason, "kept_as": f"{path.name}.damaged"}
     draft = path.with_name(f"{path.name}.draft")
     for file in _files(draft):
         file.unlink(missing_ok=True)
     db = _ready(draft)
     with Transaction(db, "recover"):
-        for table, (columns, _) in _TABLES.items():
+        for table, (columns, _) in TABLES.items():
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
             insert = f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - names of our own
             db.executemany(insert, rows[table])
         _raise_counters(db, known or Essence())
+        told["rows"] = {table: _count(db, table) for table in TABLES if table not in OWN_TABLES}
+        log.error("journal_recovered", **told)
         db.execute("INSERT OR REPLACE INTO note VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
         db.execute("INSERT OR REPLACE INTO note VALUES ('recovered', ?)", (json.dumps(told),))
+        _note_loss(db, "damaged")
     db.close()  # which leaves one file, without a log
     _move(draft, _recovered(path))
     _take_place(path)
     return _ready(path)
+
+
+def _count(db: sqlite3.Connection, table: str) -> int:
+    return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 - names of our own
 
 
 def _take_place(path: Path) -> None:
@@ -352,7 +317,7 @@ def _raise_counters(db: sqlite3.Connection, known: Essence) -> None:
 
 def _salvage(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a table that can be read, from both ends up to where the file is broken, in their order."""
-    columns, read = _TABLES[table]
+    columns, read = TABLES[table]
     found: dict[int, tuple[Any, ...]] = {}
     for direction in ("ASC", "DESC"):
         try:
@@ -363,18 +328,10 @@ def _salvage(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
         query = f"SELECT rowid, {', '.join(columns)} FROM {table} ORDER BY rowid {direction}"  # noqa: S608 - our own
         try:
             for number, *row in db.execute(query):
-                if _is_readable(read, tuple(row)):
+                if is_readable(read, tuple(row)):
                     found.setdefault(number, tuple(row))
         except _DAMAGE as error:
             log.debug("salvage_ended", table=table, direction=direction, error=str(error))
         finally:
             db.close()
     yield from (found[number] for number in sorted(found))
-
-
-def _is_readable(read: Callable[[tuple[Any, ...]], object], row: tuple[Any, ...]) -> bool:
-    try:
-        read(row)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return None not in row[:1]

@@ -17,18 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters.contention import Contention
-from agent.adapters.mqtt_client import RECONNECT_S, connect_properties, make_client
+from agent.adapters.mqtt_client import (
+    RECONNECT_S,
+    connect_properties,
+    make_client,
+    publish_properties,
+    subscriptions,
+    will_properties,
+)
+from agent.adapters.refusals import Refusals
 from agent.adapters.room import Room
 from agent.adapters.survived import survived
 from agent.adapters.tls import TlsFiles
 from agent.contract import reports
 from agent.contract.desired import OWN, DesiredMessage
-from agent.deployment.inbox import Connected, Drained
+from agent.deployment.inbox import Connected, Drained, Overhearing, Remembered
 from agent.deployment.intake import CommandMessage
 from agent.failpoints import around
 
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+    from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
     from agent.adapters.broker import Broker, Outbox
@@ -48,11 +54,10 @@ log = structlog.get_logger("mqtt")
 MAX_FILTERS = 4
 """Filters in one SUBSCRIBE; AWS IoT Core takes eight, others fewer."""
 KEEPALIVE_S = 30
-WILL_DELAY_S = 30
 MAX_IN_FLIGHT = 256
+"""Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
 MAX_WAITING, PATIENCE_S = 64, 5.0
 """Messages that wait for the engine before no more are read, and for how long; below what a broker's ping allows."""
-"""Reports that a connection holds without an acknowledgement; the others wait in the journal, and take no memory."""
 
 
 class MqttTransport:
@@ -65,6 +70,7 @@ class MqttTransport:
         clock: for the time in a birth message.
         boot_id, agent: for presence.
         groups: whose wanted state counts here, too.
+        overhears: whether the broker is to tell what it has of this device's operations; asked at every connect.
         post: takes commands, wanted states and ``Connected``; must not block.
     """
 
@@ -78,7 +84,8 @@ class MqttTransport:
         boot_id: str,
         agent: str,
         groups: Sequence[str] = (),
-        post: Callable[[CommandMessage | DesiredMessage | Connected | Drained], None],
+        overhears: Callable[[], bool] = lambda: False,
+        post: Callable[[CommandMessage | DesiredMessage | Connected | Drained | Overhearing | Remembered], None],
     ) -> None:
         self._broker = broker
         self._topics = topics
@@ -87,11 +94,14 @@ class MqttTransport:
         self._boot_id = boot_id
         self._agent = agent
         self._sources = {topics.desired: OWN, **{topics.group_desired(group): group for group in groups}}
+        self._overhears = overhears
+        self._overhearing: int | None = None
         self._post = post
         self._epoch = 0
         self._is_v5 = broker.version == "5"
         self._in_flight: dict[int, int] = {}
-        self._early: set[int] = set()
+        self._early: dict[int, bool] = {}
+        self._refusals = Refusals()
         self._is_leaving = False
         self._room = Room(MAX_WAITING, PATIENCE_S)
         self._is_behind = self._owes_birth = False
@@ -116,8 +126,9 @@ class MqttTransport:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What is wrong with the certificates and with the session now, a sentence each."""
-        problems = (self._certificate_problem(), self._contention.alarm(self._clock.monotonic()))
+        """What is wrong with the certificates, the session and the device's rights now, a sentence each."""
+        now = self._clock.monotonic()
+        problems = (self._certificate_problem(), self._contention.alarm(now), self._refusals.alarm(now))
         return tuple(problem for problem in problems if problem)
 
     @property
@@ -159,7 +170,7 @@ class MqttTransport:
         if self._client.is_connected():
             if self._is_behind:
                 self.flush()
-            properties = self._properties(report)
+            properties = publish_properties(report, is_v5=self._is_v5)
             with around("mqtt.telemetry.publish"):
                 self._client.publish(report.topic, report.payload, qos=0, retain=report.retain, properties=properties)
 
@@ -167,7 +178,7 @@ class MqttTransport:
     def flush(self) -> None:
         """Hand every waiting report to the connection that it does not have yet."""
         self._is_behind = True
-        if not self._client.is_connected():
+        if not self._client.is_connected() or self._refusals.is_pausing(self._clock.monotonic()):
             return
         if self._owes_birth:
             self._say_online()
@@ -184,9 +195,10 @@ class MqttTransport:
         """Publish one report of the outbox; return whether the connection took it.
 
         paho calls ``_on_publish`` with a lock of its own held that ``publish`` takes too, so nothing may be locked
-        here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``.
+        here while publishing; an acknowledgement that overtakes the return of ``publish`` waits in ``_early``, with
+        whether the broker wants it again.
         """
-        properties = self._properties(report)
+        properties = publish_properties(report, is_v5=self._is_v5)
         with around("mqtt.report.publish"):
             info = self._client.publish(
                 report.topic, report.payload, qos=1, retain=report.retain, properties=properties
@@ -194,17 +206,18 @@ class MqttTransport:
         if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             return False
         with self._lock:
-            is_done = info.mid in self._early
-            if not is_done:
+            is_wanted_again = self._early.get(info.mid)
+            if is_wanted_again is None:
                 self._in_flight[info.mid] = number
-        if is_done:
+        if is_wanted_again is False:
             self._outbox.acknowledged(number)
-        return True
+        return not is_wanted_again
 
     def _make_client(self) -> Client:
         client = make_client(self._broker, self._topics.device, self._tls)
         client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_connect_fail = self._on_connect_fail
         client.on_message = self._on_message
@@ -223,11 +236,9 @@ class MqttTransport:
             log.exception("epoch_not_kept")  # a device that cannot write must still be reached
             self._epoch += 1
         will = self._presence("offline", "connection lost", at=False)
-        properties = None
-        if self._is_v5:
-            properties = Properties(PacketTypes.WILLMESSAGE)
-            properties.WillDelayInterval = WILL_DELAY_S
-        client.will_set(will.topic, will.payload, qos=1, retain=True, properties=properties)
+        client.will_set(
+            will.topic, will.payload, qos=1, retain=True, properties=will_properties() if self._is_v5 else None
+        )
         problem = self._certificate_problem()
         if problem:
             log.error("certificate_alarm", detail=problem)
@@ -241,9 +252,11 @@ class MqttTransport:
             return
         log.info("connected", host=self._broker.host, port=self._broker.port, session=flags.session_present)
         self._contention.began(self._clock.monotonic())
-        filters = self._subscriptions()
+        filters = subscriptions(self._topics.commands, [self._topics.presence, *self._sources], is_v5=self._is_v5)
         for first in range(0, len(filters), MAX_FILTERS):
             client.subscribe(filters[first : first + MAX_FILTERS])
+        # Last, so that whatever else the broker has comes first. QoS 0 takes no place in the queue of commands.
+        self._overhearing = client.subscribe(self._topics.operations, qos=0)[1] if self._overhears() else None
         self._owes_birth = True
         try:
             self._say_online()
@@ -257,22 +270,32 @@ class MqttTransport:
             self._client.publish(birth.topic, birth.payload, qos=1, retain=True)
         self._owes_birth = False
 
-    def _subscriptions(self) -> list[tuple[str, Any]]:
-        """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
+    @survived
+    def _on_subscribe(
+        self, _client: Client, _data: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Properties | None
+    ) -> None:
+        if mid == self._overhearing:
+            self._post(Overhearing(not any(reason.is_failure for reason in reasons)))
 
-        Otherwise a broker clears it for subscribers that are there already, and a retained command would first run
-        and only be refused at the next reconnect. MQTT 3.1.1 cannot ask for that. For a wanted state the flag is
-        wanted as brokers set it by themselves: it tells a replay from news.
-        """
-        others = [self._topics.presence, *self._sources]
-        if not self._is_v5:
-            return [(name, 1) for name in (self._topics.commands, *others)]
-        as_published = SubscribeOptions(qos=1, retainAsPublished=True)
-        return [(self._topics.commands, as_published), *((name, SubscribeOptions(qos=1)) for name in others)]
+    @survived
+    def overhear_no_more(self) -> None:
+        """Have the broker no longer tell this device's own operations."""
+        self._overhearing = None
+        self._client.unsubscribe(self._topics.operations)
+
+    def _overheard(self, operation_id: str, message: MQTTMessage, acknowledge: Callable[[], None]) -> None:
+        if self._overhearing is None:  # left over from a connection that ended in between
+            self.overhear_no_more()
+        elif message.retain:
+            self._room.enter()
+            self._post(Remembered(operation_id, bytes(message.payload), acknowledge))
 
     def _on_disconnect(
         self, client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
+        if self._is_leaving:
+            log.info("disconnected", reason=str(reason), code=reason.value)
+            return
         wait_s = self._contention.ended(self._clock.monotonic(), reason.value)
         if wait_s is not None:
             client.reconnect_delay_set(wait_s, max(wait_s, RECONNECT_S[1]))  # type: ignore[arg-type]  # it only adds
@@ -284,7 +307,7 @@ class MqttTransport:
 
     @survived
     def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
-        name = self._topics.command_name(message.topic)
+        name, operation_id = self._topics.command_name(message.topic), self._topics.operation_id(message.topic)
         source = self._sources.get(message.topic)
         properties: Any = message.properties
         epoch, mid, qos = self._epoch, message.mid, message.qos
@@ -296,27 +319,30 @@ class MqttTransport:
                 with around("mqtt.puback"):
                     client.ack(mid, qos)
 
-        if source is not None or name is not None:
-            self._room.enter()
         if source is not None:
+            self._room.enter()
             self._post(DesiredMessage(source, bytes(message.payload), bool(message.retain), acknowledge))
-            return
-        if name is None:
+        elif name is not None and message.payload:
+            self._room.enter()
+            self._post(
+                CommandMessage(
+                    name,
+                    bytes(message.payload),
+                    is_retained=bool(message.retain),
+                    response_topic=getattr(properties, "ResponseTopic", None),
+                    correlation=getattr(properties, "CorrelationData", None),
+                    acknowledge=acknowledge,
+                )
+            )
+        elif operation_id is not None:
+            self._overheard(operation_id, message, acknowledge)
+        else:
             with around("mqtt.puback"):
                 client.ack(mid, qos)
             if message.topic == self._topics.presence:
                 self._correct_presence(bytes(message.payload))
-            return
-        self._post(
-            CommandMessage(
-                name,
-                bytes(message.payload),
-                is_retained=bool(message.retain),
-                response_topic=getattr(properties, "ResponseTopic", None),
-                correlation=getattr(properties, "CorrelationData", None),
-                acknowledge=acknowledge,
-            )
-        )
+            elif name is not None:
+                log.debug("command_cleared", name=name)  # how a retained one is taken back: no command
 
     def _correct_presence(self, payload: bytes) -> None:
         """Say ``online`` again when an old will, delivered late, says otherwise; note who else says it."""
@@ -336,16 +362,22 @@ class MqttTransport:
     def _on_publish(
         self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
+        is_wanted_again = False
+        if reason.is_failure:
+            log.error("publish_refused", reason=str(reason))
+            is_wanted_again = self._refusals.refused(reason.value, str(reason), self._clock.monotonic())
         with self._lock:
             number = self._in_flight.get(mid)
             if number is None and self._flushing.locked():
-                self._early.add(mid)
-        if reason.is_failure:
-            log.error("publish_refused", reason=str(reason))
+                self._early[mid] = is_wanted_again
         if number is None:
             return
+        if not reason.is_failure:
+            self._refusals.taken()
+        self._is_behind = self._is_behind or is_wanted_again
         try:
-            self._outbox.acknowledged(number)
+            if not is_wanted_again:
+                self._outbox.acknowledged(number)
         finally:  # not before: a flush that comes between would send it again
             with self._lock:
                 self._in_flight.pop(mid, None)
@@ -366,13 +398,3 @@ class MqttTransport:
         if state == "online":
             self._contention.said(report.payload)
         return report
-
-    def _properties(self, report: Report) -> Properties | None:
-        if not self._is_v5:
-            return None
-        properties = Properties(PacketTypes.PUBLISH)
-        if report.expiry_s is not None:
-            properties.MessageExpiryInterval = report.expiry_s
-        if report.correlation is not None:
-            properties.CorrelationData = report.correlation
-        return properties

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.client import Client, MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters.tls import RenewingContext
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from agent.adapters.broker import Broker
     from agent.adapters.tls import TlsFiles
+    from agent.contract.reports import Report
 
 SESSION_EXPIRY_S = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 16
 MAX_PACKET_BYTES = 256 * 1024
 RECONNECT_S = (1, 60)
+WILL_DELAY_S = 30
 
 
 def make_client(broker: Broker, device: str, tls: TlsFiles | None) -> Client:
@@ -47,3 +52,35 @@ def connect_properties() -> Properties:
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
     properties.MaximumPacketSize = MAX_PACKET_BYTES
     return properties
+
+
+def will_properties() -> Properties:
+    """Return what an MQTT 5 will is published with."""
+    properties = Properties(PacketTypes.WILLMESSAGE)
+    properties.WillDelayInterval = WILL_DELAY_S
+    return properties
+
+
+def publish_properties(report: Report, *, is_v5: bool) -> Properties | None:
+    """Return what a report is published with, None where the protocol has no properties."""
+    if not is_v5:
+        return None
+    properties = Properties(PacketTypes.PUBLISH)
+    if report.expiry_s is not None:
+        properties.MessageExpiryInterval = report.expiry_s
+    if report.correlation is not None:
+        properties.CorrelationData = report.correlation
+    return properties
+
+
+def subscriptions(commands: str, others: Sequence[str], *, is_v5: bool) -> list[tuple[str, Any]]:
+    """Return the filters. MQTT 5 is asked to leave the retain flag as published (3.8.3.1, "Retain As Published").
+
+    Otherwise a broker clears it for subscribers that are there already, and a retained command would first run and only
+    be refused at the next reconnect. MQTT 3.1.1 cannot ask for that. For a wanted state the flag is wanted as brokers
+    set it by themselves: it tells a replay from news.
+    """
+    if not is_v5:
+        return [(name, 1) for name in (commands, *others)]
+    as_published = SubscribeOptions(qos=1, retainAsPublished=True)
+    return [(commands, as_published), *((name, SubscribeOptions(qos=1)) for name in others)]

@@ -2,8 +2,9 @@
 
 Rules for children: each is started from an argument list, never through a shell; each is tied to the thread that
 starts it (PR_SET_PDEATHSIG, which the children set themselves), so it must be started from one that lives as long as
-the agent; how a child ends is always turned into words; no child inherits the configuration in the environment, which
-may hold passwords: one of them opens files that strangers made.
+the agent; each has a session of its own, so that a Ctrl-C on the terminal reaches the supervisor alone, which stops its
+children in order; how a child ends is always turned into words; no child inherits the configuration in the environment,
+which may hold passwords: one of them opens files that strangers made.
 """
 
 from __future__ import annotations

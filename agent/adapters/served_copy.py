@@ -1,8 +1,8 @@
 """``served.json``: a second copy of what the device cannot do without, beside the journal that is the truth.
 
-It holds what is served, the highest sequence of each model and the number of the last connection, with a digest over
-all of it. It is replaced as a whole after every commit that changes it, so it is at most one change behind, which
-``revision`` shows. Nothing is taken from it while the journal is whole.
+It holds what is served, the highest sequence of each model, the settings that were changed over MQTT and the number of
+the last connection, with a digest over all of it. It is replaced as a whole after every commit that changes it, so it
+is at most one change behind, which ``revision`` shows. Nothing is taken from it while the journal is whole.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ class Essence:
         served: what stands behind every model name.
         sequences: the highest manifest sequence accepted per model.
         epoch: number of the last connection, when this was written.
+        config: the settings that were changed, by ``section.key``; None in a copy that was written before it held them.
     """
 
     revision: int = 0
     served: dict[str, Served] = field(default_factory=dict)
     sequences: dict[str, int] = field(default_factory=dict)
     epoch: int = 0
+    config: dict[str, Any] | None = None
 
 
 class ServedCopy:
@@ -89,6 +91,7 @@ class ServedCopy:
                 {name: Served.from_json(item) for name, item in body["served"].items()},
                 {name: int(highest) for name, highest in body["sequences"].items()},
                 int(body["epoch"]),
+                dict(body["config"]) if "config" in body else None,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -100,6 +103,7 @@ def _dump(essence: Essence) -> str:
         "served": {name: item.to_json() for name, item in essence.served.items()},
         "sequences": essence.sequences,
         "epoch": essence.epoch,
+        **({} if essence.config is None else {"config": essence.config}),
     }
     return json.dumps({"schema": SCHEMA, "sha256": _digest(body), "body": body})
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.adapters.control import Calls, ControlError, call
+from agent.adapters.control import Calls, ControlError, call, exchange
 from agent.adapters.deaths import Coroner
 from agent.adapters.processes import child_environment, end, ending
 from agent.adapters.pulse import Pulse
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger("server")
 POLL_S = 0.2
 ASK_S = 1.0
+INFER_S = 30.0
+MAX_ANSWER_BYTES = 4 * 2**20
+"""Of an inference that the page asks for."""
 
 _CODES = {"insufficient_memory": ErrorCode.INSUFFICIENT_MEMORY, "bad_artifact": ErrorCode.LOAD_FAILED}
 _VERB_CODES = {
@@ -54,7 +57,8 @@ class ServerProcess:
         on_exit: called from a watching thread when the server ends without being asked to.
         start_timeout_s: how long it may take to answer.
         silence_s: how long it may then leave questions unanswered before it is replaced.
-        residency: asked at every load: ``mode``, and ``allowed_bytes`` for weights that are kept unpacked.
+        terms: asked at every load of a release of a model: what it may take beside its weights, see
+            ``agent.serving.terms``.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class ServerProcess:
         on_exit: Callable[[str], None] = lambda _detail: None,
         start_timeout_s: float = 120.0,
         silence_s: float = 30.0,
-        residency: Callable[[], Mapping[str, Any]] = dict,
+        terms: Callable[[str, Release], Mapping[str, Any]] = lambda _model, _release: {},
     ) -> None:
         self._sockets = {"--http-fd": http, "--control-fd": control, **({"--grpc-fd": grpc} if grpc else {})}
         self._path = control_path
@@ -80,7 +84,7 @@ class ServerProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
         self._calls = Calls(lambda: self.pid is not None)
-        self._residency = residency
+        self._terms = terms
         self.starts = 0
 
     @property
@@ -148,7 +152,7 @@ class ServerProcess:
             "release": release.id,
             "activate": False,
             "unload_first": unload_first,
-            "residency": dict(self._residency()),
+            "terms": dict(self._terms(model, release)),
         }
         answer: dict[str, Any] = self._repository(model, "load", parameters)
         return answer
@@ -170,10 +174,26 @@ class ServerProcess:
         if model in self._held():
             self._repository(model, "unload", {})
 
-    def status(self) -> dict[str, Any]:
+    def infer(self, model: str, body: bytes) -> tuple[int, bytes]:
+        """Return the status and the body of what the server answers to an inference request, as JSON.
+
+        Raises:
+            StepError: it does not answer, or with more than ``MAX_ANSWER_BYTES``.
+        """
+        route = f"/v2/models/{model}/infer"
+        try:
+            return exchange(
+                self._path, "POST", route, body, timeout_s=INFER_S, calls=self._calls, most_bytes=MAX_ANSWER_BYTES
+            )
+        except ControlError as error:
+            raise StepError(ErrorCode.INTERNAL, f"the server gave no answer: {error}", retryable=True) from None
+
+    def status(self, timeout_s: float = 10.0) -> dict[str, Any]:
         """Return counters and memory."""
         try:
-            answer: dict[str, Any] = call(self._path, "GET", "/v2/control/status", timeout_s=10.0, calls=self._calls)
+            answer: dict[str, Any] = call(
+                self._path, "GET", "/v2/control/status", timeout_s=timeout_s, calls=self._calls
+            )
         except ControlError as error:
             raise StepError(ErrorCode.TRIAL_FAILED, f"the server does not answer: {error}", retryable=True) from None
         return {**answer, "pid": self.pid}
@@ -213,7 +233,11 @@ class ServerProcess:
         try:
             with around("server.start"):
                 child = subprocess.Popen(
-                    command, pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL, env=child_environment()
+                    command,
+                    pass_fds=tuple(fds.values()),
+                    stdin=subprocess.DEVNULL,
+                    env=child_environment(),
+                    start_new_session=True,
                 )
         except OSError as error:
             end(child)

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from agent.architectures.errors import UnrecognisedCheckpointError, quoted
 from agent.architectures.optional import MissingPackageError, require
+from agent.planning.texts import TextCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PURPOSE = "a Hugging Face model"
+DEFAULT_CONTEXT = 2048
+"""Context of a model whose configuration names none (ALiBi, for one)."""
 _DROPPED = frozenset({"auto_map", "attn_implementation", "dtype", "torch_dtype", "transformers_version"})
 """Keys of a configuration that choose code or precision, which are chosen here."""
 
@@ -108,6 +111,22 @@ def configuration(config: Mapping[str, Any]) -> Any:
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:300]
         raise UnrecognisedCheckpointError(f"transformers refuses the configuration: {reason}") from error
+
+
+def text_cache(config: Any) -> TextCache:
+    """Return how a causal language model remembers, by the library's own object, which knows older keys as well.
+
+    Models that remember otherwise, or whose keys and values differ in width, are measured once they are loaded.
+    """
+    told = config.get_text_config()
+    heads = int(told.num_attention_heads)
+    return TextCache(
+        layers=int(told.num_hidden_layers),
+        heads=heads,
+        kv_heads=int(getattr(told, "num_key_value_heads", None) or heads),
+        head_width=int(getattr(told, "head_dim", None) or told.hidden_size // heads),
+        context_tokens=int(getattr(told, "max_position_embeddings", None) or DEFAULT_CONTEXT),
+    )
 
 
 def _cleaned(value: Any) -> Any:

@@ -61,8 +61,7 @@ KNOWN = (
     Known(
         ("Torch not compiled with CUDA enabled",),
         "this torch was built without CUDA, as the one of PyPI for Arm is",
-        "on a Jetson install NVIDIA's torch for its JetPack; pip must not replace it (README: keeping the torch that "
-        "is there)",
+        "on a Jetson install NVIDIA's torch for its JetPack; pip must not replace it (docs/jetson.md)",
     ),
     Known(
         ("No module named 'torch'",),

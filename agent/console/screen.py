@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from agent.planning.budget import size
@@ -17,10 +16,10 @@ LABEL_WIDTH = 11
 UNKNOWN = "-"
 
 
-def lines(status: Mapping[str, Any], width: int = 0) -> list[str]:
-    """Return the screen, each line at most ``width`` characters, by default those of the terminal."""
-    width = width or shutil.get_terminal_size().columns
-    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in _lines(status)]
+def lines(status: Mapping[str, Any], width: int | None = None) -> list[str]:
+    """Return the screen, each line at most ``width`` characters; whole lines without a width."""
+    whole = list(_lines(status))
+    return whole if width is None else [each if len(each) <= width else f"{each[: width - 1]}…" for each in whole]
 
 
 def _lines(status: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -65,5 +66,6 @@ def _once(address: str, *, as_json: bool) -> int:
         hint = "sudo systemctl start nibbled, or: nibbled run; nibbled doctor says what else is wrong"
         click.echo(f"nibbled: {error}\n  {hint}", err=True)
         return NO_AGENT
-    click.echo(json.dumps(found) if as_json else "\n".join(screen.lines(found)))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # a pipe has no edge
+    click.echo(json.dumps(found) if as_json else "\n".join(screen.lines(found, width)))
     return FAILING if found["health"]["status"] == "failing" else 0

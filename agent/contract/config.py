@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from agent.contract.errors import ErrorCode, RefusalError
+from agent.contract.wire import complaint
 from agent.planning.matrix import Purpose
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def parse_size(value: Any) -> Any:
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)?\s*", value)
     if match is None:
-        raise ValueError(f"{value!r} is no size; write a number of bytes, or one with KiB, MiB or GiB")
+        raise ValueError("Input should be a number of bytes, or one with KiB, MiB or GiB")  # as pydantic says it
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
@@ -107,7 +108,7 @@ def check_value(key: str, value: Any, validators: Mapping[str, Callable[[Any], A
     try:
         found = _ADAPTERS[key].validate_python(value, strict=True)
     except ValidationError as error:
-        found = [item["msg"] for item in error.errors(include_url=False, include_input=False)]
+        found = [complaint(item) for item in error.errors(include_url=False, include_input=False)]
         raise ValueError(" or ".join(dict.fromkeys(found))) from None
     return validators[key](found) if key in validators else found
 

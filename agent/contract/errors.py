@@ -49,6 +49,7 @@ class ErrorCode(str, Enum):
     TRIAL_FAILED = "trial_failed"
     NOTHING_TO_ROLL_BACK = "nothing_to_roll_back"
     INTERRUPTED = "interrupted"
+    STATE_LOST = "state_lost"
     CANCELED = "canceled"
     SUPERSEDED = "superseded"
     TIMED_OUT = "timed_out"

@@ -11,7 +11,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - pydantic resolves it at run time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -19,8 +19,13 @@ from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import Id
 from agent.contract.wire import Moment, describe, parse_object, rfc3339
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PAYLOAD_TYPE = "application/vnd.nibbled.manifest+json"
 MAX_FILES = 64
+MAX_NAMES = 5
+"""Of an audience, that a refusal tells."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -47,6 +52,11 @@ class Audience(_Frozen):
     groups: tuple[Id, ...] = ()
     hardware: tuple[str, ...] = ()
 
+    def words(self) -> str:
+        """Return whom it names, for people; of many only the first."""
+        kinds = {"device": self.devices, "group": self.groups, "hardware": self.hardware}
+        return ", ".join(f"{kind} {_listed(names)}" for kind, names in kinds.items() if names) or "every device"
+
     def includes(self, identity: Identity) -> bool:
         """Return whether ``identity`` is named here, by device id, group or hardware."""
         if not (self.devices or self.groups or self.hardware):
@@ -65,6 +75,11 @@ class Identity:
     device: str
     groups: frozenset[str] = frozenset()
     hardware: str | None = None
+
+    def words(self) -> str:
+        """Return who it is, for people."""
+        groups = f"in group {_listed(sorted(self.groups))}" if self.groups else "in no group"
+        return f"device {self.device}, {groups}, hardware {self.hardware or 'unknown'}"
 
 
 @dataclass(frozen=True)
@@ -126,8 +141,15 @@ class Manifest(_Frozen):
             )
         if not self.audience.includes(identity):
             raise RefusalError(
-                ErrorCode.WRONG_AUDIENCE, f"the manifest is not addressed to device {identity.device} or its groups"
+                ErrorCode.WRONG_AUDIENCE,
+                f"the manifest is for {self.audience.words()}; this is {identity.words()}",
+                "send it to a device that it names, or sign one whose audience names this one by id, group or hardware",
             )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{' or '.join(names[:MAX_NAMES])}{more}"
 
 
 class Signature(_Frozen):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from agent.contract import toml
+from agent.contract.wire import complaint
 from agent.planning.matrix import Gpu, Purpose, Row, When
 from agent.planning.methods import METHODS
 
@@ -148,7 +149,7 @@ def _complaint(item: Mapping[str, Any], content: Any, text: str | None) -> str:
         close = difflib.get_close_matches(names[-1], known, n=1)
         return f"{place}{where}: unknown; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}")
     found = "" if item["type"] in ("missing", "value_error") else f", got {str(item['input'])[:60]!r}"
-    return f"{place}{where}: {item['msg'].removeprefix('Value error, ')}{found}"
+    return f"{place}{where}: {complaint(item)}{found}"
 
 
 def _named(content: Any, index: int) -> str:

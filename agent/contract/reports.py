@@ -54,15 +54,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase is: ``done`` of ``total`` in ``unit`` (bytes, tensors, seconds)."""
+    """How far it is: ``done`` of ``total`` in ``unit`` (bytes, tensors, seconds); of a build also the ``method``."""
 
     done: int
     total: int | None
     unit: str
+    method: str | None = None
 
     def body(self) -> JsonObject:
         """Return the ``progress`` object."""
-        return {"done": self.done, "total": self.total, "unit": self.unit}
+        body: JsonObject = {"done": self.done, "total": self.total, "unit": self.unit}
+        return body if self.method is None else {**body, "method": self.method}
 
 
 def operation(

@@ -48,6 +48,11 @@ class Topics:
         return f"{self.root}/cmd/+"
 
     @property
+    def operations(self) -> str:
+        """The filter that covers the state of every operation of this device."""
+        return f"{self.root}/op/+"
+
+    @property
     def desired(self) -> str:
         """The retained wanted state of this device."""
         return f"{self.root}/desired"
@@ -108,3 +113,8 @@ class Topics:
         """Return the command's name when ``topic`` is a command of this device, else None."""
         head, _, name = topic.rpartition("/")
         return name if head == f"{self.root}/cmd" and name else None
+
+    def operation_id(self, topic: str) -> str | None:
+        """Return the operation's id when ``topic`` holds the state of one of this device, else None."""
+        head, _, name = topic.rpartition("/")
+        return name if head == f"{self.root}/op" and is_id(name) else None

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, AwareDatetime
 from agent.contract.errors import ErrorCode, RefusalError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import ValidationError
 
 MAX_PAYLOAD_BYTES = 64 * 1024
@@ -75,11 +77,16 @@ def dump(value: JsonObject) -> bytes:
 def describe(error: ValidationError) -> str:
     """Return every complaint of pydantic as ``field: what was expected``, at most five of them."""
     complaints = [
-        f"{'.'.join(str(part) for part in item['loc']) or 'payload'}: {item['msg']}"
+        f"{'.'.join(str(part) for part in item['loc']) or 'payload'}: {complaint(item)}"
         for item in error.errors(include_url=False, include_input=False)
     ]
     more = f" (and {len(complaints) - 5} more)" if len(complaints) > 5 else ""  # noqa: PLR2004 - said above
     return "; ".join(complaints[:5]) + more
+
+
+def complaint(item: Mapping[str, Any]) -> str:
+    """Return the words of one of pydantic's errors, without the prefix that it puts before words of our own."""
+    return str(item["ctx"]["error"] if item["type"] == "value_error" else item["msg"])
 
 
 def rfc3339(moment: datetime) -> str:

@@ -57,7 +57,7 @@ class View:
                     bar.reset(task, description=phase, total=None, unit="")
                 progress = state["progress"]
                 if progress:
-                    bar.update(task, completed=progress["done"], total=progress["total"], unit=progress["unit"])
+                    bar.update(task, completed=progress["done"], total=progress["total"], unit=_what(progress))
         good = state["state"] == "succeeded"
         self.note(f"[{'green' if good else 'red'}]{state['state']}[/] {self._reason(state)}")
         return state
@@ -92,3 +92,7 @@ class View:
         if state["error"]:
             return f"[red]{state['error']['code']}[/]: {state['error']['detail']}"
         return ""
+
+
+def _what(progress: JsonObject) -> str:
+    return f"{progress['unit']} ({progress['method']})" if "method" in progress else str(progress["unit"])

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.planning.budget import size
+from agent.planning.memory import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.deployment.models import Release
     from agent.planning.budget import Budget
 
 
@@ -35,7 +37,7 @@ def unloads_first(decision: Mapping[str, Any], method: str, budget: Budget) -> b
     estimate = decision.get("estimates", {}).get(method)
     if estimate is None:
         return planned
-    needed = estimate["weights_bytes"] + estimate["working_bytes"] + estimate["overhead_bytes"]
+    needed = Estimate.from_json(estimate).total_bytes
     lenient = replace(budget, reserve_bytes=budget.reserve_bytes // 2)
     if needed > lenient.room_bytes:
         raise StepError(
@@ -45,6 +47,19 @@ def unloads_first(decision: Mapping[str, Any], method: str, budget: Budget) -> b
             retryable=True,
         )
     return planned or needed > lenient.bytes
+
+
+def terms(wanted: Mapping[str, str], budget: Budget | None, release: Release) -> dict[str, Any]:
+    """Return what a release may take beside its weights, in the words of the server.
+
+    Args:
+        wanted: how it is to be served, as configured.
+        budget: the memory for this model when it was last looked at, None if nobody did.
+        release: what is loaded; its plan says what its texts may take.
+    """
+    spare = max(0, budget.bytes - (release.texts_bytes or 0)) if budget else 0
+    # Half of what is left: requests and the next release need memory too.
+    return {**wanted, "allowed_bytes": spare // 2, "texts_bytes": release.texts_bytes}
 
 
 def room_hint(budget: Budget) -> str:

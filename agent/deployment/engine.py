@@ -19,14 +19,17 @@ from agent.contract.reports import Progress
 from agent.contract.wire import rfc3339
 from agent.deployment.again import Again
 from agent.deployment.attempt import attempt
-from agent.deployment.facts import logged, with_kept
+from agent.deployment.facts import concluded, logged
 from agent.deployment.inbox import (
     BudgetSeen,
+    Connected,
     Drained,
     Inbox,
     Message,
     Moved,
     Outcome,
+    Overhearing,
+    Remembered,
     Reopened,
     ServerLost,
     Started,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from agent.deployment.guard import MemoryGuard
     from agent.deployment.intake import Intake
     from agent.deployment.keeper import Keeper
+    from agent.deployment.losses import Losses
     from agent.deployment.models import Served
     from agent.deployment.ports import Clock, Journal, Transport
     from agent.deployment.pursuit import Pursuit
@@ -86,6 +90,7 @@ class Engine:
         runner: where the work is done.
         reporting: builds what is published.
         keeper: restores the server, and tidies up when operations end.
+        losses: ends what a damaged journal does not know any more.
         clock: time.
         total_s: returns what an operation may take as a whole, as configured now.
     """
@@ -103,6 +108,7 @@ class Engine:
         runner: Runner,
         reporting: Reporting,
         keeper: Keeper,
+        losses: Losses,
         clock: Clock,
         total_s: Callable[[], float],
     ) -> None:
@@ -116,6 +122,7 @@ class Engine:
         self._runner = runner
         self._reporting = reporting
         self._keeper = keeper
+        self._losses = losses
         self._clock = clock
         self._total_s = total_s
         self._inbox = Inbox()
@@ -155,6 +162,7 @@ class Engine:
             self._keeper.look(self._clock.monotonic(), self.open_operations)
             self._check_deferred()
             self._converge()
+            self._losses.look(self._clock.monotonic())
         except Exception:
             log.exception("engine_error", message="turn")
         return goes_on
@@ -183,7 +191,7 @@ class Engine:
         except Exception:
             log.exception("engine_error", message="take up")  # the next start reads the journal again
 
-    def handle(self, message: Message) -> bool:  # noqa: C901 - one line per kind of message
+    def handle(self, message: Message) -> bool:  # noqa: C901, PLR0912 - one line per kind of message
         """Act on one message; return whether to go on."""
         if isinstance(message, Stop):
             return False
@@ -208,14 +216,17 @@ class Engine:
             self._server_lost(message)
         elif isinstance(message, Drained):
             self._transport.flush()
+        elif isinstance(message, (Overhearing, Remembered)):
+            self._losses.heed(message, self._clock.monotonic())
         else:
-            self._tell_everything()
+            if isinstance(message, Connected):
+                self._losses.connected()
+            self._answering.tell_everything(self.open_operations)
+            self._transport.flush()
         return True
 
     def _go_on(self) -> None:
-        lost = self._journal.notes().get("recovered")
-        if lost is not None:
-            self._journal.note({"recovered": None}, [self._reporting.event("journal_recovered", **lost)])
+        self._losses.tell()
         self._supersede_replaced()
         self._pursuit.resume(self.open_operations)
         self._converge()
@@ -257,7 +268,7 @@ class Engine:
 
     def _moved(self, message: Moved) -> None:
         operation = self._open.get(message.operation_id)
-        if operation is not None and not operation.state.is_terminal:
+        if operation is not None and operation.phase is message.phase:  # else it comes after the end of its phase
             report = self._reporting.progress(operation, message.progress, self._clock.monotonic())
             if report is not None:
                 self._transport.publish(report)
@@ -291,18 +302,9 @@ class Engine:
             self._journal.queue(self._reporting.reported(self._journal.served()))
             self._transport.flush()
 
-    def _tell_everything(self) -> None:
-        self._journal.queue(self._reporting.everything(self._journal.served()))
-        for operation in self._open.values():
-            self._journal.queue(self._reporting.operation(operation))
-        self._transport.flush()
-
     def _server_lost(self, message: ServerLost) -> None:
         self._keeper.crashed(self._clock.monotonic(), self.open_operations)
-        facts = {"detail": message.detail, "mode": str(self._keeper.mode)}
-        log.error("server_lost", **facts)
-        told = self._reporting.reported(self._journal.served())
-        self._journal.queue([self._reporting.event("server_lost", **facts), *told])
+        self._answering.tell_server_lost(message.detail, str(self._keeper.mode))
         self._transport.flush()
 
     def _begin_next(self) -> None:
@@ -345,7 +347,7 @@ class Engine:
         """Advance an operation: persist the record with its reports, then take the steps."""
         after, steps = advance(operation, event, self._clock.monotonic())
         served = self._journal.served()  # read before anything changes: it may fail
-        after = with_kept(after, served)
+        after = concluded(after, served, self._clock.now())
         if after != operation:
             self._persist(operation, after)
         for step in steps:
@@ -378,7 +380,7 @@ class Engine:
 
     def _perform(self, operation: Operation, phase: Phase, served: Mapping[str, Served]) -> None:
         def moved(done: int, total: int | None, unit: str) -> None:
-            self.post(Moved(operation.id, Progress(done, total, unit)))
+            self.post(Moved(operation.id, phase, Progress(done, total, unit, watch.method)))
 
         watch = WorkWatch(moved, self._clock.monotonic)
         self._watches[operation.id] = watch

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from agent.contract.commands import Gate
 from agent.contract.errors import ErrorCode
 from agent.contract.manifest import Envelope
+from agent.contract.wire import rfc3339
 from agent.deployment.models import Release, release_id
 from agent.deployment.ports import StepError
 from agent.planning.explain import explain
@@ -19,12 +20,15 @@ from agent.planning.methods import FOUR_BIT, MIXED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from agent.deployment.machine import Operation
     from agent.deployment.models import Served
     from agent.planning.memory import Learned
 
 JsonObject = dict[str, Any]
+ENDED = "ended_at"
+"""The fact of an operation that ended: when, for people."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,10 @@ def logged(operation: Operation) -> JsonObject:
     }
 
 
-def with_kept(operation: Operation, served: Mapping[str, Served]) -> Operation:
-    """Say in a new error what goes on serving."""
+def concluded(operation: Operation, served: Mapping[str, Served], now: datetime) -> Operation:
+    """Say in a new error what goes on serving, and of an operation that has just ended when that was."""
+    if operation.state.is_terminal and ENDED not in operation.facts:
+        operation = replace(operation, facts={**operation.facts, ENDED: rfc3339(now)})
     error, item = operation.error, served.get(str(operation.model))
     if error is None or error.kept is not None or item is None:
         return operation

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import queue
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.contract.desired import DesiredMessage
 from agent.deployment.intake import CommandMessage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.contract.reports import Progress
     from agent.deployment.machine import Done, Failed
+    from agent.deployment.phases import Phase
     from agent.planning.budget import Budget
 
 
@@ -41,12 +44,29 @@ class Moved:
     """A step got further."""
 
     operation_id: str
+    phase: Phase
     progress: Progress
 
 
 @dataclass(frozen=True)
 class Connected:
     """The broker is there (again): it may have forgotten everything."""
+
+
+@dataclass(frozen=True)
+class Overhearing:
+    """The broker answered to the wish to be told this device's own operations; what it has of them follows."""
+
+    is_granted: bool
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What the broker retains of an operation of this device; ``acknowledge`` tells that it was looked at."""
+
+    operation_id: str
+    payload: bytes
+    acknowledge: Callable[[], None] = field(default=lambda: None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,8 @@ Message = (
     | Started
     | Moved
     | Connected
+    | Overhearing
+    | Remembered
     | Drained
     | ServerLost
     | CapabilitiesKnown

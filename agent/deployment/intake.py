@@ -22,7 +22,7 @@ from agent.contract.commands import (
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.topics import is_id
 from agent.contract.wire import parse_object
-from agent.deployment.facts import source_of
+from agent.deployment.facts import ENDED, source_of
 from agent.deployment.machine import DEFERRED, Judged, Operation
 from agent.deployment.phases import RULES, State
 from agent.deployment.trust import Trust
@@ -196,7 +196,8 @@ class Intake:
         return Answered(operation, None)
 
     def _repeat(self, known: Operation, command: AnyCommand, fingerprint: str, message: CommandMessage) -> Verdict:
-        if known.fingerprint == fingerprint:
+        is_lost = known.error is not None and known.error.code is ErrorCode.STATE_LOST  # and with it what was asked
+        if is_lost or known.fingerprint == fingerprint:
             return Repeated(known, reply_to(message))
         detail = f"id {command.id} was used before for another {known.command}, now {known.state}"
         return Unaddressed(RefusalError(ErrorCode.ID_CONFLICT, detail, "send it with a new id", command.id))
@@ -232,9 +233,13 @@ class Intake:
         target = self._journal.operation(command.operation)
         if target is None:
             raise RefusalError(ErrorCode.UNKNOWN_OPERATION, f"no operation {command.operation} is known here")
-        if target.state.is_terminal or not RULES[target.phase].is_cancelable:
-            where = target.state if target.state.is_terminal else target.phase
-            raise RefusalError(ErrorCode.NOT_CANCELABLE, f"operation {target.id} is {where} and cannot be canceled")
+        if target.state.is_terminal:
+            at = f" at {target.facts[ENDED]}" if ENDED in target.facts else ""
+            detail = f"operation {target.id} has already ended as {target.state}{at}"
+            raise RefusalError(ErrorCode.NOT_CANCELABLE, detail)
+        if not RULES[target.phase].is_cancelable:
+            detail = f"operation {target.id} can no longer be canceled {target.phase.when}"
+            raise RefusalError(ErrorCode.NOT_CANCELABLE, detail, "wait for its end")
 
     def _check_served(self, name: str, model: str) -> None:
         served = self._journal.served()

@@ -16,7 +16,7 @@ from agent.deployment.recovery import Mode, mode, select
 from agent.deployment.retention import in_use, needed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from agent.deployment.machine import Operation
     from agent.deployment.models import Served
@@ -37,13 +37,24 @@ class Keeper:
         journal: says what is served.
         server, store: what is kept in order.
         runner: where the work is done.
+        on_change: called when what answers may have changed, from any thread.
     """
 
-    def __init__(self, journal: Journal, server: Server, store: Store, runner: Runner) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        server: Server,
+        store: Store,
+        runner: Runner,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._journal = journal
         self._server = server
         self._store = store
         self._runner = runner
+        self._on_change = on_change
+        self._problem: str | None = None
         self._crashes: deque[float] = deque(maxlen=2 * MAX_ATTEMPTS)
         self._mode = Mode.CURRENT
         self._has_failed = False
@@ -53,6 +64,11 @@ class Keeper:
     def mode(self) -> Mode:
         """How much of what should be served is tried."""
         return self._mode
+
+    @property
+    def problem(self) -> str | None:
+        """Why what is served may not answer now, None if there is no reason."""
+        return self._problem
 
     def selected(self, served: Mapping[str, Served]) -> dict[str, Served]:
         """Return what of the served is made to answer, after the deaths so far."""
@@ -73,6 +89,7 @@ class Keeper:
         before, self._mode = self._mode, mode(self._crashes, now)
         if before is not Mode.SAFE:
             self.restore("server_lost")
+        self._on_change()
 
     def proved(self) -> None:
         """Forget the deaths: a release has just passed its trial."""
@@ -87,10 +104,12 @@ class Keeper:
                 self._server.restore(self.selected(self._journal.served()))
             except Exception as error:  # noqa: BLE001 - whatever stops the server must not stop the agent
                 log.error("restore_failed", why=why, error=str(error))  # noqa: TRY400 - one line; the server logs more
-                self._has_failed = True
+                self._has_failed, self._problem = True, str(error)
             else:
-                self._has_failed, self._pause_s = False, FIRST_PAUSE_S
+                self._has_failed, self._pause_s, self._problem = False, FIRST_PAUSE_S, None
+            self._on_change()
 
+        self._problem = "it is being loaded"
         self._runner.submit(work)
 
     def look(self, now: float, open_now: Sequence[Operation]) -> None:

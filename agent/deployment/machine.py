@@ -267,10 +267,10 @@ def _resume(operation: Operation, now: float) -> Result:
 def _stop(operation: Operation, event: CancelRequested | Superseded, now: float) -> Result:
     if not RULES[operation.phase].is_cancelable:
         return operation, ()
-    phase, state = str(operation.phase), State.CANCELED
-    error = ErrorInfo(code=ErrorCode.CANCELED, detail=f"canceled while {phase}", phase=phase)
+    phase, when, state = str(operation.phase), operation.phase.when, State.CANCELED
+    error = ErrorInfo(code=ErrorCode.CANCELED, detail=f"an operator stopped it {when}", phase=phase)
     if isinstance(event, Superseded):
-        state, detail = State.SUPERSEDED, f"{event.by} took its place while it was {phase}"
+        state, detail = State.SUPERSEDED, f"{event.by} took its place {when}"
         error = ErrorInfo(code=ErrorCode.SUPERSEDED, detail=detail, phase=phase)
     return _give_up(_with_error(operation, error), state, state, now, interrupt=True)
 
@@ -360,7 +360,7 @@ def _interrupted(operation: Operation) -> ErrorInfo:
     tries = f" for the {operation.attempt}. time" if operation.attempt > 1 else ""
     return ErrorInfo(
         code=ErrorCode.INTERRUPTED,
-        detail=f"the agent stopped{tries} while {operation.phase}",
+        detail=f"the agent stopped{tries} {operation.phase.when}",
         hint="send the command again with a new id",
         phase=str(operation.phase),
         retryable=True,

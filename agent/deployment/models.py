@@ -55,6 +55,12 @@ class Release:
     chosen_by: str = "operator"
     gate: JsonObject = field(default_factory=dict)
 
+    @property
+    def texts_bytes(self) -> int | None:
+        """What its texts' keys and values may take, by the plan; None where no plan said so."""
+        texts = (self.decision or {}).get("texts")
+        return int(texts["bytes"]) if texts else None
+
     def to_json(self) -> JsonObject:
         """Return a JSON object that ``from_json`` reads."""
         return asdict(self)

@@ -51,6 +51,11 @@ class Phase(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+    @property
+    def when(self) -> str:
+        """When something happened to an operation in this phase, in words."""
+        return "while it waited" if self is Phase.QUEUED else f"during {self.value.replace('_', ' ')}"
+
 
 class OnFailure(Enum):
     """What a failed phase leads to."""

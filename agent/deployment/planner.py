@@ -85,7 +85,16 @@ class Planner:
 
 
 def budget_for(model: str, budget: Budget, served: Mapping[str, Served]) -> Budget:
-    """Return ``budget`` as it is for one model: what it holds itself comes back to it, what others hold does not."""
-    own = served[model].current.resident_bytes if model in served else 0
-    others = sum(item.current.resident_bytes for name, item in served.items() if name != model)
-    return replace(budget, reclaimable_bytes=own, taken_bytes=others)
+    """Return ``budget`` as it is for one model: what it holds itself comes back to it, what others hold does not.
+
+    Nor does what others' texts may still take; a little of that is taken already while they are written.
+    """
+    own = served[model].current if model in served else None
+    others = [item.current for name, item in served.items() if name != model]
+    return replace(
+        budget,
+        reclaimable_bytes=own.resident_bytes if own else 0,
+        taken_bytes=sum(other.resident_bytes for other in others),
+        promised_bytes=sum(other.texts_bytes or 0 for other in others),
+        own_promised_bytes=(own.texts_bytes or 0) if own else 0,
+    )

@@ -79,7 +79,13 @@ class Clock(Protocol):
 
 
 class Watch(Protocol):
-    """How a long piece of work reports progress and learns that it should stop."""
+    """How a long piece of work reports progress and learns that it should stop.
+
+    Attributes:
+        method: what is being built, None for other work; told with the progress.
+    """
+
+    method: str | None
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
         """Tell how far the work is. Cheap: may be called for every chunk."""
@@ -171,15 +177,25 @@ class Configuration(Protocol):
 class Transport(Protocol):
     """The way out to the fleet."""
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker is there now."""
+
     def publish(self, report: Report) -> None:
         """Send a report that may be lost (QoS 0)."""
 
     def flush(self) -> None:
         """Send what the outbox holds; it stays there until acknowledged."""
 
+    def overhear_no_more(self) -> None:
+        """Have the broker no longer tell this device's own operations, which is done after a loss."""
+
 
 class Sources(Protocol):
     """Fetching files."""
+
+    def judge(self, url: str) -> None:
+        """Raise ``forbidden_source`` if ``url`` may not be asked for; asks nobody."""
 
     def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> bool:
         """Fetch ``url`` into ``destination``, resuming what is there already; never more than ``size`` bytes.

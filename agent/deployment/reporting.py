@@ -63,7 +63,7 @@ class Reporting:
         self._facts = facts
         self._selected = selected
         self._seq = 0
-        self._told: dict[str, tuple[float, str, float]] = {}
+        self._told: dict[str, tuple[float, tuple[str, str | None], float]] = {}
 
     def operation(self, operation: Operation, progress: Progress | None = None) -> list[Report]:
         """Build the state of ``operation``, and a copy for whoever asked for one."""
@@ -125,16 +125,17 @@ class Reporting:
         if after.error is not None:
             fields["error"] = after.error.model_dump(mode="json")
         name = "operation_ended" if after.state.is_terminal else "operation_moved"
-        return [*self.operation(after), self.event(name, **fields)]
+        return [*self.operation(after), *self._decided(before, after), self.event(name, **fields)]
 
     def progress(self, operation: Operation, progress: Progress, now: float) -> Report | None:
         """Build a progress report, or None when one was sent less than a second and 5 % ago."""
         share = progress.done / progress.total if progress.total else 0.0
-        last, phase, told = self._told.get(operation.id, (-PROGRESS_INTERVAL_S, "", -1.0))
-        is_new = phase != operation.phase
+        work = (str(operation.phase), progress.method)
+        last, before, told = self._told.get(operation.id, (-PROGRESS_INTERVAL_S, ("", None), -1.0))
+        is_new = before != work
         if not is_new and now - last < PROGRESS_INTERVAL_S and share - told < PROGRESS_SHARE:
             return None
-        self._told[operation.id] = (now, str(operation.phase), share)
+        self._told[operation.id] = (now, work, share)
         report = self.operation(operation, progress)[0]
         return Report(report.topic, report.payload, qos=0, retain=True, expiry_s=report.expiry_s)
 
@@ -174,6 +175,14 @@ class Reporting:
     def event(self, name: str, **details: Any) -> Report:
         """Build one line of the audit trail."""
         return reports.event(self._topics, name, {"boot_id": self._boot_id, **details}, at=self._clock.now())
+
+    def _decided(self, before: Operation, after: Operation) -> list[Report]:
+        """Build the line about a method that was chosen, or that measurement chose in its place."""
+        old, new = before.decision or {}, after.decision or {}
+        if new.get("method") is None or new["method"] == old.get("method"):
+            return []
+        told = {name: new.get(name) for name in ("method", "scenario", "reason")}
+        return [self.event("decided", id=after.id, command=after.command, model=after.model, **told)]
 
     def _rejection(self, operation_id: str | None, command: str, error: JsonObject) -> Report:
         return self.event("command_rejected", id=operation_id, command=command if is_id(command) else None, error=error)

@@ -33,6 +33,7 @@ class WorkWatch:
     ) -> None:
         self._on_progress = on_progress
         self._monotonic = monotonic
+        self.method: str | None = None
         self._last = float("-inf")
         self._stop = threading.Event()
 

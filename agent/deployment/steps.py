@@ -6,7 +6,10 @@ another operation. Steps run one at a time, on one thread.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from agent.contract.errors import ErrorCode
 from agent.deployment import comparison
@@ -47,9 +50,13 @@ if TYPE_CHECKING:
     from agent.planning.gate import Thresholds
     from agent.planning.memory import Footprint
 
+log = structlog.get_logger("steps")
 JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
-_LOADED = ("resident_bytes", "load_ms", "warm_up_rows", "rss_before_bytes", "rss_after_bytes", "peak_rss_bytes")
+_LOADED = (
+    "resident_bytes", "load_ms", "warm_up_rows", "rss_before_bytes", "rss_after_bytes", "peak_rss_bytes", "residency",
+    "texts", "compile", "graphs",
+)  # fmt: skip
 
 
 class Steps:
@@ -98,8 +105,9 @@ class Steps:
         return Done(Phase.DOWNLOADING, {"pieced": pieced} if pieced else {})
 
     def _fetch(self, file: Source | DatasetRef, watch: Watch) -> bool:
-        """Fetch a file that is not in the store; return whether it came in pieces."""
+        """Fetch a file that is not in the store; return whether it came in pieces. The address is judged anyway."""
         store = self._ports.store
+        self._ports.sources.judge(file.url)
         if store.source(file.sha256) is not None:
             return False
         partial = store.partial(file.sha256)
@@ -250,7 +258,12 @@ class Steps:
             "decision": told(decision),
             **{key: value for key, value in extra.items() if key != "gate"},
         }
-        built = {**self._ports.builder.build(job, watch), "dataset": dataset, "variant": name}
+        log.info("building", method=name)
+        watch.method = method
+        try:
+            built = {**self._ports.builder.build(job, watch), "dataset": dataset, "variant": name}
+        finally:
+            watch.method = None
         return store.publish(sha256, name, built), False
 
     def _load(self, operation: Operation, served: Mapping[str, Served], watch: Watch) -> Done:
@@ -262,7 +275,8 @@ class Steps:
         model = str(operation.model)
         budget = budget_for(model, self._ports.device.budget(), served)
         unload_first = unloads_first(operation.decision or {}, release.method, budget)
-        loaded = self._ports.server.load(model, release, unload_first=unload_first)
+        planned = release if release.decision else replace(release, decision=operation.decision)
+        loaded = self._ports.server.load(model, planned, unload_first=unload_first)
         decision = amended(operation, **{name: loaded.get(name) for name in _LOADED})
         if unload_first:
             decision["admission"] = "unload_first"

@@ -12,7 +12,7 @@ from agent.contract import reports
 from agent.devices import system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from agent.contract.topics import Topics
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("health")
 JsonObject = dict[str, Any]
+_MODES = {
+    "last_good": "the server kept dying: the releases before are served (mode last_good)",
+    "safe": "the server kept dying: nothing is served (mode safe)",
+}
 
 
 class HealthReporter:
@@ -31,9 +35,10 @@ class HealthReporter:
         state_dir: whose file system is watched.
         device: returns the device's facts.
         server: returns the server's status, or raises.
-        engine: returns ``mode``, the open operations and the ``alarms``, a sentence each.
-        is_required: whether a server ought to be answering now.
+        engine: returns ``mode``, what is ``served``, the open ``operations``, the ``alarms``, a sentence each, and as
+            ``problem`` why what is served may not answer; None if there is no reason.
         relaxations: security settings that were relaxed on purpose.
+        on_alarms: hears of the alarms at every report.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class HealthReporter:
         server: Callable[[], JsonObject],
         engine: Callable[[], JsonObject],
         relaxations: tuple[str, ...],
+        on_alarms: Callable[[Sequence[str]], None] = lambda _alarms: None,
     ) -> None:
         self._topics = topics
         self._transport = transport
@@ -58,6 +64,7 @@ class HealthReporter:
         self._server = server
         self._engine = engine
         self._relaxations = relaxations
+        self._on_alarms = on_alarms
         self._stop = threading.Event()
         self._now = threading.Event()
         self._body: JsonObject = {"status": "starting", "reasons": []}
@@ -87,18 +94,22 @@ class HealthReporter:
         reasons: list[str] = []
         device = _try(self._device, "device", reasons)
         server = _try(self._server, "server", reasons)
-        engine = self._engine()
-        pid = server.get("pid")
-        if engine["mode"] != "current":
-            reasons.append(f"serving {engine['mode']}: the server kept dying")
+        engine = dict(self._engine())
+        pid, problem = server.get("pid"), engine.pop("problem")
+        missing = [name for name in engine["served"] if name not in server.get("models", {})]
+        if engine["mode"] in _MODES:
+            reasons.append(_MODES[engine["mode"]])
+        if missing and engine["mode"] != "safe":
+            reasons.append(f"{', '.join(missing)}: no answer, {problem or _switched(engine) or 'the server lacks it'}")
         reasons += engine["alarms"]
         reasons += [f"relaxed: {name}" for name in self._relaxations]
         return {
-            "status": _status(engine, server, reasons),
+            "status": "failing" if missing or engine["mode"] == "safe" else "degraded" if reasons else "ok",
             "reasons": reasons,
             "device": device,
             "cpu": system.load(),
             "disk": system.disk(self._state_dir),
+            "relaxations": list(self._relaxations),
             "clock_synchronised": self._clock.is_synchronised(),
             "models": server.get("models", {}),
             "supervisor_rss_bytes": system.resident_bytes(),
@@ -123,6 +134,7 @@ class HealthReporter:
         self._transport.publish(reports.health(self._topics, body, interval_s=interval_s, at=at))
         numbers = flat_numbers(body)
         self._transport.publish(reports.telemetry(self._topics, numbers, interval_s=interval_s, at=at))
+        self._on_alarms(body["alarms"])
 
 
 def flat_numbers(body: JsonObject) -> dict[str, float]:
@@ -139,6 +151,7 @@ def flat_numbers(body: JsonObject) -> dict[str, float]:
         "requests": sum(model["requests"] for model in models.values()),
         "failures": sum(model["failures"] for model in models.values()),
         "open_operations": len(body.get("operations", ())),
+        "relaxations": len(body.get("relaxations", ())),
     }
     return {name: value for name, value in numbers.items() if value is not None}
 
@@ -147,12 +160,11 @@ def _try(read: Callable[[], JsonObject], what: str, reasons: list[str]) -> JsonO
     try:
         return read()
     except Exception as error:  # noqa: BLE001 - a broken witness is a reason, not an end
-        reasons.append(f"{what}: {error}")
+        reasons.append(f"{what}: {getattr(error, 'detail', error)}")  # the code of a StepError belongs to operations
         return {}
 
 
-def _status(engine: JsonObject, server: JsonObject, reasons: list[str]) -> str:
-    missing = [name for name in engine["served"] if name not in server.get("models", {})]
-    if missing or engine["mode"] == "safe":
-        return "failing"
-    return "degraded" if reasons else "ok"
+def _switched(engine: JsonObject) -> str | None:
+    """Return which operation may have taken a model away for the moment, in words."""
+    running = [each for each in engine["operations"] if each["state"] == "running"]
+    return f"operation {running[0]['id']} is {running[0]['phase']}" if running else None

@@ -1,126 +1,144 @@
-"""The agent's own port: one self-contained, read-only page, the same facts as JSON, ``/metrics`` and ``/healthz``.
+"""The agent's own port: the page, the same facts as JSON and as a stream, ``/metrics`` and ``/healthz``.
 
 Served by the standard library on threads of its own: a page that people look at now and then is not worth a web
-framework's memory in a process that has to stay small. Loopback by default; no request changes anything.
+framework's memory in a process that has to stay small. Connections are few, each with a deadline for what it sends and
+for what it takes, so that neither a slow browser nor many of them reach anything else. Loopback by default; what a
+request may do is decided in `agent.health.handler`.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import socket
+import socketserver
+import sys
 import threading
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
+import time
+from dataclasses import replace
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from agent.health.reporter import flat_numbers
+import structlog
+
+from agent.health.handler import IDLE_S, Handler, Offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PAGES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/index.html": ("index.html", "text/html; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
-_CSP = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
-_IDLE_S = 15.0
-_HELP = {
-    "supervisor_rss_bytes": "Resident memory of the agent's supervisor",
-    "server_rss_bytes": "Resident memory of the inference server",
-    "memory_available_bytes": "Memory that a model could have, as the device's provider says",
-    "memory_total_bytes": "Memory of the device",
-    "disk_free_bytes": "Free bytes of the file system of the state directory",
-    "models_served": "Models that answer",
-    "requests": "Inference requests since the releases that answer were loaded",
-    "failures": "Those that were not answered with 200",
-    "open_operations": "Operations without an end",
-    "ok": "Whether the state of health is ok",
-}
+log = structlog.get_logger("page")
+CONNECTIONS = 32
+BACKLOG = 32
+LOOK_S = 0.5
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: application/json\r\n"
+    b'Connection: close\r\nContent-Length: 32\r\n\r\n{"error":"too many connections"}'
+)
 
 
 class StatusSite:
-    """Serves the page and ``status.json``.
+    """Serves the page.
 
     Args:
         host, port: where to listen; port 0 takes a free one.
         status: returns the body of ``status.json``.
+        offer: what is offered besides.
+        connections: how many may be open at a time.
 
     Raises:
         OSError: when the port is taken.
     """
 
-    def __init__(self, host: str, port: int, status: Callable[[], dict[str, Any]]) -> None:
-        class Handler(_Handler):
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        status: Callable[[], dict[str, Any]],
+        offer: Offer | None = None,
+        *,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        class Bound(Handler):
             pass
 
-        Handler.status = staticmethod(status)
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.5,), name="page", daemon=True)
+        offer = offer or Offer()
+        Bound.status, Bound.due = staticmethod(status), {}
+        Bound.offer = replace(offer, names=offer.names | {host.lower()})
+        self._server = _Server((host, port), Bound, connections)
+        self._board = offer.board
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(LOOK_S,), name="page", daemon=True)
 
     @property
     def url(self) -> str:
         """Where the page is."""
         host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}/"
+        return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
 
     def start(self) -> None:
         """Start serving."""
+        if self._board is not None:
+            self._board.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Stop serving and free the port."""
+        if self._board is not None:
+            self._board.close()
         self._server.shutdown()
         self._server.server_close()
 
 
-def exposition(health: dict[str, Any]) -> str:
-    """Return the numbers of a health report in Prometheus' text format.
+class _Server(ThreadingHTTPServer):
+    """A thread for each connection, of which there are few, and none waits for its client for ever."""
 
-    Gauges only: the counters of inference are the server's own, on its port.
-    """
-    numbers = {**flat_numbers(health), "ok": int(health["status"] == "ok")}
-    lines = []
-    for name, value in numbers.items():
-        text = _HELP.get(name, name.replace("_", " ").capitalize())
-        lines += [f"# HELP nibbled_{name} {text}.", f"# TYPE nibbled_{name} gauge", f"nibbled_{name} {value}"]
-    return "\n".join(lines) + "\n"
+    daemon_threads = True
+    request_queue_size = BACKLOG
 
+    def __init__(self, address: tuple[str, int], handler: type[Handler], connections: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._places = threading.BoundedSemaphore(connections)
+        self._due = handler.due
+        super().__init__(address, handler)
 
-class _Handler(BaseHTTPRequestHandler):
-    status: Callable[[], dict[str, Any]]
-    timeout = _IDLE_S
-    protocol_version = "HTTP/1.1"
-    server_version = "nibbled"
-    sys_version = ""
+    def server_bind(self) -> None:
+        """Bind without asking the resolver for the host's name, which can take long where there is none."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/status.json":
-            self._send(HTTPStatus.OK, json.dumps(self.status()).encode(), "application/json")
-        elif path == "/metrics":
-            self._send(HTTPStatus.OK, exposition(self.status()["health"]).encode(), "text/plain; version=0.0.4")
-        elif path == "/healthz":
-            state = self.status()["health"]["status"]
-            failing = state in ("failing", "starting")
-            code = HTTPStatus.SERVICE_UNAVAILABLE if failing else HTTPStatus.OK
-            self._send(code, json.dumps({"status": state}).encode(), "application/json")
-        elif path in _PAGES:
-            name, kind = _PAGES[path]
-            self._send(HTTPStatus.OK, (files("agent.health") / "page" / name).read_bytes(), kind)
-        else:
-            self._send(HTTPStatus.NOT_FOUND, b'{"error":"no such page"}', "application/json")
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            with contextlib.suppress(OSError):
+                request.settimeout(0)
+                request.send(_FULL)
+            self.shutdown_request(request)
+            return
+        self._due[request] = time.monotonic() + IDLE_S
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._leave(request)
+            raise
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Content-Security-Policy", _CSP)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._leave(request)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the standard library's name
-        """Say nothing: page views are not events."""
+    def service_actions(self) -> None:
+        """End what is late: a timeout of the socket begins anew with every byte that drips in."""
+        now = time.monotonic()
+        for connection, due in list(self._due.items()):
+            if now >= due:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what is a fault here; a client that left, or was too slow, is none."""
+        del request, client_address
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            log.error("page_failed", at="request", exc_info=error)
+
+    def _leave(self, request: Any) -> None:
+        self._due.pop(request, None)
+        self._places.release()

@@ -63,10 +63,12 @@ def _memory(decision: Mapping[str, Any]) -> Iterator[str]:
     limit = budget.get("limit_bytes")
     limited = f", limited to {size(limit)} by configuration" if limit is not None else ""
     room = budget.get("room_bytes", budget["bytes"])
+    promised = budget.get("promised_bytes")
+    texts = f", {size(promised)} are promised to texts of what is loaded" if promised else ""
     yield (
         f"It may take {size(room)}: {_SOURCES.get(budget['source'], budget['source'])} says that "
         f"{size(budget['available_bytes'])} of {size(budget['total_bytes'])} are free{held}, and "
-        f"{size(budget['reserve_bytes'])} stay in reserve{limited}."
+        f"{size(budget['reserve_bytes'])} stay in reserve{texts}{limited}."
     )
     if decision.get("admission") == "unload_first":
         yield "Old and new form do not fit side by side: the old one goes first, and requests wait meanwhile."
@@ -80,6 +82,17 @@ def _weighed(decision: Mapping[str, Any]) -> Iterator[str]:
             for each in candidates
         )
         yield f"Estimated need, weights and what answering takes: {told}."
+
+
+def _texts(decision: Mapping[str, Any]) -> Iterator[str]:
+    texts = decision.get("texts")
+    if texts:
+        several = "one text" if texts["sequences"] == 1 else f"up to {texts['sequences']} texts"
+        each, context = size(texts["token_bytes"]), f"{texts['context_tokens']:,}"
+        yield (
+            f"It writes {several} at a time, with {texts['tokens']:,} tokens together: {size(texts['bytes'])} for "
+            f"their keys and values, {each} a token; one text may have {context}."
+        )
 
 
 def _no(candidate: Mapping[str, Any]) -> str:
@@ -111,6 +124,16 @@ def _outcome(decision: Mapping[str, Any]) -> Iterator[str]:
         yield f"Chosen: {chosen}."
 
 
+def _kept(decision: Mapping[str, Any]) -> Iterator[str]:
+    measured = decision.get("measured") or {}
+    residency = measured.get("residency")
+    if residency and residency["mode"] != "packed":
+        yield f"Weights in memory: {residency['reason']}."
+    for name, words in (("compile", "Compiled by torch"), ("graphs", "Replayed as CUDA graphs")):
+        if measured.get(name):
+            yield f"{words}: {measured[name]['reason']}."
+
+
 def _accuracy(decision: Mapping[str, Any]) -> Iterator[str]:
     errors = decision.get("estimate_error")
     if errors:
@@ -120,4 +143,4 @@ def _accuracy(decision: Mapping[str, Any]) -> Iterator[str]:
         yield f"Measured against the estimate: {told}."
 
 
-_PARTS = (_plan, _memory, _weighed, _measured, _outcome, _accuracy)
+_PARTS = (_plan, _memory, _weighed, _texts, _measured, _outcome, _kept, _accuracy)

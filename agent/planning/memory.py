@@ -1,9 +1,10 @@
 """How much memory a model needs under a method: exact for its weights, estimated for what comes on top.
 
 What decides on a device is more than weights: the process that serves (torch alone is hundreds of megabytes), the
-context that CUDA sets up, the largest weight while it is unpacked, and activations at the batch that is served. The
-last two are estimated from the model's definition before anything is built and measured once it is loaded; how far
-the estimates were off is remembered (`Learned`) and corrects the next ones.
+context that CUDA sets up, the largest weight while it is unpacked, activations at the batch that is served, and the
+keys and values of texts (`texts`). Unpacked weights and activations are estimated from the model's definition before
+anything is built and measured once it is loaded; how far the estimates were off is remembered (`Learned`) and corrects
+the next ones.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.planning.methods import DEFAULT_BLOCKSIZE, MIN_PACKED_NUMEL
+from agent.planning.texts import TextCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,6 +39,7 @@ class Footprint:
         transient_numel: most weights that are unpacked at one moment.
         activation_bytes: peak of the intermediate results for one batch of ``rows``.
         rows: the batch that this is for.
+        texts: how a language model remembers what it writes; None for all others.
     """
 
     matrices: tuple[int, ...]
@@ -44,6 +47,7 @@ class Footprint:
     transient_numel: int = 0
     activation_bytes: int = 0
     rows: int = SERVED_ROWS
+    texts: TextCache | None = None
 
     @classmethod
     def of_numels(cls, numels: Iterable[int]) -> Footprint:
@@ -60,6 +64,7 @@ class Footprint:
             int(body["transient_numel"]),
             int(body["activation_bytes"]),
             int(body["rows"]),
+            TextCache.from_json(body.get("texts")),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -109,17 +114,24 @@ class Estimate:
         working_bytes: what answering takes for a moment: unpacked weights and activations.
         raw_working_bytes: the same before this device's correction.
         overhead_bytes: what the device takes once, when the first model comes.
+        texts_bytes: what the keys and values of texts take at least; 0 for a model that makes none.
     """
 
     weights_bytes: int
     working_bytes: int
     raw_working_bytes: int
     overhead_bytes: int = 0
+    texts_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """What has to be free for the model to be loaded and to answer."""
-        return self.weights_bytes + self.working_bytes + self.overhead_bytes
+        return self.weights_bytes + self.working_bytes + self.overhead_bytes + self.texts_bytes
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, int]) -> Estimate:
+        """Read what ``to_json`` wrote."""
+        return cls(**body)
 
     def to_json(self) -> dict[str, int]:
         """Return the figures for the decision record."""
@@ -143,7 +155,8 @@ def estimate(
     weights = sum(method.tensor_bytes(n, blocksize) for n in packed) + 4 * plain + footprint.plain_bytes
     raw = (COMPUTE_BYTES * footprint.transient_numel if packed else 0) + footprint.activation_bytes
     working = raw if learned is None else round(raw * learned.working_factor)
-    return Estimate(weights, working, raw, overhead_bytes)
+    texts = footprint.texts.least_bytes if footprint.texts else 0
+    return Estimate(weights, working, raw, overhead_bytes, texts)
 
 
 def _is_packed(numel: int, method: Method) -> bool:

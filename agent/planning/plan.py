@@ -18,6 +18,8 @@ from agent.planning.methods import METHODS, MIXED, known
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from agent.planning.texts import TextCache, TextRoom
+
 Admission = Literal["side_by_side", "unload_first", "refuse"]
 
 LADDER = ("nf4", "nf4-dq", "fp4", "fp4-dq")
@@ -69,7 +71,7 @@ class Candidate:
 
     @property
     def estimated_bytes(self) -> int:
-        """Weights and what answering takes for a moment."""
+        """Weights, what answering takes for a moment, and room for a text where texts are made."""
         return self.estimate.total_bytes
 
     def to_json(self) -> dict[str, Any]:
@@ -79,9 +81,23 @@ class Candidate:
             "estimated_bytes": self.estimated_bytes,
             "weights_bytes": self.estimate.weights_bytes,
             "working_bytes": self.estimate.working_bytes,
+            "texts_bytes": self.estimate.texts_bytes,
             "fits": self.fits,
             "why": self.why,
         }
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How a language model remembers, and how much of that there is room for."""
+
+    cache: TextCache
+    room: TextRoom
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures for the decision record."""
+        told = {"token_bytes": self.cache.token_bytes, "context_tokens": self.cache.context_tokens}
+        return {**told, **self.room.to_json()}
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,7 @@ class Plan:
         alternatives: what is measured besides, for it takes no more memory and might answer better.
         fallbacks: what to build next, in this order, if the gate refuses.
         mixed_budget_bytes: what the weights of a mix may take, None where uniform int8 would fit too.
+        texts: what a language model's keys and values may take, None where nothing is written.
         reason: one sentence.
     """
 
@@ -112,6 +129,7 @@ class Plan:
     alternatives: tuple[Candidate, ...]
     fallbacks: tuple[Candidate, ...]
     mixed_budget_bytes: int | None
+    texts: Texts | None
     reason: str
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +150,7 @@ class Plan:
             "mixed_budget_bytes": self.mixed_budget_bytes,
             "estimates": {each.method: each.estimate.to_json() for each in (*self.candidates, *self.fallbacks)},
             "admission": self.admission,
+            "texts": self.texts.to_json() if self.texts else None,
             "reason": self.reason,
         }
 
@@ -181,6 +200,7 @@ def plan(
         _alternatives(row, chosen, candidates) if free and chosen else (),
         _fallbacks(row, chosen, weigh) if free and chosen else (),
         weigh.mixed_budget_bytes(),
+        _texts(footprint, chosen, budget),
         _reason(requested, row, candidates, chosen, budget),
     )
 
@@ -220,7 +240,7 @@ class _Weigher:
         if whole.total_bytes <= room:
             return None
         step = max(1, whole.weights_bytes // 16)
-        return max(0, room - whole.working_bytes - whole.overhead_bytes) // step * step
+        return max(0, room - whole.total_bytes + whole.weights_bytes) // step * step
 
     def _estimate(self, name: str) -> Estimate:
         return estimate(self.footprint, METHODS[name], learned=self.learned, overhead_bytes=self.overhead_bytes)
@@ -253,6 +273,14 @@ def _admission(chosen: Candidate | None, budget: Budget) -> Admission:
     if chosen is None:
         return "refuse"
     return "side_by_side" if chosen.estimated_bytes <= budget.bytes else "unload_first"
+
+
+def _texts(footprint: Footprint, chosen: Candidate | None, budget: Budget) -> Texts | None:
+    """Return what texts may take of what the model leaves free, in the way it gets into memory."""
+    if chosen is None or footprint.texts is None:
+        return None
+    room = budget.bytes if _admission(chosen, budget) == "side_by_side" else budget.room_bytes
+    return Texts(footprint.texts, footprint.texts.room(room - chosen.estimated_bytes + chosen.estimate.texts_bytes))
 
 
 def _alternatives(row: Row, chosen: Candidate, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

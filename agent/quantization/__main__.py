@@ -30,6 +30,8 @@ def main() -> int:
 
 def _run(job: Any, events: TextIO) -> int:
     """Import the heavy libraries only now: the parent's death is already watched."""
+    if isinstance(job, dict) and job.get("job") == "answer":
+        process.give_way()  # a person is curious; requests are not to wait for that
     from agent.quantization import failures, jobs  # noqa: PLC0415 - see above
 
     try:

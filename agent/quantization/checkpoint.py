@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from agent.quantization import containers, layouts
+from agent.quantization import containers, labels, layouts
 from agent.quantization.errors import BadCheckpointError, UnsafeCheckpointError
 from agent.quantization.exports import undo_exports
 from agent.quantization.safetensors_header import DTYPES, MAX_RANK, MAX_TENSORS, read_header
@@ -66,6 +66,7 @@ class Checkpoint:
         hint: the model type that the file names, or None.
         notes: sentences on what was undone.
         told: what the file says beside its weights and no tensor shape tells.
+        labels: what it calls its classes, in order; empty if it does not say.
     """
 
     entries: Mapping[str, Entry]
@@ -73,6 +74,7 @@ class Checkpoint:
     hint: str | None = None
     notes: tuple[str, ...] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -135,7 +137,7 @@ def _open_safetensors(path: Path, size: int) -> Checkpoint:
     notes = (f"{count} weights were 8- or 4-bit exports with one scale each: their rounding remains",) if count else ()
     metadata = read_header(path).metadata
     told = {name: int(metadata[name]) for name in layouts.UNSHAPED if metadata.get(name, "").isdecimal()}
-    return Checkpoint(restored, size, metadata.get("model_type"), notes, told)
+    return Checkpoint(restored, size, metadata.get("model_type"), notes, told, labels.of_metadata(metadata))
 
 
 def _open_pickle(path: Path, size: int) -> Checkpoint:
@@ -149,7 +151,7 @@ def _open_pickle(path: Path, size: int) -> Checkpoint:
         raise UnsafeCheckpointError(f"the state dict has {len(found)} tensors, at most {MAX_TENSORS} are read")
     notes = (f"{int8_count} weights were INT8 already: their rounding remains",) if int8_count else ()
     entries = {name: _entry(name, tensor) for name, tensor in found.items()}
-    return Checkpoint(entries, size, hint, notes, layouts.told(loaded))
+    return Checkpoint(entries, size, hint, notes, layouts.told(loaded), labels.of_pickle(loaded))
 
 
 def _require_torch(version: str) -> None:

@@ -17,11 +17,14 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agent import architectures
+from agent.architectures.huggingface import CONFIG
+from agent.architectures.huggingface_config import configuration, text_cache
 from agent.planning.memory import Footprint
 from agent.planning.methods import DEFAULT_BLOCKSIZE, METHODS
 from agent.quantization import gate, modules
 from agent.quantization.assignment import large_enough
 from agent.quantization.attention import PackedAttention
+from agent.quantization.huggingface_text import is_language_model
 from agent.quantization.layers import UNPACKED_NUMEL_CPU, PackedEmbedding, PackedLinear
 from agent.quantization.packed import PackedTensor
 from agent.quantization.recurrent import PackedRecurrent
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.architectures import Recognised
+    from agent.planning.texts import TextCache
 
 CHUNK_BYTES = 32 << 20
 SEEN_TO_TAKEN = 2
@@ -54,6 +58,7 @@ def measure(found: Recognised, rows: int) -> tuple[Footprint, list[str]]:
             max(_transients(packed), default=0),
             activation_bytes,
             rows,
+            _texts(found),
         ),
         notes,
     )
@@ -71,6 +76,12 @@ def chunk_rows(found: Recognised, largest_bytes: int) -> int:
     one, _notes = _activations(found, 1)
     allowed = max(CHUNK_BYTES, 2 * largest_bytes)
     return max(1, min(gate.CHUNK_ROWS, allowed // (SEEN_TO_TAKEN * max(1, one))))
+
+
+def _texts(found: Recognised) -> TextCache | None:
+    if not is_language_model(found):
+        return None
+    return text_cache(configuration(found.options[CONFIG]))
 
 
 def _plain_bytes(model: nn.Module) -> int:

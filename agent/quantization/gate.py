@@ -38,7 +38,7 @@ MAX_LOGIT_BYTES = 256 << 20
 SINGLE = "inputs"
 """What the only input of a model is called in evaluation data and gate files; several go by their own names."""
 
-_DTYPES = {
+DTYPES = {
     "FP32": torch.float32,
     "FP16": torch.float16,
     "FP64": torch.float64,
@@ -197,7 +197,7 @@ def _fit(tensor: Tensor, spec: TensorSpec) -> Tensor:
     )
     if not fits:
         raise BadCheckpointError(f"{spec.name!r} has shape {list(tensor.shape)}, the model takes {list(spec.shape)}")
-    wanted = _DTYPES[spec.datatype]
+    wanted = DTYPES[spec.datatype]
     if tensor.is_floating_point() != wanted.is_floating_point:
         raise BadCheckpointError(f"{spec.name!r} is {tensor.dtype}, the model takes {spec.datatype}")
     return tensor.to(wanted)

@@ -18,6 +18,7 @@ from agent.architectures import huggingface
 from agent.architectures.huggingface_config import resolve, task_of
 from agent.architectures.huggingface_network import stored_names
 from agent.archives import ArchiveError, Member, members
+from agent.quantization import labels
 from agent.quantization.checkpoint import Checkpoint, Entry, safetensors_entries
 from agent.quantization.errors import BadCheckpointError, UnsafeCheckpointError
 from agent.quantization.sidecar import sha256
@@ -72,6 +73,7 @@ def open_files(path: Path) -> Checkpoint:
         file_bytes=sum(files[name].size for name in weights),
         hint=huggingface.NAME,
         told={huggingface.CONFIG: config, **_sentences(files)},
+        labels=labels.of_config(config),
     )
 
 

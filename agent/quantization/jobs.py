@@ -32,6 +32,7 @@ from agent.planning.methods import (
     known,
 )
 from agent.quantization import (
+    answers,
     artifact,
     companions,
     footprint,
@@ -113,9 +114,11 @@ def _run(job: Mapping[str, Any], emit: Emit) -> JsonObject:
         return inspect(Path(_text(job, "checkpoint")), job.get("sidecar") or {}, _model_type(job))
     if kind == "export":
         return _export(job)
+    if kind == "answer":
+        return {"answers": answers.ask_all(job["artifacts"], _text(job, "request"), job.get("device") or AUTO)}
     if kind == "probe":
         return probe(job.get("methods", list(METHODS)))
-    raise BadJobError(f"unknown job {kind!r}; known: build, export, inspect, probe")
+    raise BadJobError(f"unknown job {kind!r}; known: answer, build, export, inspect, probe")
 
 
 def build(job: BuildJob, emit: Emit) -> JsonObject:
@@ -127,6 +130,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
     job.output_dir.mkdir(parents=True, exist_ok=True)
     path = job.output_dir / artifact.file_name(found.model_type, file_tag(job.method))
     origin: JsonObject = {"source_sha256": job.source_sha256 or _digest(job.checkpoint), "decision": job.decision}
+    origin["labels"] = [*checkpoint.labels] if len(checkpoint.labels) == found.num_classes else None
     if huggingface_text.is_language_model(found):
         generation, notes = huggingface_text.carry(job.checkpoint, found, path)
         origin["generation"] = generation

@@ -11,7 +11,10 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
+import sys
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +28,8 @@ from agent.planning.methods import NESTED_BLOCKSIZE
 from agent.quantization import codebooks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from agent.quantization.codebooks import QuantType
 
 CHUNK_NUMEL = 1 << 20
@@ -223,10 +228,45 @@ def bitsandbytes() -> Any:
 
     bitsandbytes (0.49 and 0.50, ``backends/default/ops.py``) wraps operators with ``torch.compile`` while it is
     imported. That alone imports Dynamo and Inductor, which takes seconds and over 100 MiB, and a call would start a
-    C++ compiler: here they stay the plain functions that they are.
+    C++ compiler: here they stay the plain functions that they are. On CPUs with AVX512-BF16 it would also fetch a fused
+    kernel from a hub, by the package ``kernels`` (``backends/cpu/ops.py``): here no code comes from a network, and that
+    it warns of the lack is held back; see ``lacks_fused_kernel``.
     """
-    with mock.patch.object(torch, "compile", _uncompiled):
+    logging.getLogger(_held_back.source).addFilter(_held_back)
+    with mock.patch.object(torch, "compile", _uncompiled), _not_to_be_found("kernels"):
         return importlib.import_module("bitsandbytes")
+
+
+def lacks_fused_kernel() -> bool:
+    """Return whether bitsandbytes, once imported, does without the fused kernel that it has for this CPU elsewhere."""
+    return _held_back.was_said
+
+
+@contextlib.contextmanager
+def _not_to_be_found(package: str) -> Iterator[None]:
+    before = sys.modules.pop(package, None)
+    sys.modules[package] = None  # type: ignore[assignment]  # what the import system takes for "there is none"
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        if before is not None:
+            sys.modules[package] = before
+
+
+class _HeldBack(logging.Filter):
+    """Keeps one warning of a library from the log."""
+
+    source = "bitsandbytes.backends.cpu.ops"
+    was_said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_it = "gemm_4bit_forward" in str(record.msg)
+        self.was_said = self.was_said or is_it
+        return not is_it
+
+
+_held_back = _HeldBack()
 
 
 def _uncompiled(function: Any = None, **_options: Any) -> Any:

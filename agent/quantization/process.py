@@ -22,6 +22,8 @@ _PR_SET_PDEATHSIG = 1
 _M_MMAP_THRESHOLD = -3
 """``malloc.h``."""
 _forgotten_peak_bytes = 0
+YIELDING = 10
+"""By how much a process is nicer that nobody's operation waits for."""
 LARGE_BLOCK_BYTES = 8 << 20
 """Above the 4 MiB in which a Linear is unpacked: those pieces are reused, so that times stay what a server has."""
 
@@ -43,6 +45,12 @@ def be_first_to_die() -> None:
     """Ask the kernel to end this process first when memory runs out; some containers forbid it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def give_way() -> None:
+    """Let everything else on this machine go first where processors are short."""
+    with contextlib.suppress(OSError):
+        os.nice(YIELDING)
 
 
 def claim_stdout() -> TextIO:

@@ -239,6 +239,8 @@ class Sidecar(_Closed):
     """Name of the model type, which `agent.architectures.build` takes."""
     num_classes: Annotated[int, Field(ge=1)]
     """Rows of the last layer."""
+    labels: list[Text] | None = None
+    """What the classes are called, in order; null where the checkpoint does not say, absent in older sidecars."""
     options: dict[str, JsonValue]
     """Options of the model type."""
     unused: list[Text]

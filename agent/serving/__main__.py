@@ -8,12 +8,14 @@ import os
 import socket
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
 
-from agent.serving.access import Access, TokenFile
+from agent.log_stream import LogStream
+from agent.serving.access import Access
 from agent.serving.batcher import Batching
 from agent.serving.control import ControlPlane
 from agent.serving.dataplane import DataPlane
@@ -23,12 +25,14 @@ from agent.serving.loader import TorchLoader
 from agent.serving.process import Listener, Rpc, configure_log, die_before_parent, fitting, log, serve, tie_to_parent
 from agent.serving.repository import Repository
 from agent.serving.slots import Loader, Models
-from agent.serving.tls import RenewedContext
+from agent.serving.tls import HTTP, HTTP2, RenewedContext
 from agent.serving.tracing import Tracer
 from agent.serving.waiting import HOLD_S
+from agent.tokens import TokenFile
 
 if TYPE_CHECKING:
     import asyncio
+    import ssl
 
 # Threads that computed for long let the event loop in after this time, and it lets them; the interpreter's default is
 # five hundred times longer. A thread that computes needs the interpreter only for moments, before each operator.
@@ -46,7 +50,7 @@ def main(arguments: list[str] | None = None, loader: Loader | None = None) -> No
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     loader = loader or TorchLoader(options.device, options.threads)
     uvloop.run(_run(options, loader))
-    sys.stderr.flush()
+    LogStream(sys.stderr).flush()
     # Threads may still be inside torch, whose teardown order is not theirs: there is nothing left to clean up.
     os._exit(0)
 
@@ -67,55 +71,74 @@ async def _run(options: argparse.Namespace, loader: Loader) -> None:
     if not options.closed:
         plane.is_open.set()
     tracer = Tracer(options.otlp_endpoint) if options.otlp_endpoint else None
-    data = _data(options, plane, control, limits, responses, tracer=tracer)
+    shared = _shared(options, control, tracer)
+    data = _data(options, plane, shared, limits, responses)
     app = HttpApp(plane, responses, control, limits=limits)
     supervisor = Listener(app, socket.socket(fileno=options.control_fd), limits, responses)
     rpc = None
     if options.grpc_fd is not None:
         path = Path(supervisor.socket.getsockname()).with_name("grpc.sock")
-        rpc = _grpc_server(plane, options.grpc_fd, path, limits.max_body_bytes)
+        rpc = _grpc_server(options, plane, shared, path, limits.max_body_bytes)
     await serve(plane, data, supervisor, options.drain_s, rpc)
     if tracer is not None:
         tracer.close(LAST_SPANS_S)
 
 
-def _grpc_server(plane: DataPlane, fd: int, path: Path, limit: int) -> Rpc:
+@dataclass(frozen=True)
+class _Shared:
+    """What both ports have in common: tokens and the repository only where their files are given, and the tracer."""
+
+    access: Access | None
+    repository: Repository | None
+    tracer: Tracer | None
+
+
+def _shared(options: argparse.Namespace, control: ControlPlane, tracer: Tracer | None) -> _Shared:
+    users = TokenFile(options.token_file) if options.token_file else None
+    administrators = TokenFile(options.admin_token_file) if options.admin_token_file else None
+    access = Access(users, administrators) if users or administrators else None
+    return _Shared(access, Repository(control, options.store) if administrators else None, tracer)
+
+
+def _tls(options: argparse.Namespace, protocol: str) -> ssl.SSLContext | None:
+    return RenewedContext(options.cert_file, options.key_file, protocol).context if options.cert_file else None
+
+
+def _grpc_server(options: argparse.Namespace, plane: DataPlane, shared: _Shared, path: Path, limit: int) -> Rpc:
     try:
         module = importlib.import_module("agent.serving.grpc.server")
     except ImportError as error:
         log.critical("grpc_missing", error=str(error), hint="pip install 'nibbled[grpc]', or set no serving.grpc_port")
         os._exit(1)
-    server: Rpc = module.GrpcServer(plane, socket.socket(fileno=fd), path, limit)
+    server: Rpc = module.GrpcServer(
+        plane,
+        socket.socket(fileno=options.grpc_fd),
+        path,
+        limit,
+        access=shared.access,
+        tls=_tls(options, HTTP2),
+        repository=shared.repository,
+        tracer=shared.tracer,
+    )
     return server
 
 
 def _data(
-    options: argparse.Namespace,
-    plane: DataPlane,
-    control: ControlPlane,
-    limits: Limits,
-    responses: Counter[int],
-    *,
-    tracer: Tracer | None,
+    options: argparse.Namespace, plane: DataPlane, shared: _Shared, limits: Limits, responses: Counter[int]
 ) -> Listener:
-    """Return what strangers reach: with tokens, TLS and the repository only where their files are given."""
-    users = TokenFile(options.token_file) if options.token_file else None
-    administrators = TokenFile(options.admin_token_file) if options.admin_token_file else None
-    access = Access(users, administrators) if users or administrators else None
-    repository = Repository(control, options.store) if administrators else None
+    """Return what strangers reach over HTTP."""
     limits = fitting(limits)
     app = HttpApp(
         plane,
         responses,
-        repository,
+        shared.repository,
         limits=limits,
-        access=access,
+        access=shared.access,
         groups=("repository",),
         log_every=options.log_every,
-        tracer=tracer,
+        tracer=shared.tracer,
     )
-    tls = RenewedContext(options.cert_file, options.key_file).context if options.cert_file else None
-    return Listener(app, socket.socket(fileno=options.http_fd), limits, responses, tls)
+    return Listener(app, socket.socket(fileno=options.http_fd), limits, responses, _tls(options, HTTP))
 
 
 def _report(preparing: asyncio.Future[None]) -> None:

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -24,9 +25,9 @@ from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllo
 from agent.serving.loading import LoadingThread
 from agent.serving.memory import rss_bytes
 from agent.serving.repository import index, parse, parse_parameters
-from agent.serving.residency import Mode, Wish
 from agent.serving.slots import Model, Slot
 from agent.serving.stats import percentiles_ms
+from agent.serving.terms import Terms
 from agent.serving.waiting import HOLD_S, WaitingRoom
 
 if TYPE_CHECKING:
@@ -98,8 +99,9 @@ class ControlPlane:
                 release, version = _text(parameters, "release"), _text(parameters, "version")
                 artifact = Path(_text(parameters, "artifact"))
                 activate, unload_first = _flag(parameters, "activate"), _flag(parameters, "unload_first")
+                terms = Terms.from_json(parameters.get("terms", {}))
                 return await self.load(
-                    name, release, version, artifact, _wish(parameters), activate=activate, unload_first=unload_first
+                    name, release, version, artifact, terms, activate=activate, unload_first=unload_first
                 )
             case "canary":
                 return await self.canary(name, _text(parameters, "release"), Path(_text(parameters, "gate")))
@@ -113,7 +115,7 @@ class ControlPlane:
         release: str,
         version: str,
         artifact: Path,
-        wish: Wish | None = None,
+        terms: Terms | None = None,
         *,
         activate: bool = False,
         unload_first: bool = False,
@@ -128,7 +130,7 @@ class ControlPlane:
         async with self._changing(name) as model:
             slot = model.slots.get(release)
             if slot is None:
-                slot = await self._load(model, release, version, artifact, wish or Wish(), unload_first=unload_first)
+                slot = await self._load(model, release, version, artifact, terms or Terms(), unload_first=unload_first)
             gap_ms = model.room.gap_ms
             if activate:
                 model.activate(release)
@@ -157,16 +159,18 @@ class ControlPlane:
                     return
 
     async def _load(
-        self, model: Model, release: str, version: str, artifact: Path, wish: Wish, *, unload_first: bool
+        self, model: Model, release: str, version: str, artifact: Path, terms: Terms, *, unload_first: bool
     ) -> Slot:
         model.loading, model.failure = (release, version), None
         try:
             async with self._turn:
                 if unload_first:
+                    # Nothing answers meanwhile: the compiler's minutes are not worth waiting for.
+                    terms = replace(terms, compile="off")
                     await self._thread.check(artifact)
                     await self._make_room(model)
                 with around("serving.load"):
-                    network, figures = await self._thread.load(artifact, model.batcher.max_rows, wish)
+                    network, figures = await self._thread.load(artifact, model.batcher.max_rows, terms)
         except LoadFailedError as error:
             model.failure = (release, version, str(error))
             self._plane.judge(error)
@@ -274,17 +278,6 @@ def _text(parameters: JsonObject, key: str) -> str:
     return value
 
 
-def _wish(parameters: JsonObject) -> Wish:
-    given = parameters.get("residency", {})
-    try:
-        wish = Wish(**given)
-    except TypeError:
-        wish = None
-    if wish is None or wish.mode not in get_args(Mode) or type(wish.allowed_bytes) is not int:
-        raise BadRequestError(f"'residency' has a mode of {', '.join(get_args(Mode))} and allowed_bytes, an integer")
-    return wish
-
-
 def _flag(parameters: JsonObject, key: str) -> bool:
     value = parameters.get(key, False)
     if not isinstance(value, bool):
@@ -306,4 +299,6 @@ def _status(model: Model, slot: Slot) -> JsonObject:
         "in_flight": slot.in_flight,
         "queue": len(model.batcher),
         "latency_ms": percentiles_ms(stats.latencies_s),
+        "answered": stats.request.count,
+        "answering_s": round(stats.request.total, 6),
     }

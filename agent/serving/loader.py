@@ -46,10 +46,10 @@ class TorchLoader:
         except Exception as error:
             raise explain(error) from error
 
-    def load(self, artifact: Path) -> Network:
+    def load(self, artifact: Path, texts_bytes: int | None = None) -> Network:
         """Load an artifact onto the device; raises ``LoadFailedError``."""
         try:
-            network: Network = _torch_side().load(artifact, self._device)
+            network: Network = _torch_side().load(artifact, self._device, texts_bytes)
         except Exception as error:
             # The frames of what failed hold what was loaded so far, for as long as the error is known to anybody.
             traceback.clear_frames(error.__traceback__)

@@ -7,6 +7,7 @@ loop goes on meanwhile, so that what other models compute during a load is part 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,11 @@ from agent.serving.errors import LoadFailedError
 from agent.serving.memory import reset_peak_rss, rss_bytes, trim_heap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from agent.serving.residency import Wish
     from agent.serving.slots import Loader, Network
+    from agent.serving.terms import Terms
 
 JsonObject = dict[str, Any]
 
@@ -42,19 +44,19 @@ class LoadingThread:
         """Raise ``LoadFailedError`` for an artifact that can be told to be bad without loading it."""
         await self._run(self._loader.check, artifact)
 
-    async def load(self, artifact: Path, rows: int, wish: Wish) -> tuple[Network, JsonObject]:
+    async def load(self, artifact: Path, rows: int, terms: Terms) -> tuple[Network, JsonObject]:
         """Return the network, warmed up with batches of up to ``rows`` rows, and what that took.
 
         The figures: ``load_ms``; ``warm_up_rows`` of the largest batch that was computed; ``rss_before_bytes``,
         ``rss_after_bytes`` and ``peak_rss_bytes``; ``is_peak_exact``, false when the peak may be one of an earlier time
-        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA. Last come
-        ``residency`` and ``tuning``, whose time and memory are in none of them: they are compared with what packed
-        weights need.
+        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA; ``texts``, what may
+        be written at once, None where nothing is. Last come ``residency``, ``tuning`` and the ways that were tried, by
+        their names, whose time and memory are in none of them: they are compared with what packed weights need.
 
         Raises:
             LoadFailedError: it could not be loaded, or not compute.
         """
-        return await self._run(self._load, artifact, rows, wish)  # type: ignore[no-any-return]
+        return await self._run(self._load, artifact, rows, terms)  # type: ignore[no-any-return]
 
     async def release_memory(self) -> None:
         """Give memory that nothing uses any more back to the system."""
@@ -82,13 +84,14 @@ class LoadingThread:
         self._loader.prepare()
         self._base_rss_bytes = rss_bytes()
 
-    def _load(self, artifact: Path, rows: int, wish: Wish) -> tuple[Network, JsonObject]:
+    def _load(self, artifact: Path, rows: int, terms: Terms) -> tuple[Network, JsonObject]:
         began = time.perf_counter()
         before, was_reset = rss_bytes(), reset_peak_rss()
         peak_before = peak_rss_bytes()
         self._loader.reset_device_peak()
-        network = self._loader.load(artifact)
-        warmed = _warm_up(network, rows)
+        network = self._loader.load(artifact, terms.texts_bytes)
+        with _or_closed(network, "the warm-up"):
+            warmed = network.warm_up(rows)
         peak = peak_rss_bytes()
         figures = {
             "load_ms": round((time.perf_counter() - began) * 1e3, 3),
@@ -99,27 +102,23 @@ class LoadingThread:
             "is_peak_exact": was_reset or peak > peak_before,
             "device": self._loader.device_memory(),
         }
-        figures["residency"] = _settle(network, wish)
-        figures["tuning"] = network.tune(rows).to_json()
+        figures["texts"] = None if network.text is None else network.text.told()
+        with _or_closed(network, "unpacking the weights"):
+            figures["residency"] = network.reside(terms.wish).to_json()
+        with _or_closed(network, "tuning it"):
+            figures["tuning"] = network.tune(rows).to_json()
+            figures |= {name: trial.to_json() for name, trial in network.accelerate(terms, warmed).items()}
         trim_heap()
         return network, figures
 
 
-def _settle(network: Network, wish: Wish) -> JsonObject:
+@contextlib.contextmanager
+def _or_closed(network: Network, what: str) -> Iterator[None]:
+    """Let go of a network of which something failed."""
     try:
-        return network.reside(wish).to_json()
+        yield
     except Exception as error:
         network.close()
         traceback.clear_frames(error.__traceback__)
         code = "insufficient_memory" if is_out_of_memory(error) else "bad_artifact"
-        raise LoadFailedError(code, f"unpacking the weights failed: {type(error).__name__}: {error}") from error
-
-
-def _warm_up(network: Network, rows: int) -> int:
-    try:
-        return network.warm_up(rows)
-    except Exception as error:
-        network.close()
-        traceback.clear_frames(error.__traceback__)
-        code = "insufficient_memory" if is_out_of_memory(error) else "bad_artifact"
-        raise LoadFailedError(code, f"the warm-up failed: {type(error).__name__}: {error}") from error
+        raise LoadFailedError(code, f"{what} failed: {type(error).__name__}: {error}") from error

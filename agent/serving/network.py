@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 import torch
 from safetensors import safe_open
 
@@ -19,20 +20,25 @@ from agent.planning.model_types import HUGGING_FACE
 from agent.quantization import artifact as artifacts
 from agent.quantization import kernels, modules, residency
 from agent.serving import recording
+from agent.serving.acceleration import TOLERANCE, attempt
 from agent.serving.memory import keep_freed_blocks, trim_heap
 from agent.serving.residency import decide
 from agent.serving.tensors import DATATYPES, TensorSpec
 from agent.serving.tuning import Tuning, joined_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from agent.serving.acceleration import Trial, Way
     from agent.serving.generation.model import LanguageModel
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
+    from agent.serving.terms import Terms
 
+log = structlog.get_logger("network")
 LANGUAGE = "agent.serving.generation.language"
+COMPILED, GRAPHS = "agent.serving.compiled", "agent.serving.graphs"
 EXAMPLES = 8
 """Rows that are made up to warm up and to measure with: alike ones would be computed faster than a client's."""
 JOINED = 8
@@ -48,12 +54,15 @@ def configure(threads: int, device: str) -> None:
     """
     keep_freed_blocks()
     torch.set_num_threads(threads)
-    if device != "cpu" and torch.cuda.is_available():
+    uses_gpu = device != "cpu" and torch.cuda.is_available()
+    if uses_gpu:
         with contextlib.suppress(RuntimeError):  # a load will meet it again, and say so to whoever asked for it
             torch.zeros(1, device="cuda")
     with contextlib.suppress(ImportError, OSError, RuntimeError):
         # One that cannot be imported is not needed: artifacts then use the kernels that torch alone offers.
         kernels.bitsandbytes()
+        if kernels.lacks_fused_kernel() and not uses_gpu:
+            log.info("unfused_kernel", meaning="4-bit weights are unpacked for each product; the answers are the same")
         # Its operators import this at their first call: now is better than during the first load.
         importlib.import_module("torch._dynamo")
     # What was imported stays: collections after an unload need not walk torch's hundreds of thousands of objects
@@ -69,7 +78,7 @@ def check(artifact: Path) -> None:
         """Opening it is the check."""
 
 
-def load(artifact: Path, device: str) -> TorchNetwork:
+def load(artifact: Path, device: str, texts_bytes: int | None = None) -> TorchNetwork:
     """Load an artifact; whatever its reader raises is left to the caller."""
     sidecar = artifacts.load_sidecar(artifact)
     module = artifacts.load(artifact, device=device)
@@ -77,7 +86,7 @@ def load(artifact: Path, device: str) -> TorchNetwork:
     arrays = [examples[spec["name"]].numpy() for spec in sidecar["inputs"]]
     network = TorchNetwork(module, sidecar, modules.resident_bytes(module), arrays)
     if sidecar["model_type"] == HUGGING_FACE:
-        network.learn_to_write(artifact, sidecar)
+        network.learn_to_write(artifact, sidecar, texts_bytes)
     return network
 
 
@@ -140,6 +149,7 @@ class TorchNetwork:
         self.joined_rows = SERVED_ROWS
         self._module: torch.nn.Module | None = module.eval()
         self._forward: Any = self._module
+        self._graph: Any = None
         self._device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         self._examples = examples
 
@@ -165,43 +175,37 @@ class TorchNetwork:
             self._compute(largest)
         return largest
 
-    def learn_to_write(self, artifact: Path, sidecar: dict[str, Any]) -> None:
-        """Find out whether the artifact makes texts."""
+    def learn_to_write(self, artifact: Path, sidecar: dict[str, Any], texts_bytes: int | None) -> None:
+        """Find out whether the artifact makes texts, whose keys and values may take so much."""
         try:
             language = importlib.import_module(LANGUAGE)
         except ImportError as error:  # of the optional package, one that is older than what is used of it
             self.no_text = str(error)
             return
         try:
-            self.text = language.language_model(artifact, sidecar, self._module, self._device)
+            self.text = language.language_model(artifact, sidecar, self._module, self._device, texts_bytes)
         except language.NoTextError as error:
             self.no_text = str(error)
 
     def reside(self, wish: Wish) -> Residency:
         """Keep weights packed or unpacked; one row is timed, and where rows are joined ``JOINED`` too."""
-        module = self._module
-        if module is None:
-            raise RuntimeError("the model was closed")
-        self._forward = module
-
-        def compute() -> None:
-            self._compute(1)
-            if self.is_batchable:
-                self._compute(JOINED)
-
+        module = self.module
+        self._forget()
         found = decide(
             wish,
             residency.unpacked_bytes(module),
             functools.partial(residency.keep, module),
             functools.partial(residency.drop, module),
-            compute,
+            self._pass,
         )
         self.unpacked_bytes = found.unpacked_bytes if found.is_unpacked else 0
         return found
 
     def tune(self, most_rows: int) -> Tuning:
         """Choose how the forward pass is called and how many rows are joined at most."""
-        self._forward, reason = self._recorded(min(self._seconds(1) for _ in range(3)))
+        self._forget()
+        self._graph, reason = self._recorded(min(self._seconds(1) for _ in range(3)))
+        self._forward = self._graph
         rows, row_ms = joined_rows(self._compute, most_rows) if self.is_batchable else (1, {})
         self.joined_rows = rows
         return Tuning(self._forward is not self._module, reason, rows, row_ms)
@@ -221,17 +225,82 @@ class TorchNetwork:
 
         return recording.record(self._module, inputs, row_s=row_s)
 
+    def accelerate(self, terms: Terms, rows: int) -> dict[str, Trial]:
+        """Try the compiler, and then graphs of what is called by then, where they are asked for."""
+        found = {}
+        if terms.compile != "off":
+            found["compile"] = self._attempt(importlib.import_module(COMPILED).CompiledWay(self, rows))
+        if terms.graphs != "off":
+            allowed_bytes = max(0, terms.allowed_bytes - self.unpacked_bytes)
+            found["graphs"] = self._attempt(importlib.import_module(GRAPHS).GraphsWay(self, rows, allowed_bytes))
+        if self.is_batchable and any(trial.is_kept for trial in found.values()):
+            self.joined_rows, _row_ms = joined_rows(self._compute, rows)
+        return found
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module itself."""
+        if self._module is None:
+            raise RuntimeError("the model was closed")
+        return self._module
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """What computes: the module, or a faster way to it."""
+        forward: Callable[..., Any] = self._forward
+        return forward
+
+    def change(self, call: Callable[..., Any]) -> None:
+        """Compute with ``call`` from now on; between two passes only."""
+        self._forward = call
+
+    def batches(self, rows: int) -> Iterator[list[torch.Tensor]]:
+        """Yield made-up inputs on the device, of every size of batch to be ready for: 1, 2, 4, … and ``rows``."""
+        sizes = {1} if not self.is_batchable else {*(1 << power for power in range(rows.bit_length())), rows}
+        for size in sorted(sizes):
+            yield [
+                self._to_tensor(array, spec) for array, spec in zip(self._examples_of(size), self.inputs, strict=True)
+            ]
+
+    @property
+    def varying(self) -> list[list[int]]:
+        """Dimensions that vary besides the rows, for each input."""
+        return [[at for at, size in enumerate(spec.shape) if size == -1 and at] for spec in self.inputs]
+
+    def _attempt(self, way: Way) -> Trial:
+        device = "cpu" if self._device is None else self._device.type
+        return attempt(way, self._pass, self._answers, TOLERANCE[device])
+
+    def _pass(self) -> None:
+        """Compute what times are compared of: a row, and where rows are joined a small batch."""
+        self._compute(1)
+        if self.is_batchable:
+            self._compute(JOINED)
+
+    def _answers(self) -> list[Array]:
+        sizes = (1, JOINED) if self.is_batchable else (1,)
+        return [output for rows in sizes for output in self._compute(rows)]
+
     def close(self) -> None:
         """Let go of the module and the examples."""
+        self._forget()
         self._module, self._forward, self.text, self._examples = None, None, None, ()
+
+    def _forget(self) -> None:
+        """Compute with the module itself; what was made to call it faster is let go."""
+        recording.forget(self._graph)
+        self._graph, self._forward = None, self._module
 
     def _seconds(self, rows: int) -> float:
         began = time.perf_counter()
         self._compute(rows)
         return time.perf_counter() - began
 
-    def _compute(self, rows: int) -> None:
-        self.run([np.resize(array, (rows, *array.shape[1:])) for array in self._examples])
+    def _compute(self, rows: int) -> list[Array]:
+        return self.run(self._examples_of(rows))
+
+    def _examples_of(self, rows: int) -> list[Array]:
+        return [np.resize(array, (rows, *array.shape[1:])) for array in self._examples]
 
     def _to_tensor(self, array: Array, spec: TensorSpec) -> torch.Tensor:
         # torch wants memory that it may write to; a batch that was just joined already is.

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 import uvicorn
 
+from agent.log_stream import LogStream
 from agent.serving.connection import Connection
 from agent.serving.lost import LOST_STATUS
 from agent.serving.tls import HANDSHAKE_S
@@ -85,16 +86,17 @@ def die_before_parent() -> None:
 def configure_log() -> None:
     """Write JSON lines to stderr, those of libraries included; stdout stays empty whatever a library prints."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    lines: Any = LogStream(sys.stderr)
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(lines),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
@@ -105,6 +107,7 @@ def configure_log() -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
     # What strangers send is counted, not written down.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
@@ -201,7 +204,7 @@ async def serve(plane: DataPlane, data: Listener, control: Listener, drain_s: fl
 
     def stop() -> None:
         if asked.is_set():
-            log.warning("forced")
+            log.warning("drain_cut_short", in_flight=_in_flight(plane))
             for server in servers:
                 server.force_exit = True
             forced.set()
@@ -239,7 +242,7 @@ async def _until_over(plane: DataPlane, asked: asyncio.Event, running: list[asyn
     if lost.done():
         # Whoever waits for a thread that is stuck in a driver waits for ever: what could be answered was.
         await asyncio.sleep(LAST_WORDS_S)
-        sys.stderr.flush()
+        LogStream(sys.stderr).flush()
         os._exit(LOST_STATUS)
     lost.cancel()
 

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from agent.serving.acceleration import Trial
     from agent.serving.batcher import Batcher
     from agent.serving.generation.engine import Engine
     from agent.serving.generation.model import LanguageModel
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array, TensorSpec
+    from agent.serving.terms import Terms
     from agent.serving.tuning import Tuning
     from agent.serving.waiting import WaitingRoom
 
@@ -77,6 +79,9 @@ class Network(Protocol):
     def reside(self, wish: Wish) -> Residency:
         """Keep weights packed or unpacked, see ``residency``; called after the warm-up."""
 
+    def accelerate(self, terms: Terms, rows: int) -> Mapping[str, Trial]:
+        """Try faster ways for batches of up to ``rows`` rows, see ``acceleration``; called after ``reside``."""
+
     def tune(self, most_rows: int) -> Tuning:
         """Choose how passes are called and how many rows are joined, see ``tuning``; called when weights reside."""
 
@@ -93,8 +98,8 @@ class Loader(Protocol):
     def check(self, artifact: Path) -> None:
         """Raise ``LoadFailedError`` for an artifact that can be told to be bad without loading it."""
 
-    def load(self, artifact: Path) -> Network:
-        """Load an artifact; raises ``LoadFailedError``."""
+    def load(self, artifact: Path, texts_bytes: int | None = None) -> Network:
+        """Load an artifact; its texts may take so much, see ``Terms``. Raises ``LoadFailedError``."""
 
     def release_memory(self) -> None:
         """Give memory that nothing uses any more back to the system."""

@@ -1,4 +1,4 @@
-"""TLS on the inference port: certificates that are renewed without a restart.
+"""TLS on the inference ports: certificates that are renewed without a restart.
 
 Before each handshake a look at the files tells whether they changed; a pair that cannot be used leaves the last good
 one in force, since a certificate and its key are not renewed at the same instant. TLS 1.2 at least.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("tls")
 LOOK_AGAIN_S = 1.0
 HANDSHAKE_S = 10.0
+HTTP, HTTP2 = "http/1.1", "h2"
 
 
 class RenewedContext:
@@ -27,17 +28,21 @@ class RenewedContext:
     Args:
         cert_file, key_file: PEM; the certificate first, then its chain. As long as they never could be used, every
             handshake fails.
+        protocol: what is spoken inside, by its name in ALPN.
         clock: seconds, monotonic.
 
     Attributes:
         context: what a listening socket is given; it passes each handshake on to the newest certificate.
     """
 
-    def __init__(self, cert_file: Path, key_file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, cert_file: Path, key_file: Path, protocol: str = HTTP, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._files = (cert_file, key_file)
+        self._protocol = protocol
         self._clock = clock
         self._looked_at = clock()
-        self.context = self._newest = _context()
+        self.context = self._newest = _context(protocol)
         self.context.sni_callback = self._choose
         self._renew(self._fingerprint())
 
@@ -60,7 +65,7 @@ class RenewedContext:
             log.info("certificate_read", file=str(self._files[0]))
 
     def _load(self) -> ssl.SSLContext:
-        context = _context()
+        context = _context(self._protocol)
         # An encrypted key would ask for its password on the terminal, and wait.
         context.load_cert_chain(*self._files, password=_no_password)
         return context
@@ -69,10 +74,10 @@ class RenewedContext:
         return tuple(_fingerprint(path) for path in self._files)
 
 
-def _context() -> ssl.SSLContext:
+def _context(protocol: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     return context
 
 

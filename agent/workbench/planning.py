@@ -105,8 +105,9 @@ def lines(record: JsonObject) -> list[str]:
 
 
 def _table(decision: JsonObject) -> list[str]:
-    head = ("  method", "weights", "+ working", "= needed", "fits", "time to read")
-    rows = [head]
+    writes = any(each["texts_bytes"] for each in decision["candidates"])
+    head = ("  method", "weights", "+ working", *(["+ a text"] if writes else []), "= needed", "fits", "time to read")
+    rows: list[tuple[str, ...]] = [head]
     for each in decision["candidates"]:
         mark = "→" if each["method"] == decision["method"] else " "
         floor = each["floor_ms"]
@@ -115,6 +116,7 @@ def _table(decision: JsonObject) -> list[str]:
                 f"{mark} {each['method']}",
                 size(each["weights_bytes"]),
                 size(each["working_bytes"]),
+                *([size(each["texts_bytes"])] if writes else []),
                 size(each["estimated_bytes"]),
                 "yes" if each["fits"] else "no",
                 "-" if floor is None else f"{floor:.3f} ms",

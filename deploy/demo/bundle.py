@@ -95,6 +95,7 @@ def write(
 def _checkpoint(model: nn.Module, result: Result) -> dict[str, object]:
     return {
         "epoch": result.recipe.epochs - 1,
+        "classes": list(CLASSES),
         "model_state_dict": model.state_dict(),
         "optimizer_state_dict": {},
         "scheduler_state_dict": None,

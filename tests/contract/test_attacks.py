@@ -750,7 +750,7 @@ ATTACKS = (
         Substitute(f"{TRUST}.deferral", lambda _dates: None),
         release_past_its_end_on_a_clock_that_is_not_set,
     ),
-    Attack("another device's manifest", Refusal(MANIFEST, "is not addressed to"), release_for_another_device),
+    Attack("another device's manifest", Refusal(MANIFEST, "the manifest is for "), release_for_another_device),
     Attack("another model's manifest", Refusal(TRUST, "its manifest for"), release_of_another_model),
     Attack("rogue publisher, unsigned", Refusal(TRUST, "carries no signed manifest"), unsigned_release),
     Attack(
@@ -768,7 +768,7 @@ ATTACKS = (
     Attack("private key in a log", Substitute("agent.logs.redacted", _same), key_in_a_log_line),
     Attack(
         "secret of an address in the journal",
-        Substitute("agent.adapters.journal_file.forgotten", _same),
+        Substitute("agent.adapters.journal_rows.forgotten", _same),
         presigned_address_in_an_ended_operation,
     ),
     Attack(

@@ -86,6 +86,24 @@ def test_a_builder_whose_result_nobody_wants_is_killed() -> None:
     assert list(descendants(os.getpid(), "agent.quantization")) == []
 
 
+def test_each_child_has_a_session_of_its_own_which_no_terminal_interrupts(server: StartServer) -> None:
+    sessions: list[int] = []
+
+    class Looking(WorkWatch):
+        def check(self) -> None:
+            sessions.extend(os.getsid(pid) for pid in descendants(os.getpid(), "agent.quantization"))
+            raise InterruptedStepError
+
+    with pytest.raises(InterruptedStepError):
+        BuilderProcess().build({"job": "self_test"}, Looking(silent))
+    process = server("--device", "cpu")
+    process._ensure_running()
+    assert process.pid is not None
+    sessions.append(os.getsid(process.pid))
+    assert len(sessions) == 2
+    assert os.getsid(0) not in sessions
+
+
 def test_the_end_of_a_child_is_said_in_words() -> None:
     assert ending(3) == "exited with status 3"
     assert ending(-signal.SIGKILL) == "was killed by SIGKILL"

@@ -65,15 +65,17 @@ def test_the_folder_holds_its_four_files_in_less_than_eight_megabytes() -> None:
     assert sum(sizes.values()) < LARGEST_BYTES, sizes
 
 
-def test_the_checkpoint_has_the_five_keys_of_a_training_run_and_no_optimizer_state() -> None:
+def test_the_checkpoint_has_the_keys_of_a_training_run_names_its_classes_and_has_no_optimizer_state() -> None:
     saved = checkpoint()
     assert list(saved) == [
         "epoch",
+        "classes",
         "model_state_dict",
         "optimizer_state_dict",
         "scheduler_state_dict",
         "metrics",
     ]
+    assert saved["classes"] == classes()
     assert saved["optimizer_state_dict"] == {}
     assert saved["scheduler_state_dict"] is None
     assert list(saved["metrics"]) == ["train_loss", "train_acc", "val_loss", "val_acc"]

@@ -7,12 +7,13 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from dataclasses import replace
 from email.utils import formatdate
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -583,6 +584,25 @@ def test_only_plain_files_of_this_machine_are_copied(part: Path, watch: EagerWat
     assert refuse(url, part, watch, size=None).code is ErrorCode.DOWNLOAD_FAILED
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "[::1]", "169.254.169.254"])
+def test_an_address_in_a_url_is_judged_without_asking_anybody(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = socket.getaddrinfo
+
+    def numeric(host: str, *arguments: Any, **options: Any) -> Any:
+        if not options.get("flags", 0) & socket.AI_NUMERICHOST:
+            asked.append(host)
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", numeric)
+    downloader = Downloader(Policy())
+    with pytest.raises(StepError, match="forbidden_source"):
+        downloader.judge(f"https://{host}/x")
+    downloader.judge("https://93.184.216.34/x")
+    downloader.judge("https://localhost/x")  # a name is judged when it is resolved to be connected to
+    assert asked == []
+
+
 def test_a_redirect_never_leads_to_a_file(server: FileServer, part: Path, watch: EagerWatch) -> None:
     server.replies = [Reply(status=302, headers={"Location": "file:///etc/hostname"})]
     assert refuse(server.url, part, watch).code is ErrorCode.FORBIDDEN_SOURCE
@@ -599,7 +619,16 @@ def sources(request: pytest.FixtureRequest, server: FileServer) -> Sources:
         return Downloader(LOOPBACK)
     fake = FakeSources()
     fake.files[server.url] = server.content
+    fake.scheme = "http"
     return fake
+
+
+def test_every_source_judges_an_address_by_itself(sources: Sources, server: FileServer) -> None:
+    sources.judge(server.url)
+    with pytest.raises(StepError) as caught:
+        sources.judge("ftp://127.0.0.1/kanji.pt")
+    assert caught.value.code is ErrorCode.FORBIDDEN_SOURCE
+    assert server.requests == []
 
 
 def test_every_source_writes_what_it_fetches(sources: Sources, server: FileServer, part: Path) -> None:

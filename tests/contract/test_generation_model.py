@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from agent.planning.texts import cached_token_bytes
 from agent.quantization import artifact, gate, jobs
 from agent.serving import network
 from agent.serving.errors import BadRequestError
 from agent.serving.generation import template
 from agent.serving.generation.codec import Codec
-from agent.serving.generation.limits import cached_token_bytes
 from agent.serving.generation.sampling import Sampling
 from agent.serving.generation.sequence import Order, TokenSequence
 from agent.serving.generation.stepper import Stepper

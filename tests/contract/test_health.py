@@ -23,8 +23,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
     box.journal.close()
 
 
-def collect(box: Box, state_dir: Path, *, alarms: list[str]) -> dict[str, Any]:
-    engine = {"mode": "current", "served": [], "operations": [], "alarms": alarms}
+def collect(box: Box, state_dir: Path, *, models: tuple[str, ...] = (), **engine: Any) -> dict[str, Any]:
     reporter = HealthReporter(
         Topics("edge/v1", "box-1"),
         box.transport,
@@ -32,14 +31,32 @@ def collect(box: Box, state_dir: Path, *, alarms: list[str]) -> dict[str, Any]:
         interval_s=lambda: 30.0,
         state_dir=state_dir,
         device=box.device.facts,
-        server=lambda: {"models": {}},
-        engine=lambda: engine,
+        server=lambda: {"models": {name: {"requests": 0, "failures": 0} for name in models}},
+        engine=lambda: {"mode": "current", "served": [], "operations": [], "alarms": [], "problem": None, **engine},
         relaxations=(),
     )
     return reporter.collect()
 
 
 def test_a_memory_alarm_degrades_the_device_and_is_the_reason(box: Box, tmp_path: Path) -> None:
-    assert collect(box, tmp_path, alarms=[])["status"] == "ok"
+    assert collect(box, tmp_path)["status"] == "ok"
     body = collect(box, tmp_path, alarms=["the reserve is broken"])
     assert (body["status"], body["reasons"]) == ("degraded", ["the reserve is broken"])
+
+
+SWITCH = {"operations": [{"id": "d-7", "state": "running", "phase": "loading"}]}
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        ({"problem": "it is being loaded"}, "kana: no answer, it is being loaded"),
+        ({"problem": "load of kana: no such file"}, "kana: no answer, load of kana: no such file"),
+        (SWITCH, "kana: no answer, operation d-7 is loading"),
+        ({}, "kana: no answer, the server lacks it"),
+        ({"mode": "safe"}, "the server kept dying: nothing is served (mode safe)"),
+    ],
+)
+def test_a_device_never_fails_without_a_reason(box: Box, tmp_path: Path, engine: dict[str, Any], reason: str) -> None:
+    body = collect(box, tmp_path, models=("kanji",), served=["kanji", "kana"], **engine)
+    assert (body["status"], body["reasons"]) == ("failing", [reason])

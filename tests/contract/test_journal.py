@@ -16,7 +16,7 @@ from agent.adapters.journal import (
     JournalVersionError,
     SqliteJournal,
 )
-from agent.adapters.journal_file import dump_operation
+from agent.adapters.journal_rows import dump_operation
 from agent.contract.errors import ErrorCode, ErrorInfo
 from agent.contract.reports import Report
 from agent.deployment.machine import Operation
@@ -300,3 +300,17 @@ def test_a_journal_of_a_newer_agent_is_refused_and_left_as_it_is(path: Path) -> 
         SqliteJournal(path)
     assert path.read_bytes() == before
     assert {item.name for item in path.parent.iterdir()} == {path.name, "served.json"}
+
+
+def test_who_listens_hears_of_every_report_once_it_is_committed(path: Path) -> None:
+    heard: list[bytes] = []
+    journal = SqliteJournal(path, lambda report: heard.append(report.payload))
+    journal.save(OPEN, [state(1)])
+    journal.queue([event(2)])
+    journal.adopt({}, [], {}, [event(3)])
+    journal.note({"a": 1}, [event(4)])
+    assert heard == [b"1", b"2", b"3", b"4"]
+    journal.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        journal.queue([event(5)])
+    assert heard[-1] == b"4"

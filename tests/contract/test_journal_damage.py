@@ -40,6 +40,7 @@ def release(version: str) -> Release:
 
 
 SERVED = Served("kanji", release("v2"), release("v1"))
+CONFIG = {"health.interval_s": 5.0}
 OPERATION = Operation("d-1", "deploy", "kanji", "f" * 64, {"id": "d-1"})
 
 
@@ -50,7 +51,7 @@ def lived(path: Path) -> None:
     journal.save(replace(OPERATION, state=State.SUCCEEDED), [], served=SERVED, sequence=9)
     for number in range(FINISHED):
         journal.save(replace(OPERATION, id=f"o-{number}", state=State.FAILED), [Report("t", b"x" * 500)])
-    journal.save(replace(OPERATION, id="open"), [], config={"health.interval_s": 5.0})
+    journal.save(replace(OPERATION, id="open"), [], config=CONFIG)
     for _ in range(7):
         journal.count("epoch")
     journal.close()
@@ -76,6 +77,7 @@ def check(path: Path) -> bool:
     recovered = journal.notes().get("recovered")
     assert journal.served() == {"kanji": SERVED}
     assert journal.highest_sequence("kanji") == 9
+    assert journal.config() == CONFIG
     assert journal.count("epoch") > (1000 if recovered else 7)
     assert all(isinstance(each.id, str) for each in journal.recent_operations(10_000))
     journal.save(replace(OPERATION, id="next", state=State.SUCCEEDED), [Report("t", b"{}")], served=SERVED)
@@ -118,7 +120,7 @@ def test_whichever_bit_flips_the_last_good_model_survives(path: Path) -> None:
 
 def _copy_of(path: Path) -> None:
     """Put the second copy back that belongs to the untouched journal."""
-    ServedCopy(path.with_name("served.json")).keep(Essence(1, {"kanji": SERVED}, {"kanji": 9}, 7))
+    ServedCopy(path.with_name("served.json")).keep(Essence(2, {"kanji": SERVED}, {"kanji": 9}, 7, CONFIG))
 
 
 @pytest.mark.parametrize("point", [f"journal.{place}" for place in ("recover", "file.rename", "file.fsync")])
@@ -167,6 +169,12 @@ def spoil_what_is_served(path: Path) -> None:
     db.close()
 
 
+def spoil_a_setting(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE config SET value = '50.0'")
+    db.close()
+
+
 def raise_the_version(path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 64}")
@@ -209,6 +217,7 @@ def spoil_a_topic(path: Path) -> None:
         cut_in_the_middle,
         spoil_a_record,
         spoil_what_is_served,
+        spoil_a_setting,
         raise_the_version,
         rename_a_column,
         spoil_a_name,
@@ -230,7 +239,25 @@ def test_everything_that_can_be_read_is_kept(path: Path) -> None:
     assert journal.operation("o-5") is None
     assert journal.operation("o-4") is not None
     assert [each.id for each in journal.open_operations()] == ["open"]
-    assert journal.config() == {"health.interval_s": 5.0}
+    journal.close()
+
+
+def test_the_rows_that_are_told_are_those_that_are_there_now(path: Path) -> None:
+    path.unlink()
+    journal = SqliteJournal(path)
+    told = journal.notes()["recovered"]["rows"]
+    empty = dict.fromkeys(("operation", "desired", "goal", "outbox"), 0)
+    assert told == {**empty, "served": 1, "sequence": 1, "config": 1}
+    assert journal.highest_sequence("kanji") == 9
+    journal.close()
+
+
+def test_a_head_that_was_spoilt_is_told_from_a_newer_file(path: Path) -> None:
+    raise_the_version(path)
+    journal = SqliteJournal(path)
+    reason = journal.notes()["recovered"]["reason"]
+    written = f"its head says schema {SCHEMA_VERSION + 64}, but it was written as schema {SCHEMA_VERSION}"
+    assert reason == f"{written}: the head is spoilt"
     journal.close()
 
 
@@ -265,6 +292,11 @@ def test_a_crash_between_the_journal_and_its_second_copy_is_no_damage(path: Path
     kept = ServedCopy(path.with_name("served.json")).read()
     assert kept is not None
     assert kept.served == {"kanji": newer}
+
+
+def test_a_copy_that_was_written_before_it_held_settings_says_nothing_of_them(path: Path) -> None:
+    ServedCopy(path.with_name("served.json")).keep(Essence(2, {"kanji": SERVED}, {"kanji": 9}, 7))
+    assert check(path) is False
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": 9, "sha256": "", "body": {}}'])
@@ -303,7 +335,8 @@ def test_a_journal_of_a_newer_agent_that_says_so_twice_is_refused_and_not_set_as
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
         db.execute("UPDATE note SET value = ? WHERE name = 'schema'", (str(SCHEMA_VERSION + 1),))
     db.close()
-    with pytest.raises(JournalVersionError):
+    words = f"is of schema {SCHEMA_VERSION + 1}, this version knows up to {SCHEMA_VERSION}: install the newer version"
+    with pytest.raises(JournalVersionError, match=words):
         SqliteJournal(path)
     assert not path.with_name("journal.db.damaged").exists()
 

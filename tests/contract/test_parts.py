@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent import failpoints, parts
+from agent import failpoints, parts, status_site
 from agent.parts import StartError
 from agent.serving.__main__ import _parse
+from agent.serving.terms import Terms
 from agent.settings import Serving, Settings
 from tests.fakes.authority import Authority
 
@@ -79,6 +80,12 @@ def test_the_server_understands_what_it_is_told(tmp_path: Path, token_file: Path
     )
 
 
+def test_how_releases_are_served_is_told_in_terms_that_the_server_knows() -> None:
+    assert Terms.from_json(parts.wanted(Serving())) == Terms("packed", "off", "off")
+    asked = Serving(residency="auto", compile="auto", cuda_graphs="auto")
+    assert Terms.from_json(parts.wanted(asked)) == Terms("auto", "auto", "auto")
+
+
 def test_no_token_is_among_the_servers_arguments(tmp_path: Path, token_file: Path) -> None:
     assert TOKEN not in " ".join(parts.server_options(Serving(token_file=token_file), tmp_path))
 
@@ -100,3 +107,38 @@ def test_a_port_that_is_taken_keeps_the_agent_from_starting_with_its_name() -> N
         port = taken.getsockname()[1]
         with pytest.raises(StartError, match=rf"serving\.http_port {port} on 127\.0\.0\.1: Address already in use"):
             parts.listen(Serving(http_port=port))
+
+
+@pytest.mark.parametrize(
+    ("status", "serving", "told"),
+    [
+        ({}, {}, {"ask": "open", "command": "off"}),
+        ({"token_file": True}, {}, {"ask": "open", "command": "token"}),
+        ({}, {"token_file": True}, {"ask": "token", "command": "off"}),
+        ({"token_file": True}, {"token_file": True}, {"ask": "token", "command": "token"}),
+        ({"host": "0.0.0.0"}, {}, {"ask": "off", "command": "off"}),
+        ({"host": "0.0.0.0"}, {"allow_anonymous": True}, {"ask": "open", "command": "off"}),
+        ({"host": "0.0.0.0"}, {"token_file": True}, {"ask": "token", "command": "off"}),
+    ],
+)
+def test_the_page_asks_models_for_whom_the_inference_port_would_answer(
+    token_file: Path, status: dict[str, Any], serving: dict[str, Any], told: dict[str, str]
+) -> None:
+    sections = (
+        {**given, **({"token_file": token_file} if "token_file" in given else {})} for given in (status, serving)
+    )
+    settings = Settings(status=next(sections), serving=next(sections))
+    assert status_site.access(settings).to_json() == told
+
+
+def test_a_file_of_the_page_s_tokens_that_cannot_be_used_keeps_the_agent_from_starting(token_file: Path) -> None:
+    token_file.chmod(0o644)
+    with pytest.raises(StartError, match=r"status\.token_file .*its mode is 0644"):
+        status_site.access(Settings(status={"token_file": token_file}))
+
+
+def test_tokens_of_the_page_that_leave_the_machine_without_encryption_are_told(token_file: Path) -> None:
+    exposed = {"host": "0.0.0.0", "token_file": token_file}
+    (told,) = parts.relaxations(Settings(status=exposed))
+    assert told.startswith("status.token_file:")
+    assert parts.relaxations(Settings(status={"token_file": token_file})) == ()

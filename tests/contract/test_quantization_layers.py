@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import logging
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,26 @@ def seeded() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     yield
     torch.backends.mha.set_fastpath_enabled(value=fused)
+
+
+def test_bitsandbytes_fetches_no_code_and_its_warning_of_that_is_held_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looked: list[object] = []
+
+    def importing(name: str) -> str:
+        looked.append(sys.modules.get("kernels", "not looked at"))
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward: %s", "x")
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning("something else")
+        return name
+
+    monkeypatch.setattr(kernels._held_back, "was_said", False)
+    monkeypatch.setattr(importlib, "import_module", importing)
+    assert kernels.bitsandbytes.__wrapped__() == "bitsandbytes"
+    assert looked == [None], "an import of the package that fetches code would fail"
+    assert "kernels" not in sys.modules
+    assert kernels.lacks_fused_kernel()
+    assert [record.message for record in caplog.records] == ["something else"]
 
 
 class Holder(nn.Module):

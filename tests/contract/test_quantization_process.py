@@ -17,6 +17,7 @@ import torch
 
 import agent
 from agent import architectures
+from agent.quantization.process import YIELDING
 
 pytestmark = pytest.mark.e2e
 COMMAND = [sys.executable, "-m", "agent.quantization"]
@@ -122,6 +123,23 @@ def test_the_builder_dies_with_its_parent_and_first_under_memory_pressure() -> N
         ended, _, _ = select.select([handle], [], [], 20)
         os.close(handle)
     assert ended, "the builder outlived its parent by 20 s"
+
+
+def test_a_question_to_artifacts_lets_everything_else_go_first(tmp_path: Path) -> None:
+    artifact, sidecar = tmp_path / "cnn.safetensors", tmp_path / "cnn.json"
+    os.mkfifo(sidecar)
+    job = {"job": "answer", "artifacts": [{"method": "nf4", "artifact": str(artifact)}], "request": "{}"}
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as child:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(job).encode())
+        child.stdin.close()
+        with sidecar.open("wb"):  # opens once the child is about to read it
+            assert os.getpriority(os.PRIO_PROCESS, child.pid) == min(19, before + YIELDING)
+        assert child.stdout is not None
+        told = json.loads(child.stdout.read())
+    assert [answer["method"] for answer in told["answers"]] == ["nf4"]
+    assert "is not JSON" in told["answers"][0]["error"]
 
 
 def test_importing_the_package_does_not_import_torch_but_load_is_there() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent import tokens
-from agent.serving.access import LOOK_AGAIN_S, Access, TokenFile
-from agent.tokens import TokenFileError, how_to_keep, read_tokens
+from agent.serving.access import Access
+from agent.tokens import LOOK_AGAIN_S, TokenFile, TokenFileError, how_to_keep, read_tokens
 from tests.fakes.serving import FakeNetwork, harness, json_request, run
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from agent.serving.errors import LoadFailedError
+from agent.serving.terms import Terms
 from tests.fakes.serving import POISON, WEIGHTS, FakeNetwork, Harness, harness, json_request, run, until
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def test_a_load_says_how_the_weights_are_kept_and_why() -> None:
         async with harness() as it:
             it.loader.networks |= {"r1": FakeNetwork(), "r2": FakeNetwork()}
             assert (await load(it, "r1")).json()["residency"]["reason"] == "packed, as configured"
-            reply = await load(it, "r2", residency={"mode": "unpacked", "allowed_bytes": 96})
+            reply = await load(it, "r2", terms={"residency": "unpacked", "allowed_bytes": 96})
             assert reply.json()["residency"]["is_unpacked"]
             await it.change("m", "activate", release="r2")
             assert (await it.data.get("/v2/models/m")).json()["properties"]["unpacked_bytes"] == "96"
@@ -46,6 +47,35 @@ def test_a_load_says_how_the_weights_are_kept_and_why() -> None:
                 'nibbled_model_unpacked_bytes{model="m",version="1",release="r2"} 96'
                 in (await it.data.get("/metrics")).text
             )
+
+    run(scenario)
+
+
+def test_faster_ways_are_tried_with_the_rows_that_were_warmed_up_and_no_compiler_while_nothing_answers() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            first, second = FakeNetwork(), FakeNetwork()
+            it.loader.networks |= {"r1": first, "r2": second}
+            terms = {"compile": "auto", "graphs": "auto", "allowed_bytes": 96, "texts_bytes": 7}
+            await load(it, "r1", terms=terms, activate=True)
+            assert first.terms == Terms("packed", "auto", "auto", 96, 7)
+            assert (first.accelerated_rows, it.loader.texts_bytes) == (32, 7)
+            await load(it, "r2", terms=terms, unload_first=True)
+            assert second.terms == Terms("packed", "off", "auto", 96, 7)
+
+    run(scenario)
+
+
+def test_a_release_that_loses_the_device_while_it_is_made_faster_is_not_loaded_and_ends_the_process() -> None:
+    class Lost(FakeNetwork):
+        def accelerate(self, terms: Terms, rows: int) -> Any:
+            raise RuntimeError(f"CUDA error: an illegal memory access was encountered, {terms} {rows}")
+
+    async def scenario() -> None:
+        async with harness() as it:
+            network = it.loader.networks["r1"] = Lost()
+            assert (await load(it, "r1")).status_code == 400
+            assert (network.is_closed, it.plane.is_lost.is_set()) == (True, True)
 
     run(scenario)
 
@@ -419,8 +449,8 @@ def test_status_names_what_answers_and_what_it_has_done() -> None:
 
 RELEASE_X = {"parameters": {"release": "x"}}
 LOAD_X = {"release": "x", "version": "1", "artifact": "/store/x"}
-BIG_X = {"parameters": {**LOAD_X, "residency": {"mode": "big"}}}
-TEXT_X = {"parameters": {**LOAD_X, "residency": "auto"}}
+BIG_X = {"parameters": {**LOAD_X, "terms": {"residency": "big"}}}
+TEXT_X = {"parameters": {**LOAD_X, "terms": "auto"}}
 REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "unknown action": ("POST", "/v2/repository/models/m/explode", {}, 404),
     "unknown group": ("GET", "/v2/control/explode", {}, 404),
@@ -432,7 +462,7 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "load without artifact": ("POST", "/v2/repository/models/m/load", {"json": {}}, 400),
     "parameters as list": ("POST", "/v2/repository/models/m/load", {"json": {"parameters": [1]}}, 400),
     "unknown residency": ("POST", "/v2/repository/models/m/load", {"json": BIG_X}, 400),
-    "residency as text": ("POST", "/v2/repository/models/m/load", {"json": TEXT_X}, 400),
+    "terms as text": ("POST", "/v2/repository/models/m/load", {"json": TEXT_X}, 400),
     "release as number": ("POST", "/v2/repository/models/m/activate", {"json": {"parameters": {"release": 1}}}, 400),
     "unknown release": ("POST", "/v2/repository/models/m/activate", {"json": RELEASE_X}, 404),
     "unload of an unknown model": ("POST", "/v2/repository/models/x/unload", {}, 404),

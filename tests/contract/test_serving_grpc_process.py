@@ -22,6 +22,7 @@ grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
 from agent.serving.grpc import inference_pb2 as pb  # noqa: E402 - only with the extra
 from agent.serving.grpc.methods import INFER, INFERENCE  # noqa: E402
 from tests.clients.rig import ROOT, Running, running, until  # noqa: E402
+from tests.fakes.authority import Authority  # noqa: E402
 from tests.fakes.grpc_client import raw_request  # noqa: E402
 from tests.fakes.grpc_server import HELD  # noqa: E402
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROW = [1.0, 2.0, 3.0, 4.0]
+TOKEN = "user-" + "u" * 32
 PROTOS = ("agent/serving/grpc/inference.proto", "agent/serving/grpc/health.proto")
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("tritonclient") is None, reason="the extra clients is not installed"
@@ -105,20 +107,40 @@ def test_sigterm_lets_a_call_finish_and_the_next_server_answers_those_that_came_
     assert it.events().count("stopped") == 2
 
 
-def test_no_call_of_busy_clients_fails_while_the_server_is_replaced_as_planned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_guarded", [False, True], ids=["plain", "tokens and TLS"])
+def test_no_call_of_busy_clients_fails_while_the_server_is_replaced_as_planned(
+    tmp_path: Path, *, is_guarded: bool
+) -> None:
     done, counts = threading.Event(), [0, 0, 0]
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    guards: list[str] = []
+    credentials, metadata = None, None
+    if is_guarded:
+        authority = Authority(tmp_path)
+        certificate, key = authority.issue("localhost")
+        credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
+        tokens = tmp_path / "tokens"
+        tokens.write_text(TOKEN)
+        tokens.chmod(0o600)
+        guards = ["--cert-file", str(certificate), "--key-file", str(key), "--token-file", str(tokens)]
+        metadata = (("authorization", f"Bearer {TOKEN}"),)
+
+    def connect(address: str) -> Any:
+        return (
+            grpc.secure_channel(address, credentials, alone) if credentials else grpc.insecure_channel(address, alone)
+        )
 
     def hammer(address: str, caller: int) -> None:
-        with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with connect(address) as channel:
             while not done.is_set():
-                assert infer(channel, [ROW], timeout=60).result().outputs
+                assert infer(channel, [ROW], timeout=60, metadata=metadata).result().outputs
                 counts[caller] += 1
 
     def go_on() -> None:
         before = list(counts)
         until(lambda: all(now > then + 20 for now, then in zip(counts, before, strict=True)))
 
-    with running(tmp_path, "--closed") as it, ThreadPoolExecutor(3) as pool:
+    with running(tmp_path, "--closed", *guards) as it, ThreadPoolExecutor(3) as pool:
         callers: list[Future[None]] = []
         try:
             for version in ("1", "2", "3"):
@@ -133,6 +155,9 @@ def test_no_call_of_busy_clients_fails_while_the_server_is_replaced_as_planned(t
             done.set()
         for caller in callers:
             caller.result()
+        with connect(it.grpc) as channel:
+            refused = infer(channel, [ROW], timeout=60).exception()
+            assert (refused is None) is not is_guarded
 
 
 def test_connections_beyond_the_limit_are_closed_and_the_others_go_on(tmp_path: Path) -> None:
@@ -179,6 +204,14 @@ def test_without_the_extra_the_agent_does_not_start_and_says_what_to_install(mon
     assert parts.listen_grpc(Serving()) is None
     with pytest.raises(parts.StartError, match=r"pip install 'nibbled\[grpc\]'"):
         parts.listen_grpc(Serving(grpc_port=0))
+
+
+def test_beside_tokens_and_certificates_the_port_is_opened_too(tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path).issue("box")
+    guarded = Serving(grpc_port=0, token_file=tmp_path / "tokens", cert_file=certificate, key_file=key)
+    listener = parts.listen_grpc(guarded)
+    assert listener is not None
+    listener.close()
 
 
 def test_a_port_that_is_taken_is_told_by_its_key() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -152,3 +153,38 @@ def test_graphs_are_recorded_on_cpus_only() -> None:
     module = Made(torch.relu)
     given: Any = lambda _rows: [OnGpu()]  # noqa: E731
     assert recording.record(module, given, row_s=0.0) == (module, "recorded on CPUs only")
+
+
+FORGETS = """
+import sys
+from pathlib import Path
+from agent.serving import network
+from agent.serving.memory import rss_bytes
+
+artifact = Path(sys.argv[1])
+network.configure(1, "cpu")
+
+
+def live(count):
+    for _ in range(count):
+        it = network.load(artifact, "cpu")
+        it.warm_up(8)
+        assert it.tune(8).is_recorded == (sys.argv[2] == "recorded")
+        it.close()
+        network.release_memory()
+
+
+live(5)
+before = rss_bytes()
+live(20)
+print(rss_bytes() - before)
+"""
+
+
+@pytest.mark.parametrize(("method", "how"), [("fp32", "recorded"), ("nf4", "refused")])
+def test_releases_that_are_gone_leave_no_graph_behind(method: str, how: str, tmp_path: Path) -> None:
+    served(tmp_path, "cnn", method).close()
+    command = [sys.executable, "-c", FORGETS, str(tmp_path / "packed.safetensors"), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    weights = (tmp_path / "packed.safetensors").stat().st_size
+    assert int(done.stdout) < max(weights, 2 << 20) * 3, "twenty of them were loaded"

@@ -70,7 +70,7 @@ async def ask(port: int, context: ssl.SSLContext) -> tuple[str, bytes]:
 def test_a_renewed_certificate_is_shown_to_new_connections_and_a_torn_one_is_not(authority: Authority) -> None:
     clock = Clock()
     certificate, key = authority.issue("localhost", number=1)
-    renewed = RenewedContext(certificate, key, clock)
+    renewed = RenewedContext(certificate, key, clock=clock)
     client = ssl.create_default_context(cafile=str(authority.file))
 
     async def scenario() -> None:
@@ -94,7 +94,7 @@ def test_a_renewed_certificate_is_shown_to_new_connections_and_a_torn_one_is_not
 
 def test_files_that_never_could_be_used_fail_handshakes_until_they_can(authority: Authority, tmp_path: Path) -> None:
     clock = Clock()
-    renewed = RenewedContext(tmp_path / "localhost.pem", tmp_path / "localhost.key", clock)
+    renewed = RenewedContext(tmp_path / "localhost.pem", tmp_path / "localhost.key", clock=clock)
     client = ssl.create_default_context(cafile=str(authority.file))
 
     async def scenario() -> None:

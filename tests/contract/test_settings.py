@@ -193,7 +193,9 @@ def test_a_size_is_read_in_binary_and_decimal_units(text: str, size: int) -> Non
 
 @pytest.mark.parametrize("text", ["", "MiB", "5 MiBs", "1e3", "-1", "5TiB", "½GiB"])
 def test_what_is_no_size_is_refused_with_an_example(tmp_path: Path, text: str) -> None:
-    assert "KiB, MiB or GiB" in refuse(tmp_path, f'[memory]\nreserve = "{text}"\n')
+    told = refuse(tmp_path, f'[memory]\nreserve = "{text}"\n')
+    assert f"should be a number of bytes, or one with KiB, MiB or GiB, got '{text}'" in told
+    assert "Value error" not in told
 
 
 def test_a_token_in_place_of_its_file_is_refused_and_not_shown(tmp_path: Path) -> None:

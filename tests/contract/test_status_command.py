@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -101,7 +108,22 @@ def test_one_screen_has_device_reasons_models_operations_and_numbers(config: Pat
     assert "512 MiB of 1.0 GiB available according to meminfo; 256 MiB for models" in text
     assert "broker:8883, connected" in text
     assert len(lines) < 24
-    assert max(map(len, lines)) <= 80
+    assert ERROR["detail"] in text, "what goes into a pipe is never cut"
+
+
+def test_on_a_terminal_lines_end_where_it_does(config: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "agent", "status", "--config", str(config)]
+    try:
+        subprocess.run(command, stdout=theirs, stdin=theirs, env=environment, check=True, timeout=60)
+        lines = os.read(ours, 65536).decode().splitlines()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert lines[0].startswith("box-17")
+    assert max(map(len, lines)) == 60
 
 
 def test_a_wide_terminal_shows_a_line_whole_and_a_narrow_one_says_that_it_is_cut() -> None:

@@ -242,3 +242,19 @@ def test_a_disk_without_room_is_told_with_its_numbers(store: ArtifactStore) -> N
 def test_the_sizes_of_a_checkpoint_that_is_gone_cannot_be_read(store: ArtifactStore) -> None:
     with pytest.raises(StepError, match="not in the store"):
         store.numels(DIGEST)
+
+
+def test_the_finished_artifacts_of_a_checkpoint_are_found_by_name_and_nothing_else(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    assert store.artifacts(DIGEST) == {}
+    for name in ("nf4", "mixed-0123abcd"):
+        store.publish(DIGEST, name, build(store, name, name))
+    half = build(store, "half", "int8")
+    (Path(half["artifact"]).parent / "result.json").write_text(json.dumps(half))
+    broken = tmp_path / "artifacts" / DIGEST / "fp16"
+    broken.mkdir()
+    (broken / "result.json").write_text("{")
+    found = store.artifacts(DIGEST)
+    assert sorted(found) == ["mixed-0123abcd", "nf4"]
+    assert Path(found["nf4"]["artifact"]).read_text() == "nf4"

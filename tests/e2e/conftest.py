@@ -16,7 +16,7 @@ from tests.e2e.harness.inference import Images
 from tests.e2e.harness.mqtt import Broker, Subscriber
 from tests.e2e.harness.operator import Operator
 from tests.e2e.harness.signing import Signer
-from tests.e2e.harness.tools import PACKAGES, require
+from tests.e2e.harness.tools import OF_A_FLEET, require
 from tests.e2e.harness.world import SERVED_SEQUENCE, Device, World
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ROWS = 96
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory, kanji: Path) -> Iterator[World]:
-    for tool in PACKAGES:
+    for tool in OF_A_FLEET:
         require(tool)
     keys_dir, private = tmp_path_factory.mktemp("trust.d"), tmp_path_factory.mktemp("private")
     with contextlib.ExitStack() as stack:
@@ -58,8 +58,9 @@ def start_device(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Start a device of that name; it is ended with the session."""
     with contextlib.ExitStack() as stack:
 
-        def start(name: str, *, module: str = "agent") -> Device:
-            agent = Agent(name, tmp_path_factory.mktemp(name), world.broker.port, world.keys_dir, module)
+        def start(name: str, *, module: str = "agent", environment: dict[str, str] | None = None) -> Device:
+            folder = tmp_path_factory.mktemp(name)
+            agent = Agent(name, folder, world.broker.port, world.keys_dir, module, environment or {})
             operator = Operator(name, world.broker.port, world.subscriber, world.signer, world.dataset)
             stack.callback(agent.close)
             agent.start()

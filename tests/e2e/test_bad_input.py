@@ -175,6 +175,17 @@ def test_a_retained_command_is_refused_the_moment_it_is_sent(device: Device) -> 
     assert "without the retain flag" in str(assert_ended(ended, "rejected", "retained_command")["hint"])
 
 
+def test_taking_a_retained_command_back_as_the_hint_says_is_no_command(device: Device) -> None:
+    operator, mark = device.operator, device.operator.mark()
+    refused = operator.send("status", is_retained=True)
+    operator.result(refused)
+    operator.clear("status")
+    after = operator.send("status")
+    operator.event(lambda body: (body["event"], body["id"]) == ("command_accepted", after), since=mark)
+    told = operator.subscriber.on(operator.topic("event"), since=mark)
+    assert [body["id"] for body in told if body["event"] == "command_rejected"] == [refused]
+
+
 def test_an_unsigned_deploy_is_rejected_where_signatures_are_required(device: Device, world: World) -> None:
     operation = device.operator.send("deploy", model=MODEL, version="x", artifact=world.checkpoint.reference())
     error = assert_ended(device.operator.result(operation), "rejected", "untrusted_key")

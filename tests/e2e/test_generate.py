@@ -80,6 +80,13 @@ def test_the_gate_says_what_four_bits_cost_on_unseen_texts(writer: Device) -> No
     assert served["accuracy"] is not None, "the data set has the tokens that follow"
 
 
+def test_the_server_keeps_to_the_room_for_texts_that_was_planned(writer: Device) -> None:
+    decision = writer.operator.served()["decision"]
+    assert decision["texts"]["bytes"] > 0
+    assert decision["measured"]["texts"] == decision["texts"]
+    assert decision["measured"]["residency"]["reason"] == "packed, as configured"
+
+
 def test_a_completion_is_the_same_whole_and_streamed(client: Any) -> None:
     given = {"model": MODEL, "prompt": PROMPT, "max_tokens": 24, "temperature": 0}
     whole = client.completions.create(**given)

@@ -80,11 +80,27 @@ def test_a_smaller_budget_makes_the_device_plan_again_and_a_larger_one_too(devic
     assert operator.served()["method"] == "nf4"
 
 
+def test_health_of_a_restarted_device_is_never_without_a_reason_and_waits_for_no_interval(device: Device) -> None:
+    operator = device.operator
+    assert set_config(operator, {"health": {"interval_s": 3600}})["state"] == "succeeded"
+    assert device.agent.terminate() == 0
+    mark = operator.mark()
+    device.agent.start()
+    topic = operator.topic("health")
+    well = operator.subscriber.wait(topic, lambda body: MODEL in body["models"], since=mark)
+    assert well["status"] != "failing"
+    told = operator.subscriber.on(topic, since=mark)
+    assert [body for body in told if body["status"] == "failing" and not body["reasons"]] == []
+    assert set_config(operator, {"health": {"interval_s": 3}})["state"] == "succeeded"
+
+
 def test_what_was_changed_outlives_the_agent_until_it_is_taken_back(device: Device) -> None:
     operator, before = device.operator, reported_config(device.operator)
     assert before["health"] == {"interval_s": 3.0}
     mark = operator.mark()
     assert device.agent.terminate() == 0
+    (last,) = [entry for entry in device.agent.log() if entry.get("event") == "disconnected"]
+    assert (last["level"], last.get("next_try_in_s")) == ("info", None), "an agent that stops announces no next try"
     device.agent.start()
     operator.subscriber.wait(operator.topic("presence"), lambda body: body["state"] == "online", since=mark)
     assert reported_config(operator) == before

@@ -13,15 +13,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.harness.inference_server import BODY, INFER, ask, serving, wait_for
 from tests.fakes.authority import Authority
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.e2e
 
@@ -96,6 +93,17 @@ def test_few_file_descriptors_neither_end_the_server_nor_make_it_spin(tmp_path: 
 
         wait_for(answers)
         assert "few_file_descriptors" in server.log.read_text()
+
+
+def test_a_disk_that_is_full_under_the_log_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+    with serving(tmp_path, "--log-every", "1", log_file=Path("/dev/full")) as server:
+        client = server.client()
+        for _ in range(3):
+            assert ask(client)[0] == 200
+        assert ask(client, body=b"{bad")[0] == 400
+        assert ask(server.client(), "GET", "/metrics")[0] == 200
+        server.process.terminate()
+        assert server.process.wait(10) == 0
 
 
 def test_a_connection_too_many_is_told_when_to_come_back(tmp_path: Path) -> None:

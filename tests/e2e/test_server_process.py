@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -14,44 +11,32 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from agent.adapters.control import ControlError, call
-from tests.fakes.collector import Collector
+from tests.e2e.harness.torch_server import (
+    DRAIN_S,
+    IMAGE,
+    INFER,
+    Artifact,
+    Server,
+    ask,
+    build_artifact,
+    infer,
+    rss_bytes,
+    running,
+    wait_for,
+)
 
 if TYPE_CHECKING:
+    import http.client
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.e2e
-
-BUILD = """
-import json, sys, torch
-from agent import architectures
-torch.manual_seed(int(sys.argv[2]))
-torch.save(architectures.build("cnn", 10).state_dict(), sys.argv[1])
-"""
-IMAGE = np.random.default_rng(0).random((1, 1, 64, 64), dtype=np.float32)
-INFER = "/v2/models/kanji/infer"
-DRAIN_S = 5.0
-
-
-@dataclass
-class Artifact:
-    """A release: ``answer`` holds the logits that it gives for ``IMAGE``."""
-
-    version: str
-    path: str
-    gate: str
-    answer: bytes = b""
-
-    @property
-    def release(self) -> str:
-        return f"release-{self.version}"
 
 
 @pytest.fixture(scope="session")
@@ -60,120 +45,10 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     return [build_artifact(tmp_path_factory.mktemp("store"), seed) for seed in (1, 2)]
 
 
-def build_artifact(folder: Path, seed: int) -> Artifact:
-    checkpoint = folder / "cnn.pt"
-    subprocess.run([sys.executable, "-c", BUILD, str(checkpoint), str(seed)], check=True)
-    job = {
-        "job": "build", "checkpoint": str(checkpoint), "model_type": "cnn", "method": "nf4", "blocksize": 64,
-        "output_dir": str(folder / "out"), "sidecar": None, "source_sha256": None,
-        "gate": {"dataset": None, "rows": 8, "seed": 0},
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "agent.quantization"], input=json.dumps(job).encode(), capture_output=True, check=True
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
-    return Artifact(str(seed), result["artifact"], result["gate_file"])
-
-
-@dataclass
-class Server:
-    """A running server and the supervisor's end of its sockets."""
-
-    process: subprocess.Popen[bytes]
-    listener: socket.socket
-    control_path: Path
-    log: Path
-    out: Path
-    clients: list[http.client.HTTPConnection] = field(default_factory=list)
-
-    @property
-    def port(self) -> int:
-        return int(self.listener.getsockname()[1])
-
-    def client(self) -> http.client.HTTPConnection:
-        """Return a keep-alive connection; it is closed with the server."""
-        self.clients.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30))
-        return self.clients[-1]
-
-    def control(self, method: str, route: str, **parameters: Any) -> Any:
-        return call(self.control_path, method, route, {"parameters": parameters} if parameters else None, timeout_s=60)
-
-    def serve(self, artifact: Artifact, *, activate: bool = True) -> Any:
-        parameters = {"artifact": artifact.path, "version": artifact.version, "release": artifact.release}
-        return self.control("POST", "/v2/repository/models/kanji/load", activate=activate, **parameters)
-
-    def unload(self, artifact: Artifact) -> None:
-        self.control("POST", "/v2/repository/models/kanji/unload", release=artifact.release)
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     with running(tmp_path) as it:
         yield it
-
-
-@contextlib.contextmanager
-def running(tmp_path: Path, *options: str) -> Iterator[Server]:
-    """Run a server with more ``options``."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    control = socket.socket(socket.AF_UNIX)
-    control.bind(str(tmp_path / "control.sock"))
-    control.listen(64)
-    fds = (listener.fileno(), control.fileno())
-    out, log = tmp_path / "out", tmp_path / "log"
-    with out.open("wb") as stdout, log.open("wb") as stderr:
-        process = subprocess.Popen([*command(*fds), *options], pass_fds=fds, stdout=stdout, stderr=stderr)
-    it = Server(process, listener, tmp_path / "control.sock", log, out)
-    try:
-        yield it
-    finally:
-        for client in it.clients:
-            client.close()
-        process.kill()
-        process.wait()
-        listener.close()
-        control.close()
-
-
-def command(http_fd: int, control_fd: int) -> list[str]:
-    fds = ["--http-fd", str(http_fd), "--control-fd", str(control_fd)]
-    return [sys.executable, "-m", "agent.serving", *fds, "--device", "cpu", "--drain-s", str(DRAIN_S)]
-
-
-def ask(client: http.client.HTTPConnection, method: str, path: str, body: bytes = b"", **headers: str) -> Any:
-    """Return status, headers and body of one request on a connection that stays open."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    client.request(method, path, body or None, named)
-    reply = client.getresponse()
-    return reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
-
-
-def infer(client: http.client.HTTPConnection) -> tuple[int, str, bytes]:
-    """Ask for ``IMAGE`` in binary; return status, version and logits."""
-    tensor: dict[str, Any] = {"name": "input", "shape": IMAGE.shape, "datatype": "FP32"}
-    tensor["parameters"] = {"binary_data_size": IMAGE.nbytes}
-    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    body = header + IMAGE.tobytes()
-    status, headers, answer = ask(client, "POST", INFER, body, Inference_Header_Content_Length=str(len(header)))
-    if status != 200:
-        return status, "", answer
-    length = int(headers["inference-header-content-length"])
-    return status, json.loads(answer[:length])["model_version"], answer[length:]
-
-
-def rss_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def wait_for(condition: Any, timeout_s: float = 20.0) -> None:
-    """Ask again until ``condition`` holds: another process offers nothing to wait on."""
-    ends_at = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < ends_at
-        threading.Event().wait(0.01)
 
 
 def test_a_real_artifact_is_loaded_proved_activated_and_answers_alike_in_both_forms(
@@ -200,58 +75,6 @@ def test_a_real_artifact_is_loaded_proved_activated_and_answers_alike_in_both_fo
     assert np.array(json.loads(plain)["outputs"][0]["data"], "<f4").tobytes() == logits
     assert server.out.read_bytes() == b""
     assert {"listening", "loaded", "activated"} <= {event["event"] for event in server.events()}
-
-
-def test_fifty_swaps_under_sixteen_clients_lose_nothing_and_every_answer_is_its_versions(
-    server: Server, artifacts: list[Artifact]
-) -> None:
-    known: dict[str, bytes] = {}
-    for artifact in artifacts:
-        server.serve(artifact)
-        _, version, known[artifact.version] = infer(server.client())
-        assert version == artifact.version
-    assert known["1"] != known["2"]
-    server.unload(artifacts[0])
-    done = threading.Event()
-    wrong: list[Any] = []
-
-    def hammer(client: http.client.HTTPConnection) -> int:
-        answered = 0
-        while not done.is_set():
-            status, version, logits = infer(client)
-            close = np.allclose(np.frombuffer(logits, "<f4"), np.frombuffer(known.get(version, b""), "<f4"), atol=1e-5)
-            if status != 200 or not close:
-                wrong.append((status, version, logits[:80]))
-            answered += 1
-        return answered
-
-    with ThreadPoolExecutor(16) as pool:
-        counts = [pool.submit(hammer, server.client()) for _ in range(16)]
-        try:
-            for swap in range(50):
-                server.serve(artifacts[swap % 2])
-                server.unload(artifacts[(swap + 1) % 2])
-        finally:
-            done.set()
-        answered = [count.result() for count in counts]
-    assert wrong == []
-    assert min(answered) > 0
-    status = server.control("GET", "/v2/control/status")
-    assert list(status["models"]) == ["kanji"]
-    assert status["models"]["kanji"]["failures"] == 0
-
-
-def test_the_spans_of_the_last_seconds_reach_the_collector_before_the_end(
-    tmp_path: Path, artifacts: list[Artifact]
-) -> None:
-    collector = Collector()
-    with running(tmp_path, "--otlp-endpoint", collector.url) as server:
-        server.serve(artifacts[0])
-        assert infer(server.client())[0] == 200
-        server.process.terminate()
-        assert server.process.wait(DRAIN_S + 10) == 0
-        assert {"infer", "compute"} <= set(collector.spans)
-    collector.close()
 
 
 def test_sigterm_turns_readiness_off_answers_what_came_and_leaves_the_sockets_to_the_next_server(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.artifacts import ArtifactStore
@@ -13,11 +14,12 @@ from agent.deployment.answering import Answering
 from agent.deployment.engine import Engine
 from agent.deployment.foresight import Foresight
 from agent.deployment.guard import MemoryGuard
-from agent.deployment.inbox import Connected, ServerLost
+from agent.deployment.inbox import Connected, Overhearing, Remembered, ServerLost
 from agent.deployment.intake import CommandMessage, Intake
 from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
 from agent.deployment.lookout import Lookout
+from agent.deployment.losses import Losses
 from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports
 from agent.deployment.pursuit import Pursuit
@@ -74,6 +76,7 @@ class Box:
         self.settings = Settings(deployment=Deployment(soak_s=0.0))
         self.fixed: tuple[str, ...] = ()
         self.statuses = 0
+        self.answered: deque[dict[str, str]] = deque(maxlen=20)
         self.logbook = Logbook()
         self._start()
 
@@ -95,7 +98,13 @@ class Box:
         ports = Ports(self.clock, self.sources, self.store, self.builder, device, self.server, self.lessons)
         planner = Planner(ports, lambda: self.policy)
         self.guard = MemoryGuard(Foresight(planner).would_choose, self.live.watch_policy, on_alarm=self._count_status)
-        self.keeper = Keeper(self.journal, self.server, self.store, self.runner)
+        self.keeper = Keeper(
+            self.journal,
+            self.server,
+            self.store,
+            self.runner,
+            on_change=lambda: self.answered.append(self.server.answers()),
+        )
         self.reporting = Reporting(
             TOPICS,
             self.clock,
@@ -104,6 +113,7 @@ class Box:
             facts=self._facts,
             selected=self.keeper.selected,
         )
+        self.losses = Losses(self.journal, self.reporting, self.transport, self.clock)
         self.pursuit = Pursuit(self.journal, self.live, self.reporting, self.settings.mqtt.groups)
         self.engine = Engine(
             journal=self.journal,
@@ -118,13 +128,16 @@ class Box:
                 model_types=frozenset({*MODEL_TYPES, "auto"}),
                 generation=lambda: self.pursuit.generation,
             ),
-            answering=Answering(self.journal, self.reporting, self.live, self.logbook, on_status=self._count_status),
+            answering=Answering(
+                self.journal, self.reporting, self.live, self.logbook, self.clock, on_status=self._count_status
+            ),
             pursuit=self.pursuit,
             guard=self.guard,
             steps=lambda: Steps(ports, planner, soak_s=self.live.current.deployment.soak_s),
             runner=self.runner,
             reporting=self.reporting,
             keeper=self.keeper,
+            losses=self.losses,
             clock=self.clock,
             total_s=lambda: self.live.current.deployment.total_s,
         )
@@ -136,7 +149,16 @@ class Box:
         self.clock.advance(5.0)
         self._start()
         self.engine.recover()
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect anew; what the broker retains of operations comes along if it is asked for."""
+        is_owed = self.losses.is_owed
         self.engine.post(Connected())
+        if is_owed:
+            self.engine.post(Overhearing(is_granted=True))
+            for operation_id, payload in self.broker.retained_operations(TOPICS):
+                self.engine.post(Remembered(operation_id, payload))
 
     def send(self, name: str, payload: dict[str, Any] | bytes, **properties: Any) -> list[str]:
         """Let a command arrive; the returned list gets a word when the agent acknowledges it."""

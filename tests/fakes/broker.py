@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent.adapters.journal import SqliteJournal
     from agent.contract.reports import Report
+    from agent.contract.topics import Topics
 
 
 class FakeBroker:
@@ -27,6 +28,11 @@ class FakeBroker:
         """Return the body that a newcomer would get from ``topic``, or None."""
         report = self._retained.get(topic)
         return json.loads(report.payload) if report else None
+
+    def retained_operations(self, topics: Topics) -> list[tuple[str, bytes]]:
+        """Return what is kept of the operations of a device: their ids, each with its last report."""
+        kept = [(topics.operation_id(topic), report.payload) for topic, report in self._retained.items()]
+        return [(operation_id, payload) for operation_id, payload in kept if operation_id is not None]
 
     def bodies(self, topic: str) -> list[Any]:
         """Return every body that was published to ``topic``, in order."""
@@ -56,3 +62,6 @@ class RecordingTransport:
         for number, report in self._journal.outbox():
             self._broker.receive(report)
             self._journal.acknowledged(number)
+
+    def overhear_no_more(self) -> None:
+        """What is retained was told at once."""

@@ -59,7 +59,10 @@ class FakeSources:
         fetched: the URLs asked for, in order.
         cut_after: how many bytes of the next fetch arrive before the line breaks, None for all.
         pieced: what the next fetch puts together of pieces that do not fit, None for the file as it is.
+        scheme: the only one that is allowed.
     """
+
+    scheme = "https"
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -67,7 +70,12 @@ class FakeSources:
         self.cut_after: int | None = None
         self.pieced: bytes | None = None
 
+    def judge(self, url: str) -> None:
+        if not url.startswith(f"{self.scheme}:"):
+            raise StepError(ErrorCode.FORBIDDEN_SOURCE, f"{url}: only {self.scheme} is allowed here")
+
     def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> bool:
+        self.judge(url)
         self.fetched.append(url)
         watch.check()
         if url not in self.files:

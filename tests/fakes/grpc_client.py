@@ -29,6 +29,7 @@ class GrpcHarness:
     base: Harness
     server: GrpcServer
     channel: Any
+    port: int
 
     def call(self, method: str, request: Any, answer: Any, **options: Any) -> Any:
         """Begin a call; await it for its answer."""
@@ -51,19 +52,34 @@ class GrpcHarness:
 
 
 @asynccontextmanager
-async def grpc_harness(folder: Path, *, max_body_bytes: int = 2**26, **limits: Any) -> AsyncIterator[GrpcHarness]:
-    """Yield a server with no model, and a client of it."""
-    hold_s = limits.pop("hold_s", 30.0)
+async def grpc_harness(
+    folder: Path,
+    *,
+    max_body_bytes: int = 2**26,
+    hold_s: float = 30.0,
+    store: Path | None = None,
+    trusted: bytes | None = None,
+    **given: Any,
+) -> AsyncIterator[GrpcHarness]:
+    """Yield a server with no model, and a client of it; with ``trusted`` certificates, one that speaks TLS."""
     listener = listen_tcp("127.0.0.1", 0)
-    async with harness(hold_s=hold_s) as base:
-        server = GrpcServer(base.plane, listener, folder / "grpc.sock", max_body_bytes, **limits)
+    async with harness(hold_s=hold_s, store=store) as base:
+        path = folder / "grpc.sock"
+        server = GrpcServer(base.plane, listener, path, max_body_bytes, repository=base.repository, **given)
         await server.start()
-        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        async with grpc.aio.insecure_channel(address, options) as channel:
-            yield GrpcHarness(base, server, channel)
+        async with channel_to(f"127.0.0.1:{listener.getsockname()[1]}", trusted) as channel:
+            yield GrpcHarness(base, server, channel, listener.getsockname()[1])
         await server.stop(0)
     listener.close()
+
+
+def channel_to(address: str, trusted: bytes | None = None) -> Any:
+    """Return a channel with a connection of its own."""
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    options.append(("grpc.use_local_subchannel_pool", 1))
+    if trusted is None:
+        return grpc.aio.insecure_channel(address, options)
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(trusted), options)
 
 
 def raw_request(rows: Any, model: str = "m", **fields: Any) -> pb.ModelInferRequest:

@@ -31,6 +31,8 @@ LOAD_FIGURES = {
     "peak_rss_bytes": BASE_RSS_BYTES + (12 << 20),
     "is_peak_exact": False,  # nothing was measured here, so nothing is to be learned from it unless a test says so
     "device": None,
+    "texts": None,
+    "residency": {"mode": "packed", "is_unpacked": False, "unpacked_bytes": 4000, "reason": "packed, as configured"},
 }
 _CODES = {
     "restore": ErrorCode.LOAD_FAILED,

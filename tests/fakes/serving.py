@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from agent.serving.acceleration import Trial
     from agent.serving.access import Access
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array
+    from agent.serving.terms import Terms
 
 POISON = -1.0
 # Small integers: sums are exact, whatever order a BLAS takes for one row or for many.
@@ -60,6 +62,8 @@ class FakeNetwork:
     needs_unpacked_bytes: int = 96
     calls: list[int] = field(default_factory=list)
     warm_up_rows: int = 0
+    accelerated_rows: int = 0
+    terms: Terms | None = None
     is_closed: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
@@ -91,6 +95,10 @@ class FakeNetwork:
     def tune(self, most_rows: int) -> Tuning:
         return Tuning(is_recorded=False, reason="nothing to record", joined_rows=most_rows, row_ms={})
 
+    def accelerate(self, terms: Terms, rows: int) -> dict[str, Trial]:
+        self.terms, self.accelerated_rows = terms, rows
+        return {}
+
     def close(self) -> None:
         self.is_closed = True
 
@@ -109,6 +117,7 @@ class FakeLoader:
     loads: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     device: dict[str, int] | None = None
+    texts_bytes: int | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
 
@@ -122,7 +131,8 @@ class FakeLoader:
         if artifact.name in self.bad:
             raise self.bad[artifact.name]
 
-    def load(self, artifact: Path) -> Any:
+    def load(self, artifact: Path, texts_bytes: int | None = None) -> Any:
+        self.texts_bytes = texts_bytes
         self.loads.append(artifact.name)
         self.events.append(f"load {artifact.name}")
         self.entered.set()
@@ -157,6 +167,7 @@ class Harness:
     control: httpx.AsyncClient
     app: HttpApp
     responses: Counter[int] = field(default_factory=Counter)
+    repository: Repository | None = None
 
     async def serve(self, name: str, network: Any, version: str = "1", release: str = "r1") -> None:
         """Load and activate ``network``."""
@@ -184,7 +195,7 @@ async def harness(
         _client(app, Described(app.description())) as data,
         _client(HttpApp(plane, responses, control, limits=limits)) as supervisor,
     ):
-        yield Harness(plane, loader, data, supervisor, app, responses)
+        yield Harness(plane, loader, data, supervisor, app, responses, repository)
     loader.gate.set()
     for model in plane.models:
         for slot in model.slots.values():

@@ -74,6 +74,12 @@ class Link:
         time.sleep(seconds)  # the fault itself
         self.mend()
 
+    def reset(self) -> None:
+        """End every connection; new ones are made."""
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
     def reach(self, file: HostedFile) -> HostedFile:
         """Return a file of the server that the link leads to, by its address on this side."""
         return replace(file, url=file.url.replace(f":{self.target}/", f":{self.port}/"))

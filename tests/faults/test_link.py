@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 PHASES = ("downloading", "planning", "building", "canary", "trial")
+FLAP_S, FLAPPING_S = 5.0, 600.0
 CUT_S = 150.0
 """Longer than a device and a broker take to notice (keepalive 30 s) and than the will waits (30 s)."""
 REACH_S = 400.0
@@ -78,6 +80,43 @@ def test_latency_and_loss_slow_a_deploy_down_and_end_nothing(
     operation = device.deploy(world, world.checkpoint, gate={"soak_s": 1})
     assert device.operator.result(operation)["state"] == "succeeded"
     assert device.link.made == 1
+
+
+@minutes
+@pytest.mark.timeout(1800)
+def test_a_link_that_flaps_for_ten_minutes_ends_in_what_was_asked_for(
+    stack: contextlib.ExitStack, world: World, tmp_path: Path
+) -> None:
+    """Five seconds with and five without a link, while one deploy and switch after the other is asked for."""
+    device = remote(stack, world, tmp_path, "flapping", broker=world.broker, subscriber=world.subscriber)
+    mark, ended = device.operator.mark(), threading.Event()
+
+    def flap() -> None:
+        while not ended.wait(FLAP_S):
+            device.cut_for(FLAP_S)
+
+    flapping = threading.Thread(target=flap, name="flapping")
+    flapping.start()
+    asked: list[str] = []
+    try:
+        until = time.monotonic() + FLAPPING_S
+        while time.monotonic() < until:
+            method = ("nf4-dq", "fp4", "nf4")[len(asked) % 3]
+            if not asked:
+                asked.append(device.deploy(world, world.checkpoint, gate={"soak_s": 1}))
+            else:
+                asked.append(device.operator.send("set_method", model=MODEL, method=method, gate={"soak_s": 1}))
+            device.operator.history(asked[-1], timeout_s=REACH_S)
+            asked.append(device.operator.send("status"))
+            device.operator.history(asked[-1], timeout_s=REACH_S)
+    finally:
+        ended.set()
+        flapping.join()
+    assert len(asked) > 2 * 10
+    for operation in asked:
+        states = [body["state"] for body in device.operator.history(operation, since=mark, timeout_s=REACH_S)]
+        assert set(states) - RUNNING == {"succeeded"}
+    assert world.images.accuracy(device.agent.url, MODEL) > 0.5
 
 
 @minutes

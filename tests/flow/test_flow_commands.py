@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent.adapters.signatures import KeyDirectory
+from agent.contract.wire import rfc3339
 from agent.deployment.intake import MAX_OPEN
 from agent.deployment.phases import RULES, OnFailure, Phase, State
 from agent.fleet import keys
-from tests.fakes.box import CONTENT, TOPICS, URL, Box
+from tests.fakes.box import CONTENT, TOPICS, URL, Box, deploy_body
 from tests.fakes.device import sha256
 
 if TYPE_CHECKING:
@@ -198,6 +199,8 @@ def test_an_operation_can_be_canceled_until_it_is_activated(serving_box: Box, ph
     assert serving_box.report("stop")["state"] == "succeeded"
     assert serving_box.report("victim")["state"] == "canceled"
     assert serving_box.report("victim")["error"]["kept"] == f"kanji {served}"
+    began = Phase.DOWNLOADING if phase is Phase.QUEUED else phase  # nothing runs before it, so it does not wait
+    assert serving_box.report("victim")["error"]["detail"] == f"an operator stopped it {began.when}"
     rolled = ("running", "rolling_back") in serving_box.states("victim")
     assert rolled == (RULES[phase].on_failure is OnFailure.ROLL_BACK)
     assert serving_box.serving() == served
@@ -216,6 +219,23 @@ def test_an_operation_that_is_being_activated_is_not_canceled(serving_box: Box, 
     assert serving_box.report("victim")["state"] == "succeeded"
 
 
+@pytest.mark.parametrize(
+    ("first", "state"), [("status", "succeeded"), ("rollback", "rejected"), ("deploy", "canceled")]
+)
+def test_who_cancels_what_has_ended_is_told_how_and_when_it_did(box: Box, first: str, state: str) -> None:
+    body = deploy_body("first") if first == "deploy" else {"id": "first", "model": "kanji"}
+    box.send(first, body)
+    box.engine.turn(wait_s=0)
+    box.send("cancel", {"id": "stop", "operation": "first"})
+    box.settle()
+    assert box.report("first")["state"] == state
+    ended = rfc3339(box.clock.now())
+    box.clock.advance(90)
+    box.send("cancel", {"id": "again", "operation": "first"})
+    box.settle()
+    assert box.report("again")["error"]["detail"] == f"operation first has already ended as {state} at {ended}"
+
+
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.CANARY, Phase.ACTIVATING, Phase.TRIAL])
 def test_canceling_a_waiting_operation_does_not_disturb_the_running_one(serving_box: Box, phase: Phase) -> None:
     serving_box.send("set_method", {"id": "running", "model": "kanji", "method": "fp4-dq"})
@@ -225,6 +245,7 @@ def test_canceling_a_waiting_operation_does_not_disturb_the_running_one(serving_
     serving_box.settle()
 
     assert serving_box.report("waiting")["state"] == "canceled"
+    assert serving_box.report("waiting")["error"]["detail"] == "an operator stopped it while it waited"
     assert serving_box.report("running")["state"] == "succeeded"
     assert (serving_box.serving() or "").endswith("-fp4-dq")
 

@@ -86,6 +86,8 @@ def test_what_may_not_be_changed_so_is_refused_with_the_key_and_what_is_allowed(
     assert (report["state"], report["error"]["code"]) == ("rejected", "bad_request")
     told = f"{report['error']['detail']} {report['error']['hint']}"
     assert all(word in told for word in words), told
+    assert "Value error" not in told
+    assert told.count("much") <= 1, "a value is shown once"
     assert (box.live.current, box.journal.config()) == (before, {})
 
 

@@ -174,6 +174,7 @@ def test_a_restart_goes_on_as_the_phase_demands(box: Box, phase: Phase, end: str
     if end == "rolled_back":
         error = box.report("op")["error"]
         assert (error["code"], error["phase"], error["retryable"]) == ("interrupted", str(phase), True)
+        assert error["detail"].endswith(f"during {phase}")
 
 
 @pytest.mark.parametrize(("phase", "end"), [(Phase.BUILDING, "failed"), (Phase.LOADING, "rolled_back")])

@@ -364,6 +364,17 @@ def test_where_the_configured_budget_binds_the_hint_names_it(box: Box) -> None:
     assert error["hint"] == "raise memory.budget, or undeploy another model"
 
 
+@pytest.mark.parametrize("is_here", [False, True])
+def test_an_address_that_is_not_allowed_is_refused_whether_or_not_its_file_is_here(box: Box, *, is_here: bool) -> None:
+    if is_here:
+        box.deploy("d-1")
+        box.settle()
+    box.deploy("d-2", url="ftp://models.example/kanji.pt", version="2")
+    box.settle()
+    report = box.report("d-2")
+    assert (report["state"], report["error"]["code"]) == ("failed", "forbidden_source")
+
+
 def test_pieces_that_do_not_make_the_file_are_fetched_once_more_in_one(serving_box: Box) -> None:
     sources = serving_box.sources
     sources.files[OTHER_URL] = OTHER

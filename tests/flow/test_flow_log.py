@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from tests.fakes.box import Box
+from agent.deployment.inbox import Moved
+from agent.deployment.phases import Phase
+from tests.fakes.box import TOPICS, Box
+from tests.fakes.device import GOOD_GATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +52,29 @@ def test_every_line_of_an_operation_carries_its_id(
     told = {line["event"] for line in lines if line.get("id") == "d-1"}
     assert {"command", "operation", "within a step"} <= told
     assert next(line for line in lines if line["event"] == "after it").get("id") is None
+    box.journal.close()
+
+
+def test_a_build_says_which_method_it_is_about_in_the_log_and_in_its_progress(
+    tmp_path: Path, lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path)
+    moved, post = list[Moved](), box.engine.post
+
+    def listen(message: Any) -> None:
+        moved.extend([message] if isinstance(message, Moved) else [])
+        post(message)
+
+    monkeypatch.setattr(box.engine, "post", listen)
+    box.builder.gates = {name: {**GOOD_GATE, "agreement": 0.5, "inputs": "dataset"} for name in ("nf4", "mixed")}
+    box.deploy("d-1")
+    box.settle()
+    assert box.report("d-1")["decision"]["method"] == "int8"
+    begun = [line["method"].partition("-")[0] for line in lines if line["event"] == "building"]
+    assert begun == ["nf4", "mixed", "int8"], "a mix has in its name what was demanded of it"
+    assert [each.progress.method for each in moved if each.phase is Phase.BUILDING] == ["nf4", "mixed", "int8"]
+    told = [body for body in box.broker.bodies(TOPICS.operation("d-1")) if body["progress"]]
+    assert told == [], "what is heard of a phase after its end is no progress of the next one"
     box.journal.close()
 
 

@@ -44,6 +44,8 @@ def test_the_decision_record_grows_from_the_plan_to_the_trial(box: Box) -> None:
     assert decision["candidates"][0]["fits"] is True
     assert decision["measured"]["gate"]["agreement"] == GOOD_GATE["agreement"]
     assert decision["measured"]["canary"]["agreement"] == 1.0
+    assert decision["measured"]["residency"]["reason"] == "packed, as configured"
+    assert (decision["measured"]["texts"], decision["measured"]["compile"]) == (None, None)
     assert decision["measured"]["trial"]["requests"] == 0
     assert decision["cached"] is False
 
@@ -53,7 +55,9 @@ def test_every_transition_leaves_a_line_in_the_audit_trail(box: Box) -> None:
     box.settle()
 
     names = [body["event"] for body in box.broker.bodies(TOPICS.event)]
-    assert names == ["command_accepted", *["operation_moved"] * len(LINES["deploy"]), "operation_ended"]
+    planned = LINES["deploy"].index(Phase.PLANNING) + 1
+    moved = ["operation_moved"] * len(LINES["deploy"])
+    assert names == ["command_accepted", *moved[:planned], "decided", *moved[planned:], "operation_ended"]
 
 
 def test_set_method_builds_from_the_stored_checkpoint_without_a_download(serving_box: Box) -> None:
@@ -260,6 +264,10 @@ def test_what_the_gate_refuses_under_auto_gives_way_to_the_next_better_method(bo
         "mixed: agreement 0.9400 with the source, 0.95 demanded",
     ]
     assert [each["passes"] for each in decision["evidence"]] == [False, False, True]
+    decided = [body for body in box.broker.bodies(TOPICS.event) if body["event"] == "decided"]
+    assert [(body["id"], body["method"]) for body in decided] == [("d-1", "nf4"), ("d-1", "int8")]
+    assert decided[0]["scenario"] == decision["scenario"]
+    assert decided[1]["reason"].startswith("measurement overruled the plan")
     assert decision["measured"]["gate"]["agreement"] == GOOD_GATE["agreement"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -55,9 +56,19 @@ def test_a_module_says_what_it_is_for_and_stays_small(path: Path) -> None:
 
 def test_the_page_s_files_are_in_the_package() -> None:
     page = resources.files("agent.health") / "page"
-    names = {item.name for item in page.iterdir()}
-    assert {"index.html", "page.js"} <= names
-    assert all((page / name).read_bytes() for name in names)
+    texts = {item.name: item.read_text(encoding="utf-8") for item in page.iterdir()}
+    named = re.findall(r'(?:src|href)="([\w-]+\.(?:js|css|svg))"', texts["index.html"])
+    imported = [
+        name for text in texts.values() for name in re.findall(r'^import .* from "\./(.+)";$', text, re.MULTILINE)
+    ]
+    assert {"index.html", *named, *imported} == set(texts)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "agent" / "health" / "page").iterdir()), ids=lambda path: path.name)
+def test_a_file_of_the_page_stays_small_and_can_make_no_markup_of_what_it_shows(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_LINES
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function|srcdoc", text)
 
 
 @pytest.mark.parametrize("folder", ["unit", "property", "flow"])

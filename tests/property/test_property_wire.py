@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.adapters.journal_file import dump_operation, load_operation
+from agent.adapters.journal_rows import dump_operation, load_operation
 from agent.contract import commands
 from agent.contract.commands import COMMANDS
 from agent.contract.errors import RefusalError

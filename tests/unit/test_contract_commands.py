@@ -57,6 +57,7 @@ def test_unknown_fields_are_ignored() -> None:
         ({"gate": {"soak_s": -1}}, ErrorCode.BAD_REQUEST, "gate.soak_s"),
         ({"expires_at": "2026-11-23T10:00:00"}, ErrorCode.BAD_REQUEST, "expires_at"),
         ({"expires_at": "soon"}, ErrorCode.BAD_REQUEST, "expires_at"),
+        ({"expires_at": "0001-01-01T00:00:00+05:00"}, ErrorCode.BAD_REQUEST, "expires_at: a date outside of"),
         ({"response_topic": "answers/#"}, ErrorCode.BAD_REQUEST, "response_topic"),
         ({"response_topic": "answers/+/me"}, ErrorCode.BAD_REQUEST, "response_topic"),
         ({"version": "../v1"}, ErrorCode.BAD_REQUEST, "version"),

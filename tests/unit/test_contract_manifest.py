@@ -80,6 +80,18 @@ def test_the_same_sequence_may_come_again_and_an_older_one_with_leave() -> None:
     check(highest=5, sequence=4, allow_downgrade=True)
 
 
+def test_who_is_not_meant_is_told_whom_the_manifest_names_and_who_the_device_is() -> None:
+    manifest = Manifest.model_validate(
+        {**BODY, "audience": {"devices": [f"box-{n}" for n in range(2, 9)], "groups": ["south"], "hardware": ["Orin"]}}
+    )
+    with pytest.raises(RefusalError) as caught:
+        manifest.check(Identity("box-1", frozenset({"west", "north"})), now=None, highest_sequence=None)
+    names = "device box-2 or box-3 or box-4 or box-5 or box-6 and 2 more, group south, hardware Orin"
+    who = "device box-1, in group north or west, hardware unknown"
+    assert caught.value.detail == f"the manifest is for {names}; this is {who}"
+    assert "sign one whose audience names this one" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     "audience",
     [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent.deployment.models import Release, Served, release_id, settle
-from agent.deployment.phases import State
+from agent.deployment.phases import Phase, State
 from agent.deployment.recovery import WINDOW_S, Mode, mode, select
 from agent.deployment.retention import in_use, needed
 from tests.fakes.strategies import fresh
@@ -29,6 +30,11 @@ def done(command: str, **facts: Any) -> Operation:
     if "release" in facts:
         facts["release"] = facts["release"].to_json()
     return replace(fresh(command), state=State.SUCCEEDED, facts=facts)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_phase_has_words_for_a_moment_in_it(phase: Phase) -> None:
+    assert re.fullmatch(r"while it waited|during [a-z]+( [a-z]+)?", phase.when)
 
 
 def test_a_first_deploy_has_nothing_before_it() -> None:

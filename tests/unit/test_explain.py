@@ -66,6 +66,19 @@ def test_measurements_and_what_they_overruled_are_told() -> None:
     ]
 
 
+def test_how_it_is_kept_and_called_is_told_where_something_else_than_the_usual_was_asked_for() -> None:
+    reasons = {"residency": "faster", "compile": "it failed: no g++", "graphs": "graphs are for GPUs"}
+    measured = {name: {"mode": "auto", "reason": reason} for name, reason in reasons.items()}
+    assert explain({"method": "nf4", "measured": measured}) == [
+        "Chosen: nf4.",
+        "Weights in memory: faster.",
+        "Compiled by torch: it failed: no g++.",
+        "Replayed as CUDA graphs: graphs are for GPUs.",
+    ]
+    usual = {"residency": {"mode": "packed", "reason": "packed, as configured"}, "compile": None, "graphs": None}
+    assert explain({"method": "nf4", "measured": usual}) == ["Chosen: nf4."]
+
+
 def test_an_empty_record_is_told_as_nothing_more_than_its_reason() -> None:
     assert explain({"method": "nf4"}) == ["Chosen: nf4."]
     assert explain({"reason": "r-1 was served before"}) == ["Nothing was built: r-1 was served before."]

@@ -8,20 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.planning.texts import MAX_SEQUENCES, TextCache
 from agent.serving.errors import BadRequestError, UnavailableError
 from agent.serving.generation import openai, triton
-from agent.serving.generation.limits import (
-    MAX_SEQUENCES,
-    Limits,
-    answer_tokens,
-    cached_token_bytes,
-    limits_of,
-)
+from agent.serving.generation.limits import Limits, answer_tokens, limits_of
 from agent.serving.generation.sampling import Sampler, Sampling, candidates
+from agent.serving.generation.sequence import Order, TokenSequence
+from agent.serving.generation.stepper import Stepper
 from agent.serving.generation.stops import StopFinder
 from agent.serving.generation.template import TEMPLATE_FILE, TemplateLimitError, bounded
 from agent.serving.generation.wishes import FieldError
+from tests.fakes.language import FakeDecoder, FakeText
 
+CACHE = TextCache(layers=4, heads=8, kv_heads=2, head_width=16, context_tokens=2048)
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.25, 0.05], np.float32))
 
 
@@ -88,10 +87,6 @@ class TestStops:
 
 
 class TestLimits:
-    def test_a_token_of_llama_2_7b_takes_half_a_mebibyte_in_fp16(self) -> None:
-        # 32 layers, 32 heads of 128: the figure that is usually given for it.
-        assert cached_token_bytes(layers=32, kv_heads=32, head_width=128, element_bytes=2) == 512 * 1024
-
     def test_memory_and_number_decide_who_begins(self) -> None:
         limits = Limits(context_tokens=100, cache_tokens=150, max_sequences=2)
         assert limits.admits(0, 0, 150)
@@ -100,10 +95,37 @@ class TestLimits:
         assert not limits.admits(1, 101, 50)
         assert not limits.admits(2, 0, 1)
 
-    def test_a_quarter_of_the_available_memory_or_as_many_contexts_as_run_at_once(self) -> None:
-        assert limits_of(1000, 1000, 4_000_000).cache_tokens == 1000
-        assert limits_of(1000, 1000, 1 << 40).cache_tokens == MAX_SEQUENCES * 1000
-        assert limits_of(1000, 1000, 0).cache_tokens == 1
+    def test_without_a_plan_a_quarter_of_the_available_memory_or_as_many_contexts_as_run_at_once(self) -> None:
+        each = CACHE.token_bytes + CACHE.copied_bytes
+        assert limits_of(CACHE, CACHE.token_bytes, 4000 * each).cache_tokens == 1000
+        assert limits_of(CACHE, CACHE.token_bytes, 1 << 40).cache_tokens == MAX_SEQUENCES * CACHE.context_tokens
+        assert limits_of(CACHE, CACHE.token_bytes, 0).cache_tokens == 1
+
+    def test_with_a_plan_what_was_planned_or_what_is_free_if_that_is_less(self) -> None:
+        each = CACHE.token_bytes + CACHE.copied_bytes
+        planned = limits_of(CACHE, CACHE.token_bytes, 9000 * each, 3000 * each)
+        assert (planned.cache_tokens, planned.max_sequences, planned.cache_bytes) == (3000, 2, 3000 * each)
+        assert limits_of(CACHE, CACHE.token_bytes, 500 * each, 3000 * each).cache_tokens == 500
+
+    def test_a_model_that_was_measured_to_remember_more_holds_less_in_the_same_memory(self) -> None:
+        planned = CACHE.room_of(3000 * (CACHE.token_bytes + CACHE.copied_bytes))
+        found = limits_of(CACHE, 2 * CACHE.token_bytes, 1 << 40, planned.bytes)
+        assert found.cache_tokens < planned.tokens
+        assert planned.bytes - (2 * CACHE.token_bytes + CACHE.copied_bytes) < found.cache_bytes <= planned.bytes
+
+    def test_texts_of_very_different_lengths_step_apart_where_their_copies_would_be_more_than_all_may_hold(
+        self,
+    ) -> None:
+        decoder = FakeDecoder()
+        stepper = Stepper(decoder, Limits(context_tokens=64, cache_tokens=40))
+        for prompt in ("k" * 30, "aa", "bb", "cc"):
+            stepper.begin(TokenSequence(Order(list(map(ord, prompt)), 8, Sampling(0), (), ()), FakeText()))
+        while len(stepper):
+            stepper.step()
+        steps = [last for kind, last in decoder.calls if kind == "step"]
+        assert max(map(len, steps)) == 3, "the short ones take theirs together"
+        long = [last for last in steps if max(last) >= "k"]
+        assert (len(long), max(map(len, long))) == (7, 1), "the long one takes its own alone"
 
     def test_an_answer_has_what_is_asked_or_nothing(self) -> None:
         limits = Limits(context_tokens=100, cache_tokens=80)

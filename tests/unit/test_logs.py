@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
 
 from agent import logs
+from agent.log_stream import LogStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -34,6 +39,34 @@ def test_no_secret_part_of_a_url_passes(text: str) -> None:
     shown = logs.redact(text)
     assert "canary" not in shown
     assert "host.example/kanji.pt" in shown
+
+
+def test_a_full_disk_under_the_log_does_not_end_what_it_tells_of() -> None:
+    code = "import structlog; from agent import logs; logs.set_up(); structlog.get_logger().info('a'); print('alive')"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert (done.stdout, done.returncode in (0, 120)) == (b"alive\n", True)  # 120: the interpreter's own last flush
+
+
+def test_what_cannot_be_written_is_lost_and_what_comes_later_is_not(tmp_path: Path) -> None:
+    class Flaky(io.StringIO):
+        is_full = True
+
+        def write(self, text: str) -> int:
+            if self.is_full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    flaky = Flaky()
+    stream = LogStream(flaky)
+    stream.write("lost")
+    flaky.is_full = False
+    stream.write("kept")
+    assert flaky.getvalue() == "kept"
+    closed = (tmp_path / "log").open("w")
+    closed.close()
+    LogStream(closed).write("lost")
+    LogStream(closed).flush()
 
 
 @pytest.mark.parametrize("name", ["password", "mqtt_PASSWORD", "api_key", "apikey", "Authorization", "token", "secret"])

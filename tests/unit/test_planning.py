@@ -114,6 +114,7 @@ def test_the_decision_record_can_be_read_back() -> None:
         "room_bytes": 4 * GIB - 512 * MIB,
         "available_bytes": 4 * GIB,
         "reclaimable_bytes": 0,
+        "promised_bytes": 0,
         "reserve_bytes": 512 * MIB,
         "limit_bytes": None,
         "total_bytes": 8 * GIB,

@@ -75,6 +75,12 @@ def test_a_new_phase_begins_to_tell_at_once(reporting: Reporting) -> None:
     assert reporting.progress(replace(RUNNING, phase=Phase.VERIFYING), Progress(1, 100, "bytes"), 0.1)
 
 
+def test_the_next_method_of_a_build_is_told_at_once(reporting: Reporting) -> None:
+    made = [reporting.progress(RUNNING, Progress(1, 100, "tensors", method), 0.0) for method in ("nf4", "nf4", "int8")]
+    told = [json.loads(report.payload)["progress"] for report in made if report]
+    assert [progress["method"] for progress in told] == ["nf4", "int8"]
+
+
 def test_progress_without_a_total_is_told_once_a_second(reporting: Reporting) -> None:
     made = [reporting.progress(RUNNING, Progress(done, None, "bytes"), done / 2) for done in range(5)]
     assert [bool(report) for report in made] == [True, False, True, False, True]

@@ -73,6 +73,19 @@ def answer_to(
         connection.close()
 
 
+def judge_spelt(parts: SplitResult, policy: Policy) -> None:
+    """Refuse a host that is an address itself, in any spelling (``127.1``), and not a public one. Nobody is asked.
+
+    Raises:
+        StepError: ``forbidden_source`` with the address.
+    """
+    try:
+        found = socket.getaddrinfo(parts.hostname, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except OSError:
+        return  # a name, which is judged when it is resolved to be connected to
+    judge_addresses(parts, [str(item[4][0]) for item in found], policy)
+
+
 class _Dialled:
     """Connects where it is told, not where its name leads."""
 

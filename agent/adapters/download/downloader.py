@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent.adapters.download import local, stores
+from agent.adapters.download.connection import judge_spelt
 from agent.adapters.download.part import Part
 from agent.adapters.download.policy import STORES, WEB, Policy, allow, redact
 from agent.adapters.download.resume import place_of, too_large
@@ -55,6 +56,16 @@ class Downloader:
         self._boot = boot
         self._chance = chance
         self._transfer = Transfer(policy, rate, monotonic)
+
+    def judge(self, url: str) -> None:
+        """Refuse an address that may not be asked for, as far as that shows without a network: a name is not resolved.
+
+        Raises:
+            StepError: ``forbidden_source``.
+        """
+        parts = allow(url, self._policy)
+        if parts.scheme in WEB:
+            judge_spelt(parts, self._policy)
 
     def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> bool:
         """Fetch ``url`` into ``destination``, going on where an earlier try stopped.

@@ -79,6 +79,7 @@ def _ask(question: dict[str, Any], watch: Watch) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
+        start_new_session=True,
     )
     try:
         told: bytes | None = json.dumps(question).encode()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import cache_utils
 
-from agent.serving.generation.limits import cached_token_bytes
+from agent.planning.texts import cached_token_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ class CachedDecoder:
     def token_bytes(self, row: Row) -> int:
         """Return the bytes of one token's keys and values, told by the buffers of a sequence that has been read.
 
-        Where all layers are alike this is ``limits.cached_token_bytes``.
+        Where all layers are alike this is ``planning.texts.cached_token_bytes``.
         """
         return sum(
             cached_token_bytes(layers=1, kv_heads=heads, head_width=width, element_bytes=size) // 2

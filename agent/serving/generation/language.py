@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import torch
 
-from agent.architectures.huggingface_config import NEXT_TOKEN
+from agent.architectures.huggingface_config import NEXT_TOKEN, text_cache
 from agent.exhaustion import is_out_of_memory
 from agent.serving.generation.codec import Codec
 from agent.serving.generation.decoder import CachedDecoder
-from agent.serving.generation.limits import DEFAULT_CONTEXT, limits_of
+from agent.serving.generation.limits import limits_of
 from agent.serving.generation.model import LanguageModel
 from agent.serving.memory import available_bytes
 
@@ -30,7 +30,9 @@ class NoTextError(Exception):
     """Why an artifact makes no texts; a sentence without its end."""
 
 
-def language_model(artifact: Path, sidecar: Mapping[str, Any], module: Any, device: torch.device) -> LanguageModel:
+def language_model(
+    artifact: Path, sidecar: Mapping[str, Any], module: Any, device: torch.device, planned_bytes: int | None = None
+) -> LanguageModel:
     """Return the language model in an artifact whose weights are loaded.
 
     Args:
@@ -38,6 +40,7 @@ def language_model(artifact: Path, sidecar: Mapping[str, Any], module: Any, devi
         sidecar: of the artifact.
         module: what was loaded of it.
         device: where that is.
+        planned_bytes: what its texts' keys and values may take, None for a share of what is free.
 
     Raises:
         NoTextError: it is none.
@@ -53,15 +56,14 @@ def language_model(artifact: Path, sidecar: Mapping[str, Any], module: Any, devi
         decoder = CachedDecoder(module.network, device)
         vocabulary = int(sidecar["num_classes"])
         token_bytes = decoder.check(min(vocabulary, codec.vocabulary))
+        cache = text_cache(module.network.config)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         log.warning("makes_no_texts", artifact=artifact.name, reason=reason)
         raise NoTextError(reason) from error
-    # By the library's object, which knows this figure under its older names as well.
-    context = getattr(module.network.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
-    limits = limits_of(int(context), token_bytes, _available_bytes(device))
+    limits = limits_of(cache, token_bytes, _available_bytes(device), planned_bytes)
     return LanguageModel(codec, decoder, limits, vocabulary, frozenset(told["eos_token_ids"]), token_bytes)
 
 

@@ -1,25 +1,20 @@
-"""How much is generated at once: the memory of keys and values, and who is let in. Pure."""
+"""How many texts are made at once, and how long they may be: who is let in. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-MAX_SEQUENCES = 8
-"""Sequences that are generated at once. Each adds to the time of a step; a small device's user waits for the sum."""
+from agent.planning.texts import MAX_SEQUENCES, SHARE
+
+if TYPE_CHECKING:
+    from agent.planning.texts import TextCache
+
 MAX_WAITING = 64
 QUEUE_S = 30.0
 """Seconds that a request waits for its first step at most."""
-SHARE_OF_AVAILABLE = 4
-"""Of the memory that is available after a load, one part in so many may hold keys and values."""
-DEFAULT_CONTEXT = 2048
-"""Context of a model whose configuration names none (ALiBi, for one)."""
 CHAT_TOKENS = 1024
 """What a chat's answer has at most unless the request says: the room in the context is reserved for it."""
-
-
-def cached_token_bytes(*, layers: int, kv_heads: int, head_width: int, element_bytes: int) -> int:
-    """Return the bytes that one token's keys and values take: ``layers x 2 x heads x width x element``."""
-    return layers * 2 * kv_heads * head_width * element_bytes
 
 
 @dataclass(frozen=True)
@@ -29,11 +24,13 @@ class Limits:
     Attributes:
         context_tokens: prompt and answer together have at most so many tokens.
         cache_tokens: all sequences together have at most so many tokens of keys and values.
+        cache_bytes: what those take, with what a pass copies of them.
         max_sequences, max_waiting: how many are generated at once, and how many wait.
     """
 
     context_tokens: int
     cache_tokens: int
+    cache_bytes: int = 0
     max_sequences: int = MAX_SEQUENCES
     max_waiting: int = MAX_WAITING
 
@@ -45,10 +42,18 @@ class Limits:
         return running < self.max_sequences and reserved_tokens + wanted_tokens <= self.cache_tokens
 
 
-def limits_of(context_tokens: int, token_bytes: int, available_bytes: int) -> Limits:
-    """Return the limits that the available memory, in bytes, allows: as many full contexts as run at once, or fewer."""
-    affordable = available_bytes // SHARE_OF_AVAILABLE // token_bytes
-    return Limits(context_tokens, max(1, min(MAX_SEQUENCES * context_tokens, affordable)))
+def limits_of(cache: TextCache, token_bytes: int, available_bytes: int, planned_bytes: int | None = None) -> Limits:
+    """Return the limits that the memory allows.
+
+    Args:
+        cache: how the model remembers.
+        token_bytes: what one token was measured to take.
+        available_bytes: what is free now.
+        planned_bytes: what the supervisor has planned for it, None where nobody did: then a share of what is free.
+    """
+    given = available_bytes // SHARE if planned_bytes is None else min(planned_bytes, available_bytes)
+    room = cache.room_of(given, token_bytes)
+    return Limits(cache.context_tokens, room.tokens, room.bytes, room.sequences)
 
 
 def answer_tokens(limits: Limits, prompt_tokens: int, wanted: int | None) -> int | None:

@@ -43,3 +43,14 @@ class LanguageModel:
     vocabulary: int
     ends: frozenset[int]
     token_bytes: int
+
+    def told(self) -> dict[str, int]:
+        """Return what may be written at once, for logs and reports."""
+        limits = self.limits
+        return {
+            "token_bytes": self.token_bytes,
+            "context_tokens": limits.context_tokens,
+            "tokens": limits.cache_tokens,
+            "sequences": limits.max_sequences,
+            "bytes": limits.cache_bytes,
+        }

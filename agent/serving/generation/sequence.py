@@ -78,6 +78,11 @@ class TokenSequence:
         """Whether there is prompt left to read."""
         return self.read < len(self.order.prompt)
 
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and text so far."""
+        return self.read + self.made
+
     def chunk(self, size: int) -> Sequence[int]:
         """Return the next ids of the prompt, at most ``size``."""
         return self.order.prompt[self.read : self.read + size]

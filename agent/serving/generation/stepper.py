@@ -5,6 +5,7 @@ INVARIANTS:
   prompt, however long, holds up the others for longer than a chunk.
 - Prompts take turns chunk by chunk.
 - What a sequence may fill at most is reserved while it is here.
+- Those that make a token together hold, at the length of the longest, no more than all may: a pass copies so much.
 - When a joint step fails, each sequence takes it alone: only those that fail alone end with an error.
 """
 
@@ -99,11 +100,20 @@ class Stepper:
 
     def step(self) -> list[Outcome]:
         """Move on; return what came of it, of each sequence at most once. Sequences that ended are forgotten."""
-        outcomes = [*self._make(list(self._making)), *self._read()]
+        outcomes = [outcome for group in self._groups() for outcome in self._make(group)]
+        outcomes += self._read()
         for sequence, outcome in outcomes:
             if isinstance(outcome, Exception) or outcome.reason is not None:
                 self.drop(sequence)
         return outcomes
+
+    def _groups(self) -> Iterator[list[TokenSequence]]:
+        """Yield those that take a step together, the longest first."""
+        left = sorted(self._making, key=lambda sequence: sequence.length, reverse=True)
+        while left:
+            most = max(1, self._limits.cache_tokens // left[0].length)
+            yield left[:most]
+            left = left[most:]
 
     def _make(self, sequences: list[TokenSequence]) -> Iterator[Outcome]:
         if not sequences:

@@ -159,3 +159,14 @@ def _typed(
         if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
             raise BadRequestError(f"input {name!r} holds values from {low} to {high}, which {datatype} does not have")
     return values.astype(dtype, copy=False)
+
+
+def repository_parameters(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> dict[str, Any]:
+    """Return the parameters of a change of the repository; raises ``BadRequestError`` for what JSON does not have."""
+    found: dict[str, Any] = {}
+    for name, value in request.parameters.items():
+        kind = value.WhichOneof("parameter_choice")
+        if kind in (None, "bytes_param"):
+            raise BadRequestError(f"parameter {name[:64]!r} has no value that is used here")
+        found[name] = getattr(value, kind)
+    return found

@@ -9,6 +9,7 @@ from agent.serving.errors import ExpiredError, HeldTooLongError, ServingError
 # By HTTP status, after Triton's own table of the two.
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -1,7 +1,8 @@
-"""The table of methods, and what every call has in common: its limit, its counter, its errors.
+"""The table of methods, and what every call has in common: its token, its limit, its counter, its errors.
 
-How many questions are open at once is bounded before their messages are read. Methods that no table has are
-UNIMPLEMENTED, as gRPC itself answers.
+Tokens are looked at, and how many questions are open at once is bounded, before messages are read. Methods that no
+table has are UNIMPLEMENTED, as gRPC itself answers. Without a token, where one is needed, the health of the whole can
+be asked for, as over HTTP; that of a model by its name needs one.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import structlog
 from agent.serving.errors import ServingError, UnavailableError
 from agent.serving.grpc import health_pb2, inference_pb2
 from agent.serving.grpc.codes import code_of, detail_of
-from agent.serving.grpc.service import parse
+from agent.serving.grpc.health import WHOLE
+from agent.serving.grpc.service import headers_of, parse
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from agent.serving.access import Access
     from agent.serving.grpc.health import HealthService
     from agent.serving.grpc.service import InferenceService
 
@@ -31,6 +34,8 @@ log = structlog.get_logger("grpc")
 MAX_OPEN = 512
 INFERENCE, HEALTH = "/inference.GRPCInferenceService/", "/grpc.health.v1.Health/"
 INFER, STREAM = INFERENCE + "ModelInfer", INFERENCE + "ModelStreamInfer"
+OPEN = frozenset({INFERENCE + "ServerLive", INFERENCE + "ServerReady", HEALTH + "Check", HEALTH + "Watch"})
+CHANGES = INFERENCE + "Repository"
 
 
 class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
@@ -40,20 +45,26 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no ty
         inference: the methods of the protocol.
         health: those of the health service.
         codes: calls by how they ended.
+        access: None answers whoever can connect.
         max_open: how many inference calls are answered at once.
     """
 
     def __init__(
-        self, inference: InferenceService, health: HealthService, codes: Counter[str], max_open: int = MAX_OPEN
+        self,
+        inference: InferenceService,
+        health: HealthService,
+        codes: Counter[str],
+        access: Access | None = None,
+        max_open: int = MAX_OPEN,
     ) -> None:
         self._inference = inference
         self._health = health
         self._codes = codes
+        self._access = access
         self._max_open = max_open
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._busy = grpc.stream_unary_rpc_method_handler(self._refuse)
         unary = {
             INFERENCE + "ServerLive": (inference.server_live, inference_pb2.ServerLiveRequest),
             INFERENCE + "ServerReady": (inference.server_ready, inference_pb2.ServerReadyRequest),
@@ -65,17 +76,22 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no ty
             INFERENCE + "RepositoryIndex": (inference.repository_index, inference_pb2.RepositoryIndexRequest),
             INFERENCE + "RepositoryModelLoad": (inference.model_load, inference_pb2.RepositoryModelLoadRequest),
             INFERENCE + "RepositoryModelUnload": (inference.model_unload, inference_pb2.RepositoryModelUnloadRequest),
-            HEALTH + "Check": (health.check, health_pb2.HealthCheckRequest),
         }
         self._handlers = {name: self._unary(answer, kind) for name, (answer, kind) in unary.items()}
         self._handlers[INFER] = grpc.unary_unary_rpc_method_handler(self._infer)
         self._handlers[STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
+        self._handlers[HEALTH + "Check"] = grpc.unary_unary_rpc_method_handler(self._check)
         self._handlers[HEALTH + "Watch"] = grpc.unary_stream_rpc_method_handler(self._watch)
 
     def service(self, details: Any) -> Any:
         """Return the handler of ``details.method``, None when there is none."""
-        if details.method in (INFER, STREAM) and self._open >= self._max_open:
-            return self._busy
+        try:
+            if details.method not in OPEN:
+                self._admit(details, is_change=details.method.startswith(CHANGES))
+            if details.method in (INFER, STREAM) and self._open >= self._max_open:
+                raise UnavailableError(f"{self._max_open} calls are open, no more are taken")
+        except ServingError as error:
+            return self._refusing(error)
         return self._handlers.get(details.method)
 
     async def finished(self, timeout_s: float) -> None:
@@ -106,7 +122,7 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no ty
         with self._opened():
             async with self._counted(context):
                 request = parse(raw, inference_pb2.ModelInferRequest)
-                answer = await self._inference.infer(request, context.time_remaining())
+                answer = await self._inference.infer(request, context.time_remaining(), headers_of(context))
                 reply: bytes = answer.SerializeToString()
         return reply
 
@@ -116,16 +132,32 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no ty
                 async for answer in answers:
                     yield answer.SerializeToString()
 
-    async def _watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
+    async def _check(self, raw: bytes, context: Any) -> bytes:
         async with self._counted(context):
-            request = parse(raw, health_pb2.HealthCheckRequest)
-            async with aclosing(self._health.watch(request)) as states:
-                async for state in states:
-                    yield state.SerializeToString()
+            reply: bytes = (await self._health.check(self._asked(raw, context))).SerializeToString()
+        return reply
 
-    async def _refuse(self, _requests: AsyncIterator[bytes], context: Any) -> None:
-        async with self._counted(context):
-            raise UnavailableError(f"{self._max_open} calls are open, no more are taken")
+    async def _watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
+        async with self._counted(context), aclosing(self._health.watch(self._asked(raw, context))) as states:
+            async for state in states:
+                yield state.SerializeToString()
+
+    def _asked(self, raw: bytes, context: Any) -> health_pb2.HealthCheckRequest:
+        request: health_pb2.HealthCheckRequest = parse(raw, health_pb2.HealthCheckRequest)
+        if request.service not in WHOLE:
+            self._admit(context)
+        return request
+
+    def _admit(self, call: Any, *, is_change: bool = False) -> None:
+        if self._access is not None:
+            self._access.admit(dict(headers_of(call)).get(b"authorization", b""), is_change=is_change)
+
+    def _refusing(self, error: ServingError) -> Any:
+        async def refuse(_requests: AsyncIterator[bytes], context: Any) -> None:
+            async with self._counted(context):
+                raise error
+
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
     @asynccontextmanager
     async def _counted(self, context: Any) -> AsyncIterator[None]:

@@ -3,21 +3,24 @@
 Bytes are passed on as they are, but for one frame: at the end every client is told to ask elsewhere, while what it has
 asked and what is on its way is still answered; grpcio's own farewell cancels the latter. What this gains over a port of
 grpcio's own: connections wait in the backlog of the supervisor's socket while the server is replaced, the address is
-bound exactly as configured, connections are bounded.
+bound exactly as configured, connections are bounded. Encryption ends here, where that frame can still be put in; it
+is that of the HTTP port, with the same certificates.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
 from agent.serving.grpc.frames import GO_AWAY, Boundaries
+from agent.serving.tls import HANDSHAKE_S
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from pathlib import Path
 
 log = structlog.get_logger("grpc")
@@ -34,12 +37,20 @@ class Relay:
     Args:
         listener: bound and listening.
         path: where grpcio listens.
+        tls: what connections are encrypted with, None leaves them plain.
         max_connections: how many there may be; what comes beyond is closed at once.
     """
 
-    def __init__(self, listener: socket.socket, path: Path, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        path: Path,
+        tls: ssl.SSLContext | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         self._listener = listener
         self._path = path
+        self._tls = tls
         self._max_connections = max_connections
         self._fronts: set[_Front] = set()
         self._links: set[asyncio.Task[None]] = set()
@@ -49,8 +60,10 @@ class Relay:
 
     async def start(self) -> None:
         """Begin to accept, with what waits in the backlog."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Front(self), sock=self._listener, backlog=BACKLOG)
+        bounds: dict[str, Any] = {} if self._tls is None else {"ssl_handshake_timeout": HANDSHAKE_S}
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Front(self), sock=self._listener, ssl=self._tls, backlog=BACKLOG, **bounds
+        )
 
     def stop(self) -> None:
         """Accept no more; whoever comes waits in the backlog for the next server. What is joined stays joined."""

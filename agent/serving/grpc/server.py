@@ -20,9 +20,13 @@ from agent.serving.grpc.service import InferenceService
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from pathlib import Path
 
+    from agent.serving.access import Access
     from agent.serving.dataplane import DataPlane
+    from agent.serving.repository import Repository
+    from agent.serving.tracing import Tracer
 
 # For calls that were on their way when their client was sent away.
 SETTLE_S = 0.5
@@ -44,16 +48,30 @@ class GrpcServer:
         listener: the inherited TCP socket.
         path: of the Unix socket that grpcio listens on; only this process's user can connect to it.
         max_body_bytes: of a request; larger ones are RESOURCE_EXHAUSTED.
+        access: None answers whoever can connect.
+        tls: what connections are encrypted with, None leaves them plain.
+        repository: None lets nobody change what is loaded.
+        tracer: None where no traces are collected.
         max_open: how many inference calls are answered at once; more are UNAVAILABLE.
     """
 
     def __init__(
-        self, plane: DataPlane, listener: socket.socket, path: Path, max_body_bytes: int, max_open: int = MAX_OPEN
+        self,
+        plane: DataPlane,
+        listener: socket.socket,
+        path: Path,
+        max_body_bytes: int,
+        *,
+        access: Access | None = None,
+        tls: ssl.SSLContext | None = None,
+        repository: Repository | None = None,
+        tracer: Tracer | None = None,
+        max_open: int = MAX_OPEN,
     ) -> None:
         self._path = path
-        self._inference, self._health = InferenceService(plane), HealthService(plane)
-        self._relay = Relay(listener, path)
-        self._methods = Methods(self._inference, self._health, plane.rpc_codes, max_open)
+        self._inference, self._health = InferenceService(plane, repository, tracer), HealthService(plane)
+        self._relay = Relay(listener, path, tls)
+        self._methods = Methods(self._inference, self._health, plane.rpc_codes, access, max_open)
         self._server = grpc.aio.server(
             handlers=(self._methods,),
             options=(

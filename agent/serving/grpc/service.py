@@ -1,4 +1,4 @@
-"""The methods of ``GRPCInferenceService``, on the data plane that HTTP has as well.
+"""The methods of ``GRPCInferenceService``, on the data plane and the repository that HTTP has as well.
 
 A call's deadline is the limit of its wait in the queue: what expired there is not computed. A call that its client
 cancelled leaves the queue. A stream's questions are computed side by side, and answered in the order of their coming.
@@ -11,6 +11,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import orjson
 import structlog
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
@@ -18,15 +19,19 @@ from google.protobuf.message import DecodeError
 from agent.serving.dataplane import model_config, model_metadata, model_statistics, server_metadata
 from agent.serving.errors import BadRequestError, ExpiredError, ServingError, UnavailableError
 from agent.serving.grpc import inference_pb2 as pb
-from agent.serving.grpc.codec import format_response, parse_request
+from agent.serving.grpc.codec import format_response, parse_request, repository_parameters
 from agent.serving.repository import ReadOnlyRepository
 from agent.serving.validation import timeout_s
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from agent.serving.dataplane import DataPlane
+    from agent.serving.repository import Repository
     from agent.serving.slots import Slot
+    from agent.serving.tracing import Tracer
+
+    Headers = Sequence[tuple[bytes, bytes]]
 
 M = TypeVar("M")
 log = structlog.get_logger("grpc")
@@ -40,11 +45,14 @@ class InferenceService:
 
     Args:
         plane: what is shared with the other protocols.
+        repository: None shows it, and lets nobody change it.
+        tracer: hears of every question, None where no traces are collected.
     """
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, repository: Repository | None = None, tracer: Tracer | None = None) -> None:
         self._plane = plane
-        self._repository = ReadOnlyRepository(plane)
+        self._repository = repository or ReadOnlyRepository(plane)
+        self._tracer = tracer
         self._readers: set[asyncio.Task[None]] = set()
 
     async def server_live(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
@@ -84,21 +92,32 @@ class InferenceService:
 
     async def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
         """List what is loaded."""
-        entries = self._repository.index({"ready": request.ready})
+        entries = await self._ask(["index"], {"ready": request.ready})
         return _message({"models": [_without(entry, "parameters") for entry in entries]}, pb.RepositoryIndexResponse)
 
     async def model_load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-        """Agree when there is nothing to do."""
-        self._repository.load(request.model_name, is_plain=not request.parameters)
+        """Load an artifact, where that may be done from here; agree when there is nothing to do."""
+        await self._ask(["models", request.model_name, "load"], {"parameters": repository_parameters(request)})
         return pb.RepositoryModelLoadResponse()
 
     async def model_unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
-        """Refuse."""
-        self._repository.unload(request.model_name)
+        """Unload a model, where that may be done from here."""
+        await self._ask(["models", request.model_name, "unload"], {"parameters": repository_parameters(request)})
         return pb.RepositoryModelUnloadResponse()
 
-    async def infer(self, request: pb.ModelInferRequest, limit_s: float | None) -> pb.ModelInferResponse:
-        """Answer a question; ``limit_s`` is what is left of the call's deadline."""
+    async def _ask(self, rest: list[str], request: dict[str, Any]) -> Any:
+        return await self._repository.answer("repository", rest, "POST", orjson.dumps(request))
+
+    async def infer(
+        self, request: pb.ModelInferRequest, limit_s: float | None, headers: Headers = ()
+    ) -> pb.ModelInferResponse:
+        """Answer a question.
+
+        Args:
+            request: the question.
+            limit_s: what is left of the call's deadline, None for none.
+            headers: the call's metadata, which name the trace it belongs to.
+        """
         began = time.perf_counter()
         name, version = request.model_name, request.model_version or None
         self._plane.expect(name, version)
@@ -115,13 +134,20 @@ class InferenceService:
             reply = format_response(answer.wire)
         except ServingError as error:
             _refused(slot, error.outcome, began)
+            self._record(headers, name, slot, began, error=str(error))
             raise
         except asyncio.CancelledError:
             is_late = limit_s is not None and time.perf_counter() - began >= limit_s
             _refused(slot, "expired" if is_late else "canceled", began)
             raise
         slot.stats.answered(answer.rows, time.perf_counter() - began, answer.timing, time.time_ns() // 1_000_000)
+        self._record(headers, name, slot, began, timing=answer.timing)
         return reply
+
+    def _record(self, headers: Headers, name: str, slot: Slot | None, began: float, **told: Any) -> None:
+        if self._tracer is not None:
+            version = slot.version if slot is not None else ""
+            self._tracer.record(headers, name, version, time.perf_counter() - began, **told)
 
     async def stream(
         self, requests: AsyncIterator[bytes], context: Any
@@ -161,7 +187,7 @@ class InferenceService:
         request = pb.ModelInferRequest()
         try:
             request = parse(raw, pb.ModelInferRequest)
-            reply = await self.infer(request, context.time_remaining())
+            reply = await self.infer(request, context.time_remaining(), headers_of(context))
         except ServingError as error:
             known = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
             return pb.ModelStreamInferResponse(error_message=str(error), infer_response=known)
@@ -174,6 +200,13 @@ class InferenceService:
 
     def _slot(self, request: Any) -> Slot:
         return self._plane.models.active(request.name, request.version or None)
+
+
+def headers_of(call: Any) -> Headers:
+    """Return the metadata of a call in the form of HTTP's headers; ``call`` is its context, or its details."""
+    given = call.invocation_metadata
+    given = given() if callable(given) else given
+    return [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in given or ()]
 
 
 def parse(raw: bytes, kind: Any) -> Any:

@@ -60,6 +60,7 @@ class Agent:
         environment: added to this process's, such as ``NIBBLED_…``.
         url: base of the inference API while it runs.
         popen: starts its process.
+        root: where its package lies.
     """
 
     device_id: str
@@ -70,6 +71,7 @@ class Agent:
     environment: dict[str, str] = field(default_factory=dict)
     url: str = ""
     popen: type[subprocess.Popen[str]] = subprocess.Popen
+    root: Path = ROOT
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
     _log: Feed[JsonObject] | None = field(default=None, repr=False)
 
@@ -91,7 +93,7 @@ class Agent:
         file.write_text(_CONFIG.format(directory=self.directory, soak_s=SOAK_S, **fields), encoding="utf-8")
         command = [sys.executable, "-m", self.module, "run", "--config", str(file)]
         environment = {**os.environ, **self.environment}
-        self._process = self.popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        self._process = self.popen(command, stderr=subprocess.PIPE, text=True, cwd=self.root, env=environment)
         assert self._process.stderr is not None
         self._log = Feed(self._process.stderr, _parse, f"log of {self.device_id}")
         self.url = self.logged("starting", timeout_s=START_S)["inference"]

@@ -79,26 +79,33 @@ class InferenceServer:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def threads(self) -> int:
+        """Return how many threads it has."""
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
     def files(self) -> int:
         """Return how many file descriptors it has open."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
 
 @contextmanager
-def serving(folder: Path, *options: str, files: int = 0, pass_s: float = 0.0) -> Iterator[InferenceServer]:
+def serving(
+    folder: Path, *options: str, files: int = 0, pass_s: float = 0.0, log_file: Path | None = None
+) -> Iterator[InferenceServer]:
     """Yield a server that answers for the model ``m``; a forward pass takes ``pass_s``.
 
-    With ``files`` it may open so many, and no more.
+    With ``files`` it may open so many, and no more. It logs to ``log`` in ``folder``, or to ``log_file``.
     """
+    log_file = log_file or folder / "log"
     path = folder / "control.sock"
     listener, control = listen_tcp("127.0.0.1", 0), listen_unix(path)
     fds = (listener.fileno(), control.fileno())
     arguments = ["--http-fd", str(fds[0]), "--control-fd", str(fds[1]), "--drain-s", "2", *options]
-    with (folder / "log").open("wb") as log:
+    with log_file.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", START, str(pass_s), str(files), *arguments], pass_fds=fds, stderr=log, cwd=ROOT
         )
-    it = InferenceServer(process, int(listener.getsockname()[1]), path, folder / "log")
+    it = InferenceServer(process, int(listener.getsockname()[1]), path, log_file)
     try:
         parameters = {"artifact": "/store/r1", "version": "1", "release": "r1", "activate": True}
         call(path, "POST", "/v2/repository/models/m/load", {"parameters": parameters}, timeout_s=60)

@@ -11,6 +11,8 @@ SYSTEM_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
 
 
 PACKAGES = {
+    "chromedriver": "chromium-driver",
+    "chromium": "chromium",
     "mosquitto": "mosquitto",
     "mosquitto_passwd": "mosquitto",
     "mosquitto_pub": "mosquitto-clients",
@@ -19,6 +21,8 @@ PACKAGES = {
     "promtool": "prometheus",
 }
 """Every program that the harness runs, with the Debian package that brings it."""
+OF_A_FLEET = ("mosquitto", "mosquitto_passwd", "mosquitto_pub", "mosquitto_sub", "openssl")
+"""Those without which no device can be tried at all."""
 
 
 def require(tool: str) -> str:

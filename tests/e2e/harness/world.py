@@ -44,5 +44,5 @@ class Device:
 class StartDevice(Protocol):
     """Starts a device of that name, which ends with the session."""
 
-    def __call__(self, name: str, *, module: str = "agent") -> Device:
+    def __call__(self, name: str, *, module: str = "agent", environment: dict[str, str] | None = None) -> Device:
         """Return it once it listens for inference."""
