@@ -6,6 +6,7 @@ import importlib.util
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from agent.adapters import directories
 from agent.adapters.broker import Broker
 from agent.adapters.download.downloader import Downloader
 from agent.adapters.download.policy import Policy as DownloadPolicy
@@ -31,9 +32,9 @@ class StartError(Exception):
 
 
 def prepare(state_dir: Path) -> Path:
-    """Make the state directory and return it."""
+    """Make the state directory, durably, and return it."""
     try:
-        (state_dir / "run").mkdir(parents=True, exist_ok=True, mode=0o750)
+        directories.make(state_dir / "run", mode=0o750)
     except OSError as error:
         raise StartError(f"state_dir {state_dir}: {error.strerror}; create it or choose another state_dir") from None
     return state_dir

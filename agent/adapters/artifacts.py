@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.adapters import headers
+from agent.adapters import directories, headers
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.failpoints import around
@@ -48,7 +48,7 @@ class ArtifactStore:
         self._artifacts = state_dir / "artifacts"
         self._reserve_bytes = reserve_bytes
         for directory in (self._downloads, self._artifacts):
-            directory.mkdir(parents=True, exist_ok=True)
+            directories.make(directory)
         self._mend()
 
     def partial(self, sha256: str) -> Path:
@@ -105,13 +105,18 @@ class ArtifactStore:
             )
 
     def built(self, sha256: str, method: str, dataset: str | None) -> dict[str, Any] | None:
-        """Return the builder's result for a finished artifact that was measured with ``dataset``, or None."""
+        """Return the builder's result for a finished artifact that was measured with ``dataset``, or None.
+
+        A sweep that was cut short may have taken some of its files: then it is built again.
+        """
         directory = self._artifacts / sha256 / method
         try:
             result: dict[str, Any] = json.loads((directory / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if result.get("dataset") != dataset:
+        if result.get("dataset") != dataset or not all(
+            (directory / file).is_file() for file in _files(result).values()
+        ):
             return None
         return _with_paths(result, directory)
 
@@ -218,9 +223,12 @@ class ArtifactStore:
 
 def _with_paths(result: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Return ``result`` with its file names resolved below ``directory``: it was written before the move."""
+    return {**result, **{name: str(directory / file) for name, file in _files(result).items()}}
+
+
+def _files(result: dict[str, Any]) -> dict[str, str]:
     names = ("artifact", "sidecar", "gate_file", "tokenizer")
-    held = {name: os.path.basename(result[name]) for name in names if name in result}  # noqa: PTH119
-    return {**result, **{name: str(directory / file) for name, file in held.items()}}
+    return {name: os.path.basename(result[name]) for name in names if name in result}  # noqa: PTH119
 
 
 def _hash(path: Path, watch: Watch) -> tuple[int, str]:

@@ -558,10 +558,11 @@ def test_a_disk_that_others_fill_stops_a_download_which_gives_back_what_the_rese
 def test_a_write_that_finds_the_disk_full_says_so(
     server: FileServer, part: Path, watch: EagerWatch, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def full(_descriptor: int) -> None:
-        raise OSError(number, os.strerror(number))
+    def full(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size == SIZE:
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "fdatasync", full)
+    monkeypatch.setattr(os, "fsync", full)
     error = refuse(server.url, part, watch)
     assert (error.code, error.retryable) == (ErrorCode.INSUFFICIENT_DISK, True)
     assert part.stat().st_size == SIZE

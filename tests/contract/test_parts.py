@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent import parts, status_site
+from agent import failpoints, parts, status_site
 from agent.parts import StartError
 from agent.serving.__main__ import _parse
 from agent.serving.terms import Terms
@@ -25,6 +26,17 @@ def token_file(tmp_path: Path) -> Path:
     path.write_text(TOKEN)
     path.chmod(0o600)
     return path
+
+
+def test_a_directory_whose_name_cannot_be_made_durable_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_name: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setitem(failpoints.armed, "directory.fsync.before", fail)
+    assert (parts.prepare(tmp_path / "lib" / "nibbled") / "run").is_dir()
+    assert capsys.readouterr().out.count("directory_not_synced") == 3
 
 
 def test_an_address_that_others_reach_needs_a_token_or_a_word(token_file: Path) -> None:

@@ -121,6 +121,17 @@ def test_a_damaged_result_counts_as_not_built(store: ArtifactStore, watch: WorkW
     assert store.built(DIGEST, "nf4", None) is None
 
 
+@pytest.mark.parametrize("file", NAMES.values())
+def test_an_artifact_of_which_a_sweep_that_was_cut_short_took_a_file_counts_as_not_built(
+    store: ArtifactStore, watch: WorkWatch, file: str
+) -> None:
+    admitted(store, watch)
+    final = Path(store.publish(DIGEST, "nf4", build(store, "whole"))["artifact"]).parent
+    assert store.built(DIGEST, "nf4", None) is not None
+    (final / file).unlink()
+    assert store.built(DIGEST, "nf4", None) is None
+
+
 def test_staging_starts_empty(store: ArtifactStore, watch: WorkWatch) -> None:
     admitted(store, watch)
     build(store, "left over")

@@ -28,6 +28,7 @@ from tests.torture.vehicles import (
     REMEASURE,
     SETTINGS_BUSY,
     STOP,
+    STRIPPED,
     SWITCH,
     UPGRADE,
     Vehicle,
@@ -41,6 +42,7 @@ _VEHICLES = {
     "journal.count": BOOT,
     "mqtt.birth.publish": BOOT,
     "server.start": BOOT,
+    "directory.fsync": STRIPPED,
     "store.mend.rename": MEND,
     "store.mend.fsync": MEND,
     "journal.queue": ASK,
@@ -89,6 +91,7 @@ _ALONE = {
     "journal.recover",
     "journal.file.rename",
     "journal.file.fsync",
+    "directory.fsync",
     "store.mend.rename",
     "store.mend.fsync",
     "mqtt.farewell.publish",
@@ -97,6 +100,8 @@ _ALONE = {
 SAVES = 8
 """Commits of a switch, from its acceptance to its end."""
 TIMES = {
+    "download.mark.fsync": 4,
+    "download.mark.rename": 2,
     "store.admit.fsync": 3,
     "store.publish.fsync": 6,
     "served_copy.fsync": 2,

@@ -18,6 +18,7 @@ PLACES = {
     "journal.file.fsync": SUPERVISOR,
     "served_copy.rename": SUPERVISOR,
     "served_copy.fsync": SUPERVISOR,
+    "directory.fsync": SUPERVISOR,
     "store.admit.fsync": SUPERVISOR,
     "store.admit.rename": SUPERVISOR,
     "store.footprint.rename": SUPERVISOR,

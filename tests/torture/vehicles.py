@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import sqlite3
 import time
@@ -247,6 +248,12 @@ def _cut_short_while_replacing(rig: Rig) -> None:
     directory.rename(directory.with_name(f"{directory.name}.old"))
 
 
+def _without_downloads(rig: Rig) -> None:
+    """Take a directory away that is made at the next start."""
+    rig.agent.kill()
+    shutil.rmtree(rig.state_dir / "downloads")
+
+
 SWITCH = Vehicle("switch", switch)
 ASK = Vehicle("ask", asked_and_switched)
 BOOT = Vehicle("boot", started, _killed)
@@ -258,6 +265,7 @@ STOP = Vehicle("stop", stopped)
 DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)
 MEND = Vehicle("mend", started, _cut_short_while_replacing)
+STRIPPED = Vehicle("stripped", started, _without_downloads)
 DISCONNECT = Vehicle("disconnect", disconnected)
 RECONNECT = Vehicle("reconnect", reconnected)
 REMEASURE = Vehicle("remeasure", measured_anew)

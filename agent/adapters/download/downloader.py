@@ -91,10 +91,12 @@ class Downloader:
         with contextlib.closing(part):
             if parts.scheme == "file":
                 local.copy(parts, part, size, self._policy, watch)
+                part.keep()
                 return False
             part.recover(size, watch)
             if size is None or part.length != size:
                 self._bring(url, parts, part, size, watch)
+            part.keep()
             return part.is_pieced
 
     def _bring(self, url: str, parts: SplitResult, part: Part, size: int | None, watch: Watch) -> None:
@@ -110,7 +112,6 @@ class Downloader:
                     part.keep()
                 raise
             else:
-                part.keep()
                 return
 
     def _attempt(self, url: str, parts: SplitResult, part: Part, size: int | None, watch: Watch) -> None:

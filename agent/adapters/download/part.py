@@ -53,6 +53,7 @@ class Part:
         self._notes = Notes(place)
         self._hash = hashlib.sha256()
         self.length = 0
+        self._durable = 0  # of these, made so by this process: who was killed may have left marks that are not
         self._file: io.FileIO | None = None
 
     def close(self) -> None:
@@ -92,7 +93,8 @@ class Part:
     def forget(self) -> None:
         """Go on from nothing."""
         self._meta.unlink(missing_ok=True)
-        self._notes, self.length, self._hash = Notes(self._notes.place), 0, hashlib.sha256()
+        self._notes, self._hash = Notes(self._notes.place), hashlib.sha256()
+        self.length = self._durable = 0
 
     def begin(self, offset: int, total: int | None, validator: str | None) -> None:
         """Get ready to write from ``offset`` on, which is 0 or what is there.
@@ -124,20 +126,25 @@ class Part:
                 self._hash.update(view[:written])
                 self.length += written
                 view = view[written:]
-            if self.length - (self._notes.mark.length if self._notes.mark else 0) >= MARK_EVERY:
+            if self.length - self._durable >= MARK_EVERY:
                 self.keep()
         except OSError as error:
             raise self._failure(error, total) from None
 
     def keep(self) -> None:
-        """Make what is there survive a power cut."""
-        if self._file is None or self.length == (self._notes.mark.length if self._notes.mark else 0):
+        """Make what is there survive a power cut: the bytes, what is noted of them, and both names."""
+        if self.length == self._durable:
             return
         try:
-            with around("download.mark.fsync"):
-                os.fdatasync(self._file.fileno())
+            _sync(self._open().fileno())
             self._notes = replace(self._notes, mark=Mark(self.length, self._hash.hexdigest()))
             self._write_notes()
+            directory = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _sync(directory)
+            finally:
+                os.close(directory)
+            self._durable = self.length
         except OSError as error:
             raise self._failure(error, None) from None
 
@@ -167,7 +174,10 @@ class Part:
 
     def _write_notes(self) -> None:
         partial = self._meta.with_name(self._meta.name + ".tmp")
-        partial.write_text(self._notes.to_json(), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(self._notes.to_json())
+            file.flush()
+            _sync(file.fileno())
         with around("download.mark.rename"):
             partial.replace(self._meta)
 
@@ -198,3 +208,8 @@ class Part:
             f"free space below {self._path.parent}; sent again, the download goes on where it stopped",
             retryable=True,
         )
+
+
+def _sync(descriptor: int) -> None:
+    with around("download.mark.fsync"):
+        os.fsync(descriptor)
