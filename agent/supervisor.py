@@ -50,7 +50,7 @@ from agent.health.meter import Meter
 from agent.health.reporter import HealthReporter
 from agent.health.sections import sections
 from agent.health.sentence import sentence
-from agent.health.trail import AlarmTrail
+from agent.health.trail import AlarmTrail, teller
 from agent.health.trying import World
 from agent.live import LiveSettings
 from agent.logbook import Logbook
@@ -59,7 +59,7 @@ from agent.settings import fixed_by_environment
 from agent.status_site import OverheardTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from agent.deployment.models import Release, Served
@@ -133,7 +133,8 @@ class Supervisor:
         self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
         self._engine = self._make_engine()
         self._lookout = self._make_lookout()
-        self._alarms = AlarmTrail(self._tell_alarm)
+        trail = teller(self._journal, self._reporting, self._transport)
+        self._alarms = AlarmTrail(trail, own=lambda: self._guard.alarms)
         self._health = self._make_health(state_dir)
         self._meter = Meter(lambda: self._server.status(timeout_s=2.0), self._clock.monotonic)
         self._page_access = status_site.access(settings)
@@ -292,17 +293,8 @@ class Supervisor:
             server=self._server.status,
             engine=self._engine_facts,
             relaxations=self._relaxations,
-            on_alarms=self._tell_alarms,
+            on_alarms=self._alarms.look,
         )
-
-    def _tell_alarms(self, alarms: Sequence[str]) -> None:
-        own = set(self._guard.alarms)  # the memory's, which have lines of their own
-        self._alarms.look(alarm for alarm in alarms if alarm not in own)
-
-    def _tell_alarm(self, name: str, reason: str) -> None:
-        log.warning("alarm", found=name, reason=reason)
-        self._journal.queue([self._reporting.event(name, reason=reason)])
-        self._transport.flush()
 
     def _make_site(self) -> StatusSite | None:
         world = World(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 HAS_TORCH = find_spec("torch") is not None
 NEEDS_TORCH = re.compile(r"^\s*(?:import|from) (?:torch|agent\.(?:architectures|quantization))\b", re.MULTILINE)
 _left_out: list[str] = []
+
+# A shell has what it starts in the background ignore SIGINT, and children inherit that: tests send it to some of them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

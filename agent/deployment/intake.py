@@ -213,7 +213,9 @@ class Intake:
             return trusted
         waiting = self._journal.open_operations()
         if len(waiting) >= MAX_OPEN:
-            raise RefusalError(ErrorCode.BUSY, f"{len(waiting)} operations are waiting", "send it again later")
+            raise RefusalError(
+                ErrorCode.BUSY, f"{len(waiting)} operations are waiting", "send it again later, with a new id"
+            )
         if isinstance(command, Deploy):
             self._check_source(command)
         elif not isinstance(command, SelfTest) and all(operation.model != command.model for operation in waiting):

@@ -10,6 +10,8 @@ import importlib
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from agent.exhaustion import is_out_of_memory
 from agent.serving.errors import LoadFailedError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from agent.serving.slots import Network
 
+log = structlog.get_logger("loader")
 TORCH_SIDE = "agent.serving.network"
 
 
@@ -36,7 +39,8 @@ class TorchLoader:
 
     def prepare(self) -> None:
         """Import torch and the artifact reader, fix the number of threads, and make the device's context."""
-        _torch_side().configure(self._threads, self._device)
+        if _torch_side().configure(self._threads, self._device):
+            log.info("unfused_kernel", meaning="4-bit weights are unpacked for each product; the answers are the same")
         self._is_prepared = True
 
     def check(self, artifact: Path) -> None:

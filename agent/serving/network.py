@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import structlog
 import torch
 from safetensors import safe_open
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from agent.serving.tensors import Array
     from agent.serving.terms import Terms
 
-log = structlog.get_logger("network")
 LANGUAGE = "agent.serving.generation.language"
 COMPILED, GRAPHS = "agent.serving.compiled", "agent.serving.graphs"
 EXAMPLES = 8
@@ -47,10 +45,11 @@ WARM_UP_S = 1.0
 """How long the largest batch of a warm-up may take: clients may be waiting for its end."""
 
 
-def configure(threads: int, device: str) -> None:
+def configure(threads: int, device: str) -> bool:
     """Fix the number of threads of one operation and import the kernels; must come before the first operation.
 
-    Unless ``device`` is ``cpu``, the GPU's context is made, so that what a first load takes is its own.
+    Unless ``device`` is ``cpu``, the GPU's context is made, so that what a first load takes is its own. Returns whether
+    bitsandbytes has a faster kernel for this CPU that it would have to fetch, which it may not.
     """
     keep_freed_blocks()
     torch.set_num_threads(threads)
@@ -58,17 +57,18 @@ def configure(threads: int, device: str) -> None:
     if uses_gpu:
         with contextlib.suppress(RuntimeError):  # a load will meet it again, and say so to whoever asked for it
             torch.zeros(1, device="cuda")
+    is_unfused = False
     with contextlib.suppress(ImportError, OSError, RuntimeError):
         # One that cannot be imported is not needed: artifacts then use the kernels that torch alone offers.
         kernels.bitsandbytes()
-        if kernels.lacks_fused_kernel() and not uses_gpu:
-            log.info("unfused_kernel", meaning="4-bit weights are unpacked for each product; the answers are the same")
+        is_unfused = kernels.lacks_fused_kernel() and not uses_gpu
         # Its operators import this at their first call: now is better than during the first load.
         importlib.import_module("torch._dynamo")
     # What was imported stays: collections after an unload need not walk torch's hundreds of thousands of objects
     # while they hold the interpreter's lock.
     gc.collect()
     gc.freeze()
+    return is_unfused
 
 
 def check(artifact: Path) -> None:

@@ -2,9 +2,9 @@
 
     make first-inference
 
-A root file system without Python, made by mmdebstrap, becomes the root of a namespace of its own. There the command blocks
-are run as they are written, one after the other: a command is what a person types, a line with its continuations and
-here-documents. Prints a row for docs/install.md: commands, minutes until the first answer, and where the time went.
+A root file system without Python, made by mmdebstrap, becomes the root of a namespace of its own. There the command
+blocks are run as they are written, one after the other: a command is what a person types, a line with its continuations
+and here-documents. Prints the table of docs/install.md: commands, minutes until the first answer, where the time went.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def ways() -> tuple[Way, Way]:
 def machine(base: Path, directory: Path, shares: list[str]) -> Iterator[Path]:
     """Yield a root file system of its own, with a clone of this tree in root's home."""
     root = directory / "rootfs"
-    subprocess.run(["cp", "-a", "--reflink=auto", str(base), str(root)], check=True)
+    _system("cp", "-a", "--reflink=auto", str(base), str(root))
     try:
-        subprocess.run(["git", "clone", "--quiet", "--bare", str(ROOT), str(root / "srv" / "nibbled.git")], check=True)
+        _system("git", "clone", "--quiet", "--bare", str(ROOT), str(root / "srv" / "nibbled.git"))
         shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
         for share in shares:
             target = root / share.lstrip("/")
@@ -120,7 +120,7 @@ def follow(way: Way, root: Path, shares: list[str]) -> tuple[int, float, list[fl
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as child:
-        assert child.stdout is not None
+        assert child.stdout is not None  # noqa: S101 - the pipe was asked for
         was_announced = False
         for line in child.stdout:
             sys.stderr.write(line)
@@ -135,6 +135,10 @@ def follow(way: Way, root: Path, shares: list[str]) -> tuple[int, float, list[fl
     return 1 + sum(map(typed, way.texts)), total, [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
 
 
+def _system(*command: str) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
 def main() -> int:
     """Follow both ways and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -145,8 +149,7 @@ def main() -> int:
     for way in ways():
         with machine(arguments.base, arguments.base.parent, arguments.share) as root:
             commands, seconds, parts = follow(way, root, arguments.share)
-            used = subprocess.run(["du", "-sm", str(root / HOME)], capture_output=True, text=True, check=True)
-            size = used.stdout.split()[0]
+            size = _system("du", "-sm", str(root / HOME)).split()[0]
             rows.append(f"| {way.name} | {commands} | {seconds / 60:.1f} | {max(parts) / 60:.1f} | {size} |")
     print("| way | commands | minutes to the first answer | of them the slowest block | MiB in the home |")
     print("|---|---:|---:|---:|---:|")

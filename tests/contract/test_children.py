@@ -86,6 +86,7 @@ def test_a_builder_whose_result_nobody_wants_is_killed() -> None:
     assert list(descendants(os.getpid(), "agent.quantization")) == []
 
 
+@needs_torch
 def test_each_child_has_a_session_of_its_own_which_no_terminal_interrupts(server: StartServer) -> None:
     sessions: list[int] = []
 

@@ -140,7 +140,7 @@ def test_a_closed_network_keeps_its_description_and_not_its_weights() -> None:
 def test_a_load_that_fails_keeps_nothing_of_what_it_had_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[weakref.ref[nn.Module]] = []
 
-    def load(_artifact: Path, _device: str) -> TorchNetwork:
+    def load(_artifact: Path, _device: str, _texts_bytes: int | None) -> TorchNetwork:
         half = Counting()
         loaded.append(weakref.ref(half))
         raise RuntimeError("CUDA out of memory")

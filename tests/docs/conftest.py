@@ -13,12 +13,15 @@ from tests.docs.device import ROOT, Place
 from tests.docs.sandbox import ports
 from tests.e2e.harness.files import FileServer
 from tests.e2e.harness.mqtt import Broker, Subscriber
+from tests.e2e.harness.signing import Signer
 from tests.e2e.harness.tools import OF_A_FLEET, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+SHELL = ("curl", "jq")
+"""What the pages use besides the tools of a fleet."""
 HOSTED = {"model.pt": "checkpoint_best.pt", "eval.safetensors": "evaluation.safetensors"}
 """Files that the pages name, and the demo's that take their place."""
 
@@ -34,7 +37,7 @@ def pytest_report_collectionfinish() -> str:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory, kanji: Path) -> Iterator[Place]:
     """The device of the pages, with the demo's model and data on its file server."""
-    for tool in OF_A_FLEET:
+    for tool in (*OF_A_FLEET, *SHELL):
         require(tool)
     with contextlib.ExitStack() as stack:
         broker = Broker(tmp_path_factory.mktemp("broker"))
@@ -50,6 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, kanji: Path) -> Iterator[Pla
         for folder in ("etc/bash_completion.d", "etc/mosquitto/conf.d", "opt", "var"):
             (place.root / folder).mkdir(parents=True)
         agent = place.agent()
+        Signer(place.keys_dir, tmp_path_factory.mktemp("private"), "first")
         stack.callback(agent.close)
         agent.start()
         subscriber.wait(f"{ROOT}/presence", lambda body: body["state"] == "online")

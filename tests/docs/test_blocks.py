@@ -32,6 +32,11 @@ def test_every_language_is_one_that_is_run_shown_or_known_to_be_neither() -> Non
     assert {block.language for block in BLOCKS} <= {*RUN, *SHOWN, *OTHERS}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_is_fenced_in_a_way_that_is_not_looked_for(page: Path) -> None:
+    assert re.findall(r"^(?:[ >]+```|[ >]*~~~).*$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
 @pytest.mark.parametrize("block", LEFT_OUT, ids=str)
 def test_a_block_that_is_not_run_names_a_reason_and_what_runs_it_exists(block: Block) -> None:
     assert block.options["needs"] in NEEDS, f"{block}: the reasons are {', '.join(NEEDS)}"

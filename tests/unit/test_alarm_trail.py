@@ -50,6 +50,12 @@ def test_a_count_that_grows_is_the_same_alarm_and_its_end_has_the_last_one(subje
     assert "12 times" in subject.told[-1][1]
 
 
+def test_an_alarm_with_lines_of_its_own_has_no_others(subject: Trail) -> None:
+    subject.trail = AlarmTrail(subject.tell, own=lambda: ("the reserve is broken",))
+    subject.trail.look(["the reserve is broken", "x"])
+    assert subject.told == [("alarm", "x")]
+
+
 def test_names_that_differ_by_a_number_are_different_alarms(subject: Trail) -> None:
     subject.trail.look(["key-1.pub has expired", "key-2.pub has expired"])
     assert len(subject.told) == 2

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Stroke = list[tuple[float, float]]
 """Points of one stroke of the pen, between 0 and 1 from left to right and from top to bottom."""
-WAIT_S = 60.0
+WAIT_S = 100.0
 TREE: list[Stroke] = [
     [(0.15, 0.35), (0.85, 0.35)],
     [(0.5, 0.12), (0.5, 0.88)],

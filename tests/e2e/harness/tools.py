@@ -13,6 +13,8 @@ SYSTEM_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
 PACKAGES = {
     "chromedriver": "chromium-driver",
     "chromium": "chromium",
+    "curl": "curl",
+    "jq": "jq",
     "mosquitto": "mosquitto",
     "mosquitto_passwd": "mosquitto",
     "mosquitto_pub": "mosquitto-clients",
