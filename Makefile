@@ -186,6 +186,16 @@ torture-ci: install
 	$(BIN)/python -m tests.torture.campaign points $(START)
 	$(BIN)/python -m tests.torture.campaign random $(START) --count 100 --seed $(SEED)
 
+# Whole deploys in which the power is cut, on a disk that forgets what was not synchronised; needs root, /dev/fuse and
+# Debian's libfuse3-3. powercut-points cuts it at every fail point.
+.PHONY: powercut powercut-points
+powercut: N ?= 200
+powercut: install
+	nice -n 10 $(BIN)/python -m tests.torture.powercut random $(START) --count $(N) --seed $(SEED) $(PUBLISH)
+
+powercut-points: install
+	nice -n 10 $(BIN)/python -m tests.torture.powercut points $(START) --seed $(SEED) $(PUBLISH)
+
 # How soon the last good release serves again after each kind of bad one.
 .PHONY: poison
 poison: install

@@ -92,14 +92,17 @@ class VolatileDisk:
         return answer
 
 
-def disk_or_skip(path: Path, size: int = SIZE) -> Iterator[VolatileDisk]:
-    """Yield a disk; where the system allows none the test is skipped, visibly, and what CI has to install fails it."""
-    reason = why_never()
-    if reason:
+def require_disk() -> None:
+    """Skip the test, visibly, where the system allows no such disk; fail it where CI did not install what it needs."""
+    if reason := why_never():
         pytest.skip(f"there can be no disk that forgets here: {reason}")
-    reason = why_not()
-    if reason:
+    if reason := why_not():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def disk_or_skip(path: Path, size: int = SIZE) -> Iterator[VolatileDisk]:
+    """Yield a disk, as ``require_disk`` allows."""
+    require_disk()
     disk = VolatileDisk(path, size)
     try:
         yield disk
