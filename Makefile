@@ -88,7 +88,7 @@ format: install
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
 
-bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency bench-ways bench-serving bench-swaps
+bench: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency bench-ways bench-overload bench-stalls bench-serving bench-swaps
 
 # The figures of docs/benchmarks.md, each in its own part of that page. They give way to other work (nice).
 .PHONY: bench-sizes bench-memory bench-accuracy bench-minilm bench-latency
@@ -116,6 +116,17 @@ bench-latency: install
 .PHONY: bench-ways
 bench-ways: install
 	nice -n 10 $(BIN)/python -m deploy.bench.ways
+
+# What the server does under ten times too much, while a large model is loaded, and for ten minutes.
+.PHONY: bench-overload bench-stalls soak
+bench-overload: install
+	$(BIN)/python -m deploy.bench.overload
+
+bench-stalls: install
+	$(BIN)/python -m deploy.bench.stalls
+
+soak: install
+	nice -n 10 $(BIN)/python -m deploy.bench.soak
 
 # The servers that nibbled is measured beside, in an environment of their own (Triton needs Linux on x86-64).
 .venv-peers/.installed:

@@ -177,6 +177,27 @@ def test_connections_beyond_the_limit_are_closed_and_the_others_go_on(tmp_path: 
         assert "connection_refused" in it.events()
 
 
+@pytest.mark.minutes
+@pytest.mark.parametrize(("every_s", "is_borne"), [(11, True), (1, False)])
+def test_a_client_may_ask_every_ten_seconds_whether_anybody_is_there_and_not_every_second(
+    server: Running, every_s: int, *, is_borne: bool
+) -> None:
+    pinging = [
+        ("grpc.keepalive_time_ms", every_s * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    states: list[Any] = []
+    with grpc.insecure_channel(server.grpc, options=pinging) as channel:
+        infer(channel, [ROW], timeout=30).result()
+        channel.subscribe(states.append)
+        threading.Event().wait(50)
+        lost = [state for state in states if state is not grpc.ChannelConnectivity.READY]
+        assert (not lost) is is_borne, states
+        assert infer(channel, [ROW], timeout=30).result().outputs
+
+
 @needs_torch
 def test_the_supervisor_s_adapter_hands_the_socket_on(tmp_path: Path) -> None:
     http, listener = listen_tcp("127.0.0.1", 0), parts.listen_grpc(Serving(grpc_port=0))

@@ -106,6 +106,25 @@ def test_a_disk_that_is_full_under_the_log_costs_lines_and_nothing_else(tmp_path
         assert server.process.wait(10) == 0
 
 
+@pytest.mark.parametrize("days", [400, -400], ids=["forwards", "backwards"])
+def test_a_wall_clock_that_jumps_moves_no_deadline_and_no_connection(tmp_path: Path, days: int) -> None:
+    steps = tmp_path / "steps"
+    steps.write_text("0")
+    patient = json.dumps({**json.loads(BODY), "parameters": {"timeout": 20_000_000}}).encode()
+    hasty = json.dumps({**json.loads(BODY), "parameters": {"timeout": 100_000}}).encode()
+    with serving(tmp_path, "--head-s", "5", pass_s=0.5, steps=steps) as server, ThreadPoolExecutor(3) as pool:
+        clients = [server.client() for _ in range(3)]
+        assert {ask(client)[0] for client in clients} == {200}
+        first, waits = pool.submit(ask, clients[0]), pool.submit(ask, clients[1], body=patient)
+        wait_for(lambda: server.status()["models"]["m"]["in_flight"] == 2)
+        steps.write_text(str(days * 86_400))
+        assert ask(clients[2], body=hasty)[0] == 503
+        assert {first.result()[0], waits.result()[0]} == {200}
+        assert {ask(client)[0] for client in clients} == {200}, "the same connections"
+        told = json.loads(ask(clients[0], "GET", "/v2/models/m/stats")[2])["model_stats"][0]
+        assert abs(told["last_inference"] / 1e3 - time.time() - days * 86_400) < 3600, "it did see the jump"
+
+
 def test_a_connection_too_many_is_told_when_to_come_back(tmp_path: Path) -> None:
     with serving(tmp_path, "--max-connections", "5") as server, ExitStack() as stack:
         client = server.client()

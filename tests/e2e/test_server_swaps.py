@@ -136,23 +136,23 @@ def test_two_hundred_loads_and_unloads_leave_no_file_no_thread_and_no_memory_beh
 @pytest.mark.minutes
 @pytest.mark.timeout(1200)
 def test_two_hundred_real_artifacts_come_and_go_in_the_memory_of_one(server: Server, artifacts: list[Artifact]) -> None:
-    def cycle(times: int) -> tuple[int, int, int]:
+    def cycle(times: int) -> int:
         for number in range(times):
             artifact = artifacts[number % 2]
             server.serve(artifact)
             assert infer(server.client())[1] == artifact.version
             server.clients.pop().close()
             server.control("POST", "/v2/repository/models/kanji/unload")
-        wait_for(lambda: server.threads() <= threads)
-        return server.files(), server.threads(), rss_bytes(server.process.pid)
+        wait_for(lambda: server.files() <= files and server.threads() <= threads)
+        return rss_bytes(server.process.pid)
 
     server.serve(artifacts[0])
     server.control("POST", "/v2/repository/models/kanji/unload")
-    threads = server.threads()
-    files, _, before = cycle(40)
-    after = cycle(160)
-    assert after[:2] == (files, threads)
-    assert after[2] - before < 8 * 2**20, f"160 cycles left {after[2] - before} bytes"
+    files, threads = server.files(), server.threads()
+    before = cycle(40)
+    growth = cycle(160) - before
+    # The codes of one artifact alone are 0.4 MB; torch unpacks them to ten times that.
+    assert growth < 32 * 2**20, f"160 cycles left {growth} bytes"
 
 
 def test_loads_of_one_model_that_collide_take_turns_and_an_unload_meets_what_was_loaded(

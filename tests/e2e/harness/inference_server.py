@@ -28,7 +28,15 @@ BODY = json.dumps(
     {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}]}
 ).encode()
 START = """
-import resource, sys, time
+import os, resource, sys, time
+from pathlib import Path
+
+wall, wall_ns = time.time, time.time_ns
+if "STEPS" in os.environ:  # seconds by which the wall clock was moved so far
+    steps = Path(os.environ["STEPS"])
+    time.time = lambda: wall() + float(steps.read_text())
+    time.time_ns = lambda: wall_ns() + int(1e9 * float(steps.read_text()))
+
 from agent.serving.__main__ import main
 from tests.fakes.serving import FakeLoader, FakeNetwork
 
@@ -90,11 +98,17 @@ class InferenceServer:
 
 @contextmanager
 def serving(
-    folder: Path, *options: str, files: int = 0, pass_s: float = 0.0, log_file: Path | None = None
+    folder: Path,
+    *options: str,
+    files: int = 0,
+    pass_s: float = 0.0,
+    log_file: Path | None = None,
+    steps: Path | None = None,
 ) -> Iterator[InferenceServer]:
     """Yield a server that answers for the model ``m``; a forward pass takes ``pass_s``.
 
-    With ``files`` it may open so many, and no more. It logs to ``log`` in ``folder``, or to ``log_file``.
+    With ``files`` it may open so many, and no more. It logs to ``log`` in ``folder``, or to ``log_file``. Its wall
+    clock is ahead by the seconds that stand in ``steps``.
     """
     log_file = log_file or folder / "log"
     path = folder / "control.sock"
@@ -103,7 +117,11 @@ def serving(
     arguments = ["--http-fd", str(fds[0]), "--control-fd", str(fds[1]), "--drain-s", "2", *options]
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", START, str(pass_s), str(files), *arguments], pass_fds=fds, stderr=log, cwd=ROOT
+            [sys.executable, "-c", START, str(pass_s), str(files), *arguments],
+            pass_fds=fds,
+            stderr=log,
+            cwd=ROOT,
+            env={**os.environ, **({"STEPS": str(steps)} if steps else {})},
         )
     it = InferenceServer(process, int(listener.getsockname()[1]), path, log_file)
     try:

@@ -1,0 +1,168 @@
+"""Ten minutes at seventy percent of what the server can do: what its memory, files, threads and times do meanwhile.
+
+    make soak
+
+The demo's model by nf4 in a real server process. Eight connections that ask as fast as they are answered tell what it
+can do; then requests come at seven tenths of that, in JSON and binary in turn, whatever becomes of those before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from agent.adapters.server import ServerProcess
+from agent.adapters.sockets import listen_tcp, listen_unix
+from agent.deployment.models import Release, Served
+from agent.serving.memory import PAGE_BYTES
+from deploy.bench import page
+from deploy.bench.asking import Asker, Reply, milliseconds, request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KANJI = Path(__file__).parents[1] / "demo" / "kanji" / "checkpoint_best.pt"
+MODEL, METHOD, SHARE = "kanji", "nf4", 0.7
+CONNECTIONS, LEARN_S = 64, 5.0
+MOST_GROWTH_BYTES = 1 << 20
+"""A minute, over all but the first two, in which caches fill."""
+
+
+@dataclass(frozen=True)
+class Minute:
+    """What a minute was like."""
+
+    replies: list[Reply]
+    rss_bytes: int
+    files: int
+    threads: int
+
+
+def payloads() -> tuple[bytes, bytes]:
+    """Return one request in JSON and one in binary form."""
+    image = np.random.default_rng(0).random((1, 1, 64, 64), dtype=np.float32)
+    tensor = {"name": "input", "shape": list(image.shape), "datatype": "FP32"}
+    plain = json.dumps({"inputs": [{**tensor, "data": image.ravel().tolist()}]}).encode()
+    inputs = [{**tensor, "parameters": {"binary_data_size": image.nbytes}}]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    path, length = f"/v2/models/{MODEL}/infer", f"Inference-Header-Content-Length: {len(head)}\r\n"
+    return request(path, plain), request(path, head + image.tobytes(), length)
+
+
+async def capacity(port: int) -> float:
+    """Return the requests a second of eight connections that ask as fast as they are answered."""
+    answered, ends_at = 0, time.perf_counter() + LEARN_S
+
+    async def hammer() -> None:
+        nonlocal answered
+        asker = await Asker.connect(port)
+        while time.perf_counter() < ends_at:
+            for payload in payloads():
+                await asker.ask(payload)
+                answered += 1
+        asker.close()
+
+    await asyncio.gather(*(hammer() for _ in range(8)))
+    return answered / LEARN_S
+
+
+async def minutes(port: int, pid: int, rate: float, count: int, minute_s: float) -> list[Minute]:
+    """Ask at ``rate`` and look at the process after every minute."""
+    idle: asyncio.Queue[Asker] = asyncio.Queue()
+    for _ in range(CONNECTIONS):
+        idle.put_nowait(await Asker.connect(port))
+    forms = payloads()
+    loop = asyncio.get_running_loop()
+    began, sent, found = loop.time(), 0, []
+    for number in range(1, count + 1):
+        replies: list[Reply] = []
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def one(payload: bytes, replies: list[Reply] = replies) -> None:
+            asker = await idle.get()
+            replies.append(await asker.ask(payload))
+            idle.put_nowait(asker)
+
+        while loop.time() < began + number * minute_s:
+            task = asyncio.create_task(one(forms[sent % 2]))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            sent += 1
+            await asyncio.sleep(max(0.0, began + sent / rate - loop.time()))
+        await asyncio.gather(*tasks)
+        found.append(look(pid, replies))
+    return found
+
+
+def look(pid: int, replies: list[Reply]) -> Minute:
+    """Return what the process holds after a minute with these replies."""
+    rss = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+    files, threads = (sum(1 for _ in Path(f"/proc/{pid}/{each}").iterdir()) for each in ("fd", "task"))
+    return Minute(replies, rss, files, threads)
+
+
+def told(found: list[Minute], rate: float) -> tuple[str, bool]:
+    """Return the table with its verdicts, and whether all of them hold."""
+    late = found[2:] or found
+    growth = (late[-1].rss_bytes - late[0].rss_bytes) / max(1, len(late) - 1)
+    bad = sum(reply.status != 200 for minute in found for reply in minute.replies)  # noqa: PLR2004 - HTTP's own number
+    verdicts = {
+        f"all of {sum(len(minute.replies) for minute in found):,} requests were answered with 200": not bad,
+        f"resident memory grew by {growth / 1e6:+.2f} MB a minute after the second": growth < MOST_GROWTH_BYTES,
+        "no file and no thread more than after the first minute": all(
+            minute.files <= found[0].files and minute.threads <= found[0].threads for minute in found
+        ),
+    }
+    lines = [f"* {'met' if holds else 'missed'}: {what}" for what, holds in verdicts.items()]
+    head = ["minute", "requests", "p50 ms", "p99 ms", "longest ms", "resident MB", "files", "threads"]
+    table = page.markdown(head, list(_rows(found)))
+    return "\n".join([f"{rate:.0f} requests a second.", "", *lines, "", table]), all(verdicts.values())
+
+
+def _rows(found: list[Minute]) -> Iterator[list[str]]:
+    for number, minute in enumerate(found, 1):
+        times = milliseconds([reply.seconds for reply in minute.replies])
+        process = [f"{minute.rss_bytes / 1e6:.1f}", str(minute.files), str(minute.threads)]
+        yield [str(number), f"{len(minute.replies):,}", *times, *process]
+
+
+@click.command()
+@click.option("--minutes", "count", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--minute-s", type=click.FloatRange(min=1), default=60.0, hidden=True)
+@click.option("--output", "path", type=click.Path(path_type=Path, dir_okay=False), default=page.PAGE)
+def main(count: int, minute_s: float, path: Path) -> None:
+    """Keep a server busy and write what it did into the page at OUTPUT; status 1 when a verdict does not hold."""
+    with tempfile.TemporaryDirectory(prefix="nibbled-bench-") as name:
+        folder = Path(name)
+        options = ("--model-path", str(KANJI), "--method", METHOD, "--output", str(folder / "out"))
+        subprocess.run([sys.executable, "-m", "agent", "quantize", *options], check=True, stdout=subprocess.DEVNULL)
+        packed = str(next((folder / "out").glob("cnn*.safetensors")))
+        release = Release("soak", "1", "0" * 64, "cnn", METHOD, packed, "", 0, 0, 1.0, None, None, None)
+        http, control = listen_tcp("127.0.0.1", 0), listen_unix(folder / "control.sock")
+        with http, control:
+            server = ServerProcess(http, control, folder / "control.sock", options=("--device", "cpu"), silence_s=1e6)
+            try:
+                server.restore({MODEL: Served(MODEL, release)})
+                port = http.getsockname()[1]
+                rate = SHARE * asyncio.run(capacity(port))
+                assert server.pid is not None  # noqa: S101 - it has just answered
+                found = asyncio.run(minutes(port, server.pid, rate, count, minute_s))
+            finally:
+                server.stop(1.0)
+    text, holds = told(found, rate)
+    page.publish("soak", text, path)
+    raise SystemExit(not holds)
+
+
+if __name__ == "__main__":
+    main()
