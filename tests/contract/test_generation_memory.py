@@ -63,7 +63,7 @@ from agent.serving import network
 from agent.serving.generation.sampling import Sampling
 from agent.serving.generation.sequence import Order, TokenSequence
 from agent.serving.generation.stepper import Stepper
-from agent.serving.memory import reset_peak_rss, rss_bytes
+from agent.serving.memory import reset_peak_rss, rss_bytes, trim_heap
 
 class Kept:
     def push(self, token):
@@ -85,6 +85,7 @@ held = 0
 while len(stepper):
     for _, outcome in stepper.step():
         assert not isinstance(outcome, Exception), outcome
+    trim_heap()  # what the heap keeps for the next pass is part of the pass
     held = max(held, rss_bytes() - before)
 print(json.dumps({"was_reset": was_reset, "held": held, "peak": peak_rss_bytes() - before, **model.told()}))
 """
