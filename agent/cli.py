@@ -1,7 +1,7 @@
 """``nibbled``: the command of the device. Parses arguments and hands over; every command's work lives elsewhere.
 
-Imports are made inside the commands, so that ``nibbled run`` carries nothing that only another command needs.
-Exit status: 0 done, 1 it could not be done and a sentence on stderr says why, 2 wrong usage.
+Imports are made inside the commands, so that ``nibbled run`` carries nothing that only another command needs. What
+they end with stands in `agent.exits`.
 """
 # ruff: noqa: PLC0415 - see above
 
@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 import agent
+from agent import exits
 from agent.planning.gate import Thresholds
 from agent.planning.methods import BLOCKSIZES, DEFAULT_BLOCKSIZE, METHODS, MIXED, NAMES, compute_dtype
 
@@ -68,7 +69,13 @@ def _profiles(_context: click.Context, _option: click.Parameter, begun: str) -> 
 _CONFIG = click.option(
     "--config", type=click.Path(path_type=Path), help="TOML file; default /etc/nibbled/nibbled.toml if it exists."
 )
-_METHOD = click.option("--method", type=click.Choice(["auto", *NAMES]), default="auto", show_default=True)
+_METHOD = click.option(
+    "--method",
+    type=click.Choice(["auto", *NAMES]),
+    default="auto",
+    show_default=True,
+    help="auto decides by model, memory and the matrix.",
+)
 _BLOCKSIZE = click.option(
     "--blocksize",
     type=click.Choice([str(size) for size in BLOCKSIZES]),
@@ -96,7 +103,13 @@ _REQUEST = (
     ),
     click.option("--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Inputs compared at most."),
     _BLOCKSIZE,
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute; auto takes a GPU that torch sees.",
+    ),
     click.option(
         "--min-agreement",
         type=_SHARE,
@@ -142,6 +155,9 @@ def run(config: Path | None) -> None:
     # structlog imports rich and greenlet where it finds them, for tracebacks that a daemon never draws and threads that
     # it does not have: 4 MiB of a process that has to stay below 64.
     sys.modules["rich"] = sys.modules["greenlet"] = None  # type: ignore[assignment]
+    from agent.later import postpone
+
+    postpone("asyncio")  # which structlog has for coroutines: nobody writes one here, and it takes 1.4 MiB
     from agent import logs, settings
     from agent.adapters.journal import JournalVersionError
     from agent.logbook import Logbook
@@ -169,7 +185,7 @@ def doctor(*, config: Path | None, as_json: bool) -> None:
     in a process of their own. The broker is asked through the running agent; only where none runs is a connection
     made, and a message that changes nothing sent on the device's own presence.
 
-    Run it as the user of the service: sudo -u nibbled nibbled doctor. Exit status 1 if something failed.
+    Run it as the user of the service: sudo -u nibbled nibbled doctor.
     """
     from agent.console.doctor import examine
 
@@ -182,10 +198,7 @@ def doctor(*, config: Path | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what the agent says; with --watch, a line each time.")
 @_explained()
 def status(*, config: Path | None, watch: bool, as_json: bool) -> None:
-    """Show what the running agent serves and does, on one screen.
-
-    Exit status 0 while it is ok or degraded, 1 if it is failing, 4 if no agent answers.
-    """
+    """Show what the running agent serves and does, on one screen."""
     from agent.console.status import show
 
     sys.exit(show(config, watch=watch, as_json=as_json))
@@ -262,7 +275,7 @@ def compare(*, request: Request, methods: tuple[str, ...], output: Path, as_json
 
 
 @main.command()
-@click.argument("checkpoint", metavar="CHECKPOINT_OR_URL", required=False)
+@click.argument("checkpoint", metavar="[CHECKPOINT_OR_URL]", required=False)
 @click.option(
     "--profile",
     "profile_name",
@@ -278,14 +291,20 @@ def compare(*, request: Request, methods: tuple[str, ...], output: Path, as_json
     "--matrix", "matrix_file", type=click.Path(dir_okay=False, path_type=Path), help="Rows of your own (TOML)."
 )
 @click.option("--matrix-only", is_flag=True, help="Follow the matrix to the letter.")
-@click.option("--purpose", type=click.Choice(["serve", "research"]), default="serve", show_default=True)
+@click.option(
+    "--purpose",
+    type=click.Choice(["serve", "research"]),
+    default="serve",
+    show_default=True,
+    help="As planning.purpose of a device: research compares nf4 with fp4.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the decision record as JSON.")
 @_explained()
 def plan(checkpoint: str | None, *, as_json: bool, **asked: Any) -> None:
     """Explain what this device, or one of a profile, would do with a checkpoint, and why; nothing is built.
 
-    CHECKPOINT_OR_URL is a file or a Hugging Face model here, or an address with http, https or file. "list" as the
-    profile names all profiles. Exit status 1 if nothing fits.
+    CHECKPOINT_OR_URL is a file or a Hugging Face model here, or an address with http, https or file. Only
+    --profile list, which names all profiles, goes without.
     """
     from agent.workbench import shell
 
@@ -311,7 +330,7 @@ def methods(blocksize: int) -> None:
 
 @main.command()
 @click.argument("artifact", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--to", "target", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option("--to", "target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: beside the artifact.")
 @_explained()
 def export(artifact: Path, target: str, output: Path | None) -> None:
@@ -319,6 +338,9 @@ def export(artifact: Path, target: str, output: Path | None) -> None:
     from agent.workbench import shell
 
     shell.export(artifact, output or artifact.with_suffix(f".{target}"))
+
+
+exits.explain(main, "nibbled")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import socket
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from agent.adapters import directories
+from agent.adapters import directories, identity
 from agent.adapters.broker import Broker
 from agent.adapters.download.downloader import Downloader
 from agent.adapters.download.policy import Policy as DownloadPolicy
 from agent.adapters.sockets import listen_tcp, listen_unix
-from agent.adapters.tls import check_server_files
+from agent.adapters.tls import TlsFiles, check_server_files
 from agent.contract.matrix import MatrixError, parse_toml
 from agent.devices import system, tegra
 from agent.planning.matrix import MATRIX
@@ -19,12 +21,12 @@ from agent.planning.model_types import MODEL_TYPES
 from agent.tokens import TokenFileError, read_tokens
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from pathlib import Path
 
+    from agent.devices.chain import SelfTest
     from agent.planning.matrix import Row
-    from agent.settings import Serving, Settings
+    from agent.settings import Mqtt, Serving, Settings
 
 
 class StartError(Exception):
@@ -42,11 +44,6 @@ def prepare(state_dir: Path) -> Path:
 
 def listen(serving: Serving) -> socket.socket:
     """Return the socket of the inference API, bound and listening, with the files that guard it in order."""
-    if not serving.is_local and serving.token_file is None and not serving.allow_anonymous:
-        raise StartError(
-            f"serving.host {serving.host} is reached from other machines: set serving.token_file, "
-            "or serving.allow_anonymous = true to answer everyone"
-        )
     for name in ("token_file", "admin_token_file"):
         check_tokens(f"serving.{name}", getattr(serving, name))
     if serving.cert_file is not None and serving.key_file is not None:
@@ -89,6 +86,10 @@ def _listen(host: str, port: int, key: str) -> socket.socket:
     try:
         return listen_tcp(host, port)
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
+            raise StartError(
+                f"serving.host {host}: {error.strerror or error}; name an address of this machine, such as 127.0.0.1"
+            ) from None
         raise StartError(f"{key} {port} on {host}: {error.strerror or error}; choose another one") from None
 
 
@@ -171,6 +172,8 @@ def downloader(settings: Settings, rate: Callable[[], int]) -> Downloader:
         ca_file=str(downloads.ca_file) if downloads.ca_file else None,
         token_files={host: str(path) for host, path in downloads.token_files.items()},
         store_files={bucket: str(path) for bucket, path in downloads.store_files.items()},
+        hugging_face_endpoint=downloads.hugging_face_endpoint,
+        mlflow_tracking_uri=downloads.mlflow_tracking_uri,
     )
     return Downloader(policy, rate=rate, boot=None if boot == system.UNKNOWN_BOOT else boot)
 
@@ -197,6 +200,17 @@ def broker(settings: Settings) -> Broker:
     )
 
 
+def tls_files(mqtt: Mqtt) -> TlsFiles:
+    """Return where the certificates for the broker lie."""
+    return TlsFiles(*(str(path) if path else None for path in (mqtt.ca_file, mqtt.cert_file, mqtt.key_file)))
+
+
+def differing_names(settings: Settings) -> list[str]:
+    """Return a sentence for each name that the broker may know this device by and that is not its id."""
+    known = identity.names(settings.mqtt.username, tls_files(settings.mqtt))
+    return identity.differences(settings.device_id, known)
+
+
 def known_types() -> frozenset[str]:
     """Every name that a deploy may give as its model type: built in, an alias, or a plug-in's."""
     names = {alias for info in MODEL_TYPES.values() for alias in (info.name, *info.aliases)}
@@ -206,3 +220,27 @@ def known_types() -> frozenset[str]:
 def hardware() -> str | None:
     """Return the board's name, as a manifest's audience may have it."""
     return tegra.read().model
+
+
+def inference_url(listener: socket.socket, serving: Serving) -> str:
+    """Return where inference is asked for, as people would type it."""
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if serving.cert_file else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v2"
+
+
+def address(listener: socket.socket | None) -> str | None:
+    """Return the address that a socket listens on, None without one."""
+    return None if listener is None else "{}:{}".format(*listener.getsockname()[:2])
+
+
+def capabilities(settings: Settings, tested: SelfTest | None, board: str | None) -> dict[str, Any]:
+    """Return what ``capabilities`` says of a device, as far as its self-test has ended."""
+    return {
+        "methods": dict(tested.methods) if tested else {},
+        "model_types": list(MODEL_TYPES),
+        "versions": {**(tested.versions if tested else {}), "cuda": tested.cuda if tested else None},
+        "hardware": board,
+        "groups": settings.mqtt.groups,
+        "labels": settings.labels,
+    }

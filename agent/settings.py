@@ -7,96 +7,68 @@ Lower floors receive values from here, never the settings object.
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
 import os
 import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
-from agent import credentials
+from agent import complaints, credentials, environment
 from agent.contract.config import (
     BudgetSize,
+    Flag,
     HealthInterval,
     Margin,
+    Number,
     Patience,
     Size,
     Soak,
     Total,
     WatchInterval,
     WatchMode,
+    Whole,
 )
-from agent.contract.secrets import redacted
-from agent.contract.topics import Id
-from agent.contract.wire import complaint
+from agent.contract.topics import Id, Prefix
+from agent.environment import Environment
 from agent.planning.memory import SERVED_ROWS
+from agent.setting_types import Endpoint, Host, Label, PemPath, Port, TokenPath, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_FILE = Path("/etc/nibbled/nibbled.toml")
+SERVICE_CREDENTIALS = Path("/run/credentials/nibbled.service")
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names file, keys and what was expected."""
 
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-def _is_path(path: Path) -> Path:
-    if "-----BEGIN" in str(path):
-        raise ValueError("give the path of a file, not what is in it")
-    return path
-
-
-PemPath = Annotated[Path, AfterValidator(_is_path)]
-
-
-def _is_token_path(path: Path) -> Path:
-    if not path.is_absolute():
-        # Also what is neither here nor there: a token in place of its file would be shown by every error.
-        raise ValueError("give the absolute path of a file, not the token")
-    return path
-
-
-TokenPath = Annotated[Path, AfterValidator(_is_token_path)]
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Mqtt(_Section):
     """The broker."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 1883
-    topic_prefix: str = "edge/v1"
+    topic_prefix: Prefix = "edge/v1"
     protocol: Literal["5", "3.1.1"] = "5"
     transport: Literal["tcp", "websockets"] = "tcp"
     username: str | None = None
     password: SecretStr | None = None
     password_file: Path | None = None
-    tls: bool | None = None
+    tls: Flag | None = None
     ca_file: PemPath | None = None
     cert_file: PemPath | None = None
     key_file: PemPath | None = None
@@ -126,49 +98,54 @@ class Mqtt(_Section):
 class Serving(_Section):
     """The inference server."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     http_port: Port = 8000
     grpc_port: Port | None = None
     token_file: TokenPath | None = None
     admin_token_file: TokenPath | None = None
-    allow_anonymous: bool = False
+    allow_anonymous: Flag = False
     cert_file: PemPath | None = None
     key_file: PemPath | None = None
     max_body: Size = 64 * 2**20
-    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 768
-    head_s: Annotated[float, Field(gt=0, le=600)] = 10.0
-    body_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    log_every: Annotated[int, Field(ge=0)] = 0
+    max_connections: Annotated[Whole, Field(ge=1, le=100_000)] = 768
+    head_s: Annotated[Number, Field(gt=0, le=600)] = 10.0
+    body_s: Annotated[Number, Field(gt=0, le=3600)] = 60.0
+    log_every: Annotated[Whole, Field(ge=0)] = 0
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
-    drain_s: Annotated[float, Field(ge=0, le=600)] = 10.0
-    hold_s: Annotated[float, Field(ge=0, le=600)] = 30.0
-    silence_s: Annotated[float, Field(ge=2, le=3600)] = 30.0
-    max_batch_rows: Annotated[int, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
-    max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    threads: Annotated[Whole, Field(ge=1, le=256)] = 1
+    drain_s: Annotated[Number, Field(ge=0, le=600)] = 10.0
+    hold_s: Annotated[Number, Field(ge=0, le=600)] = 30.0
+    silence_s: Annotated[Number, Field(ge=2, le=3600)] = 30.0
+    max_batch_rows: Annotated[Whole, Field(ge=1, le=SERVED_ROWS)] = SERVED_ROWS
+    max_delay_ms: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     residency: Literal["packed", "unpacked", "auto"] = "packed"
     compile: Literal["off", "auto"] = "off"
     cuda_graphs: Literal["off", "auto"] = "off"
-    max_queue: Annotated[int, Field(ge=1, le=65536)] = 256
+    max_queue: Annotated[Whole, Field(ge=1, le=65536)] = 256
 
     @model_validator(mode="after")
-    def _files_belong_together(self) -> Serving:
+    def _agrees(self) -> Serving:
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file belong together")
+        if not self.is_local and self.token_file is None and not self.allow_anonymous:
+            raise ValueError(
+                f"host {self.host} is reached from other machines; expected token_file (or the credential "
+                "serving.token), or allow_anonymous = true to answer everyone"
+            )
         return self
 
     @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can connect."""
-        return _is_local(self.host)
+        return is_local(self.host)
 
 
 class Status(_Section):
     """The agent's own port: status page, /metrics, /healthz."""
 
-    enabled: bool = True
-    host: str = "127.0.0.1"
+    enabled: Flag = True
+    host: Host = "127.0.0.1"
     port: Port = 8002
     token_file: TokenPath | None = None
     allowed_hosts: tuple[str, ...] = ()
@@ -176,28 +153,31 @@ class Status(_Section):
     @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can connect."""
-        return _is_local(self.host)
+        return is_local(self.host)
 
 
 class Downloads(_Section):
     """Where checkpoints may come from, and what fetching them may take."""
 
-    allowed_schemes: tuple[Literal["https", "http", "file", "s3", "gs", "az"], ...] = ("https",)
+    allowed_schemes: tuple[Literal["https", "http", "file", "s3", "gs", "az", "hf", "models", "oci"], ...] = ("https",)
     allowed_hosts: tuple[str, ...] = ()
     ca_file: PemPath | None = None
-    stall_s: Annotated[float, Field(gt=0)] = 30.0
+    stall_s: Annotated[Number, Field(gt=0)] = 30.0
     min_bytes_per_s: Size = 1024
     max_bytes_per_s: Size = 0
     max_size: Annotated[Size, Field(gt=0)] = 64 * 2**30
     disk_reserve: Size = 64 * 2**20
-    token_files: dict[str, Path] = {}
+    token_files: dict[str, TokenPath] = {}
     store_files: dict[str, Path] = {}
+    hugging_face_endpoint: Endpoint = "https://huggingface.co"
+    mlflow_tracking_uri: Endpoint | None = None
 
 
 class Trust(_Section):
     """Who may deploy."""
 
-    require_signature: bool = True
+    require_signature: Flag = True
+    require_command_signature: Flag = False
     keys_dir: Path = Path("/etc/nibbled/trust.d")
 
 
@@ -219,14 +199,14 @@ class Deployment(_Section):
 
     soak_s: Soak = 10.0
     total_s: Total = 43_200.0
-    build_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    build_threads: Annotated[Whole, Field(ge=1, le=256)] = 1
 
 
 class Planning(_Section):
     """How the method for a model is chosen."""
 
     matrix_file: Path | None = None
-    matrix_only: bool = False
+    matrix_only: Flag = False
     purpose: Literal["serve", "research"] = "serve"
 
 
@@ -268,6 +248,7 @@ class Settings(BaseSettings):
 
     device_id: Id = Field(default_factory=lambda: re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:64] or "device")
     state_dir: Path = Path("/var/lib/nibbled")
+    labels: dict[Id, Label] = {}
     mqtt: Mqtt = Mqtt()
     serving: Serving = Serving()
     status: Status = Status()
@@ -290,19 +271,19 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - ours reads the types
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment before credentials and file, which may not both give a value."""
-        file = TomlConfigSettingsSource(settings_cls)
-        given = credentials.read(_credentials_directory())
-        twice = [key for key in credentials.given_twice(given, file()) if key not in _in(env_settings())]
+        file, variables = TomlConfigSettingsSource(settings_cls), Environment(settings_cls)
+        given = credentials.read(_credentials_directory(settings_cls.model_config.get("toml_file")))
+        twice = [key for key in credentials.given_twice(given, file()) if key not in _in(variables())]
         if twice:
             raise ConfigError(
                 f"  {', '.join(twice)}: given here and as a credential of the service; expected one of them"
             )
-        return init_settings, env_settings, InitSettingsSource(settings_cls, given), file
+        return init_settings, variables, InitSettingsSource(settings_cls, given), file
 
 
 def load(path: Path | None = None) -> Settings:
@@ -312,63 +293,62 @@ def load(path: Path | None = None) -> Settings:
         path: the file; None means the default file if it exists, else defaults and environment alone.
 
     Raises:
-        ConfigError: naming the file, every wrong key at once and, for a misspelt one, the nearest that exists.
+        ConfigError: naming the file, every wrong key and variable at once and, for a misspelt one, the nearest that
+            exists.
     """
     file = path or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
-    if file is not None and not file.is_file():
-        raise ConfigError(f"{file}: no such file; see configs/ for examples")
+    text = "" if file is None else _read(file)
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=file)
 
+    in_file: list[str] = []
+    in_environment = environment.unknown(Settings)
     try:
-        return FromFile()
+        found = FromFile()
     except ValidationError as error:
-        complaints = "\n".join(f"  {_complaint(item)}" for item in error.errors(include_url=False))
-        raise ConfigError(f"{file or 'environment'}:\n{complaints}") from None
+        in_file, wrong = complaints.told(error.errors(include_url=False), Settings, Environment(Settings)())
+        in_environment += wrong
+    except environment.NoJsonError as error:
+        in_environment.append(str(error))
     except ConfigError as error:
         raise ConfigError(f"{file or 'environment'}:\n{error}") from None
     except credentials.UnknownCredentialError as error:
-        raise ConfigError(f"{_credentials_directory()}:\n  {error}") from None
+        raise ConfigError(f"{_credentials_directory(file)}:\n  {error}") from None
     except ValueError as error:  # TOMLDecodeError is one
-        raise ConfigError(f"{file}: {error}") from None
+        raise ConfigError(f"{file}: {complaints.twice(error, text)}") from None
+    if not in_file and not in_environment:
+        return found
+    blocks = ((file or "defaults and environment", in_file), ("environment", in_environment))
+    raise ConfigError("\n".join("\n  ".join([f"{where}:", *lines]) for where, lines in blocks if lines))
 
 
 def fixed_by_environment() -> frozenset[str]:
     """Return the keys, written ``section.key``, that the environment gives a value to."""
-    return _in(EnvSettingsSource(Settings)())
+    return _in(Environment(Settings)())
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file; see configs/ for examples") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{file}: is a directory, expected a file; see configs/ for examples") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from None
 
 
 def _in(given: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(f"{section}.{key}" for section, body in given.items() if isinstance(body, dict) for key in body)
 
 
-def _credentials_directory() -> Path | None:
+def _credentials_directory(file: object) -> Path | None:
+    """Return what systemd names; for a command beside the service, what that has, if this user may look into it."""
     named = os.environ.get("CREDENTIALS_DIRECTORY")
-    return Path(named) if named else None
-
-
-def _complaint(item: Any) -> str:
-    keys = [str(part) for part in item["loc"]]
-    where = ".".join(keys)
-    if item["type"] == "value_error" and isinstance(item["input"], dict):  # a contradiction: the text names its keys
-        return f"{where or 'settings'}: {item['ctx']['error']}"
-    if item["type"] != "extra_forbidden":
-        return f"{where}: {complaint(item)}, got {_shown(keys, item['input'])}"
-    known = _known(keys[:-1])
-    close = difflib.get_close_matches(keys[-1], known, n=1)
-    return f"{where}: unknown key; {f'did you mean {close[0]}?' if close else 'known: ' + ', '.join(known)}"
-
-
-def _shown(keys: list[str], value: Any) -> str:
-    return "***" if any("password" in key or "token" in key for key in keys) else redacted(repr(value))[:80]
-
-
-def _known(path: list[str]) -> list[str]:
-    section: type[BaseModel] = Settings
-    for key in path:
-        kind = section.model_fields[key].annotation if key in section.model_fields else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return []
-        section = kind
-    return list(section.model_fields)
+    if named:
+        return Path(named)
+    is_seen = file == DEFAULT_FILE and os.access(SERVICE_CREDENTIALS, os.R_OK | os.X_OK)
+    return SERVICE_CREDENTIALS if is_seen else None

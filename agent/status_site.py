@@ -41,6 +41,11 @@ class OverheardTransport:
         """Whether the broker is there now."""
         return self._transport.is_connected
 
+    @property
+    def connection(self) -> int | None:
+        """Number of the connection that stands, None without one."""
+        return self._transport.connection
+
     def publish(self, report: Report) -> None:
         """Send a report that may be lost."""
         self._hear(report)

@@ -14,35 +14,27 @@ import structlog
 
 import agent
 from agent import parts, self_test, status_site
-from agent.adapters import systemd
+from agent.adapters import identity, systemd
 from agent.adapters.artifacts import ArtifactStore
 from agent.adapters.builder import BuilderProcess
 from agent.adapters.clock import SystemClock
 from agent.adapters.journal import SqliteJournal
 from agent.adapters.lessons import LessonFile
 from agent.adapters.mqtt import MqttTransport
+from agent.adapters.mqtt_expiry import ExpiredStates
 from agent.adapters.processes import give_memory_back, use_one_arena
 from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
+from agent.core import Core
 from agent.deployment.admission import terms
-from agent.deployment.answering import Answering
-from agent.deployment.engine import Engine
-from agent.deployment.foresight import Foresight
-from agent.deployment.guard import MemoryGuard
 from agent.deployment.inbox import CapabilitiesKnown, ServerLost, Stop
-from agent.deployment.intake import Intake
-from agent.deployment.keeper import Keeper
 from agent.deployment.limits import LimitedDevice
-from agent.deployment.lookout import Lookout
-from agent.deployment.losses import Losses
-from agent.deployment.planner import Planner, budget_for
+from agent.deployment.planner import budget_for
 from agent.deployment.ports import Ports
-from agent.deployment.pursuit import Pursuit
-from agent.deployment.reporting import Reporting, describe_operation, describe_served
+from agent.deployment.reporting import describe_operation, describe_served
 from agent.deployment.runner import Runner
-from agent.deployment.steps import Steps
 from agent.devices import system
 from agent.devices.probe import DeviceProbe
 from agent.health.board import Board
@@ -54,19 +46,19 @@ from agent.health.trail import AlarmTrail, teller
 from agent.health.trying import World
 from agent.live import LiveSettings
 from agent.logbook import Logbook
-from agent.planning.model_types import MODEL_TYPES
 from agent.settings import fixed_by_environment
 from agent.status_site import OverheardTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    from agent.deployment.models import Release, Served
+    from agent.deployment.models import Release
     from agent.health.web import StatusSite
     from agent.settings import Settings
 
 log = structlog.get_logger("supervisor")
+FIRST_MODELS_S = 60.0
+"""How long the self-test waits for what was served before to be served again."""
 STOP_MARGIN_S = 30.0
 """What stopping may take besides the drain: the step that is interrupted, a last report, a journal on a slow card."""
 
@@ -90,9 +82,10 @@ class Supervisor:
         self._control_path = state_dir / "run" / "control.sock"
         self._http, self._control = parts.listen(settings.serving), parts.listen_control(self._control_path)
         self._grpc = parts.listen_grpc(settings.serving)
+        self._url = parts.inference_url(self._http, settings.serving)
         self._logbook.keep_in(state_dir / "logs" / "agent.jsonl")
         self._clock = SystemClock()
-        matrix = parts.matrix(settings)
+        self._matrix = parts.matrix(settings)
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
         self._board = Board(self._topics, self._shown)
         self._journal = SqliteJournal(state_dir / "journal.db", self._board.hear)
@@ -108,52 +101,38 @@ class Supervisor:
         self._boot_id = system.boot_id()
         self._server = self._make_server()
         self._transport = self._make_transport()
+        self._expired = ExpiredStates(self._journal, self._topics, self._clock, is_owed=settings.mqtt.protocol != "5")
         self._told = OverheardTransport(self._transport, self._board.hear)
-        self._runner = Runner(after=give_memory_back)
+        self._runner = Runner(name="steps", after=give_memory_back)
+        self._server_runner = Runner(name="server-steps")
         self._store = ArtifactStore(state_dir, settings.downloads.disk_reserve)
-        self._ports = self._make_ports(state_dir)
-        self._planner = Planner(self._ports, lambda: self._live.policy(matrix))
-        self._guard = self._make_guard()
-        self._keeper = Keeper(
-            self._journal,
-            self._server,
-            self._store,
-            self._runner,
-            on_change=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
-        )
-        self._reporting = Reporting(
-            self._topics,
-            self._clock,
-            boot_id=self._boot_id,
-            agent=agent.__version__,
-            facts=self._facts,
-            selected=self._keeper.selected,
-        )
-        self._losses = Losses(self._journal, self._reporting, self._transport, self._clock)
-        self._pursuit = Pursuit(self._journal, self._live, self._reporting, settings.mqtt.groups)
-        self._engine = self._make_engine()
-        self._lookout = self._make_lookout()
-        trail = teller(self._journal, self._reporting, self._transport)
-        self._alarms = AlarmTrail(trail, own=lambda: self._guard.alarms)
+        self._hardware = parts.hardware()
+        self._core = self._make_core(state_dir)
+        trail = teller(self._journal, self._core.reporting, self._transport)
+        self._alarms = AlarmTrail(trail, own=lambda: self._core.guard.alarms)
         self._health = self._make_health(state_dir)
         self._meter = Meter(lambda: self._server.status(timeout_s=2.0), self._clock.monotonic)
         self._page_access = status_site.access(settings)
         self._is_stopping = False
+        self._has_restored = threading.Event()
         self._site = self._make_site()
         self._testing = threading.Thread(target=self._learn_capabilities, name="self-test", daemon=True)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._engine.post(Stop()))
-        addresses = {"inference": self._inference_url(), "grpc": self._grpc_address()}
+            signal.signal(number, lambda *_: self._core.engine.post(Stop()))
+        addresses = {"inference": self._url, "grpc": parts.address(self._grpc)}
         log.info("starting", device=self._settings.device_id, agent=agent.__version__, **addresses)
+        for detail in parts.differing_names(self._settings):
+            log.warning("identity_differs", detail=detail, hint=identity.NEXT_STEP)
         self._runner.start()
-        self._engine.recover()
+        self._server_runner.start()
+        self._core.engine.recover()
         self._transport.start()
         self._health.start()
         self._testing.start()
-        self._lookout.start()
+        self._core.lookout.start()
         if self._site is not None:
             self._site.start()
             log.info("page", url=self._site.url)
@@ -164,32 +143,32 @@ class Supervisor:
         def turned() -> None:
             watchdog.feed()
             status.look()
+            if self._expired.look():
+                self._transport.flush()
 
         try:
-            self._engine.run(turned)
+            self._core.engine.run(turned)
         finally:
             self._stop()
 
     def _stop(self) -> None:
         log.info("stopping")
         drain_s = self._settings.serving.drain_s
-        allowed_s = drain_s + STOP_MARGIN_S
-        systemd.notify("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={int(allowed_s * 1e6)}")
+        systemd.notify("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={int((drain_s + STOP_MARGIN_S) * 1e6)}")
         self._is_stopping = True
-        self._engine.interrupt_steps()
-        self._lookout.stop()
+        self._core.engine.interrupt_steps()
+        self._core.keeper.stop()
+        self._core.lookout.stop()
         self._health.stop()
         self._server.stop(drain_s)
-        if not self._runner.stop(timeout_s=10.0):
+        have_ended = [runner.stop(timeout_s=10.0) for runner in (self._server_runner, self._runner)]
+        if not all(have_ended):
             log.warning("step_abandoned")
         self._transport.stop("shutdown")
         if self._site is not None:
             self._site.stop()
         self._journal.close()
-        self._http.close()
         self._control.close()
-        if self._grpc is not None:
-            self._grpc.close()
         self._control_path.unlink(missing_ok=True)
         log.info("stopped")
         self._logbook.close()
@@ -202,7 +181,7 @@ class Supervisor:
             grpc=self._grpc,
             options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
             silence_s=self._settings.serving.silence_s,
-            on_exit=lambda detail: self._engine.post(ServerLost(detail)),
+            on_exit=lambda detail: self._core.engine.post(ServerLost(detail)),
             terms=self._terms,
         )
 
@@ -219,8 +198,8 @@ class Supervisor:
             boot_id=self._boot_id,
             agent=agent.__version__,
             groups=self._settings.mqtt.groups,
-            overhears=lambda: self._losses.is_owed,
-            post=lambda message: self._engine.post(message),  # noqa: PLW0108 - the engine is made later
+            overhears=lambda: self._core.losses.is_owed,
+            post=lambda message: self._core.engine.post(message),  # noqa: PLW0108 - the engine is made later
         )
 
     def _make_ports(self, state_dir: Path) -> Ports:
@@ -228,57 +207,25 @@ class Supervisor:
         downloader = parts.downloader(self._settings, self._live.download_rate)
         return Ports(self._clock, downloader, self._store, self._builder, self._device, self._server, lessons)
 
-    def _make_guard(self) -> MemoryGuard:
-        return MemoryGuard(
-            Foresight(self._planner).would_choose,
-            self._live.watch_policy,
-            on_alarm=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
-        )
-
-    def _make_lookout(self) -> Lookout:
-        return Lookout(
-            self._device,
-            self._clock,
-            interval_s=lambda: self._live.current.watch.interval_s,
-            is_wanted=lambda: self._live.current.watch.mode != "off",
-            post=self._engine.post,
-        )
-
-    def _make_engine(self) -> Engine:
+    def _make_core(self, state_dir: Path) -> Core:
         settings = self._settings
-        identity = Identity(settings.device_id, frozenset(settings.mqtt.groups), parts.hardware())
-        return Engine(
+        return Core(
+            self._live,
+            self._make_ports(state_dir),
             journal=self._journal,
             transport=self._told,
-            intake=Intake(
-                self._journal,
-                self._keys,
-                self._clock,
-                identity,
-                self._live,
-                require_signature=settings.trust.require_signature,
-                model_types=parts.known_types(),
-                generation=lambda: self._pursuit.generation,
-            ),
-            answering=self._make_answering(),
-            pursuit=self._pursuit,
-            guard=self._guard,
-            steps=lambda: Steps(self._ports, self._planner, soak_s=self._live.current.deployment.soak_s),
+            signatures=self._keys,
+            logs=self._logbook,
             runner=self._runner,
-            reporting=self._reporting,
-            keeper=self._keeper,
-            losses=self._losses,
-            clock=self._clock,
-            total_s=lambda: self._live.current.deployment.total_s,
-        )
-
-    def _make_answering(self) -> Answering:
-        return Answering(
-            self._journal,
-            self._reporting,
-            self._live,
-            self._logbook,
-            self._clock,
+            server_runner=self._server_runner,
+            topics=self._topics,
+            identity=Identity(settings.device_id, frozenset(settings.mqtt.groups), self._hardware),
+            boot_id=self._boot_id,
+            agent=agent.__version__,
+            model_types=parts.known_types(),
+            policy=lambda: self._live.policy(self._matrix),
+            facts=self._facts,
+            on_serving=self._on_serving,
             on_status=lambda: self._health.report_now(),  # noqa: PLW0108 - made later
         )
 
@@ -298,13 +245,15 @@ class Supervisor:
 
     def _make_site(self) -> StatusSite | None:
         world = World(
-            served=lambda: self._keeper.selected(self._journal.served()),
+            served=lambda: self._core.keeper.selected(self._journal.served()),
             server=self._server,
             store=self._store,
             device=self._device,
             builder=self._builder,
             submit=self._runner.submit,
-            is_busy=lambda: self._is_stopping or any(not each.is_deferred for each in self._engine.open_operations),
+            is_busy=lambda: (
+                self._is_stopping or any(not each.is_deferred for each in self._core.engine.open_operations)
+            ),
             target=self._settings.serving.device,
         )
         return status_site.make(
@@ -313,60 +262,53 @@ class Supervisor:
             access=self._page_access,
             board=self._board,
             world=world,
-            post=self._engine.post,
+            post=self._core.engine.post,
         )
 
+    def _on_serving(self) -> None:
+        self._has_restored.set()
+        self._health.report_now()
+
     def _learn_capabilities(self) -> None:
+        if self._journal.served():
+            # Both load torch, which takes memory, and seconds of a core: who serves goes first.
+            self._has_restored.wait(FIRST_MODELS_S)
+        if self._is_stopping:
+            return
+        log.info("self_test_started")
         self._probe.self_test()
         self._device.budget()  # looked at here, so that no report has to wait for a driver
-        self._engine.post(CapabilitiesKnown())
+        self._core.engine.post(CapabilitiesKnown())
 
-    def _facts(self, served: Mapping[str, Served]) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         tested, budget = self._probe.tested, self._device.last_budget()
         return {
             "memory": budget.to_json() if budget else {},
             "trust": {"require_signature": self._settings.trust.require_signature},
-            "config": self._live.overrides(),
-            **self._pursuit.facts(served),
-            "capabilities": {
-                "methods": dict(tested.methods) if tested else {},
-                "model_types": list(MODEL_TYPES),
-                "versions": {**(tested.versions if tested else {}), "cuda": tested.cuda if tested else None},
-            },
+            "capabilities": parts.capabilities(self._settings, tested, self._hardware),
         }
 
     def _engine_facts(self) -> dict[str, Any]:
-        operations = self._engine.open_operations
-        return {
-            "mode": str(self._keeper.mode),
-            "problem": self._keeper.problem,
-            "alarms": [*self._guard.alarms, *self._transport.alarms, *self._keys.problems()],
-            "served": list(self._journal.served()),
-            "operations": [{"id": each.id, "state": str(each.state), "phase": str(each.phase)} for each in operations],
-            "server_starts": self._server.starts,
-            "broker_connected": self._transport.is_connected,
-        }
+        alarms = [*self._transport.alarms, *self._keys.problems()]
+        return self._core.health(alarms=alarms, server_starts=self._server.starts)
 
     def _sentence(self) -> str:
-        return sentence(
-            self._health.body,
-            self._engine.open_operations,
-            str(self._keeper.mode),
-            is_connected=self._transport.is_connected,
-        )
+        operations, mode = self._core.engine.open_operations, str(self._core.keeper.mode)
+        is_connected, is_restoring = self._transport.is_connected, self._core.keeper.is_restoring
+        return sentence(self._health.body, operations, mode, is_connected=is_connected, is_restoring=is_restoring)
 
     def _status(self) -> dict[str, Any]:
-        served = self._keeper.selected(self._journal.served())
-        recent = self._journal.recent_operations(20)
+        current = self._journal.served()
+        served = self._core.keeper.selected(current)
         return {
             "device_id": self._settings.device_id,
             "agent": agent.__version__,
             "broker": f"{self._settings.mqtt.host}:{self._settings.mqtt.port}",
             "connection": {"connected": self._transport.is_connected, "echo": self._transport.is_echoed},
-            "inference": self._inference_url(),
+            "inference": self._url,
             "health": self._health.body,
-            "models": {name: describe_served(item) for name, item in served.items()},
-            "operations": [describe_operation(each) for each in recent],
+            "models": {name: describe_served(item, current[name].current) for name, item in served.items()},
+            "operations": [describe_operation(each) for each in self._journal.recent_operations(20)],
         }
 
     def _shown(self) -> dict[str, Any]:
@@ -378,11 +320,3 @@ class Supervisor:
             memory=budget.to_json() if budget else {},
             more={"methods": usable, "access": self._page_access.to_json()},
         )
-
-    def _inference_url(self) -> str:
-        host, port = self._http.getsockname()[:2]
-        scheme = "https" if self._settings.serving.cert_file else "http"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v2"
-
-    def _grpc_address(self) -> str | None:
-        return "{}:{}".format(*self._grpc.getsockname()[:2]) if self._grpc is not None else None

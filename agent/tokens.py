@@ -58,8 +58,7 @@ def read_tokens(path: Path) -> Tokens:
             mode = stat.S_IMODE(path.stat().st_mode)
             text = file.read(65_536).decode("ascii")
     except OSError as error:
-        hint = f"; {how_to_keep(path)}" if isinstance(error, PermissionError) else ""
-        raise TokenFileError(f"{path}: {error.strerror or error}{hint}") from None
+        raise TokenFileError(f"{path}: {error.strerror or error}{_next_step(path, error)}") from None
     except UnicodeDecodeError:
         raise TokenFileError(f"{path}: holds something that is no token") from None
     if mode & (stat.S_IRWXO | stat.S_IWGRP):
@@ -75,6 +74,12 @@ def read_tokens(path: Path) -> Tokens:
                 "make one: openssl rand -hex 32"
             )
     return Tokens(frozenset(hashlib.sha256(token.encode()).digest() for token in tokens))
+
+
+def _next_step(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"; make one: (umask 027; openssl rand -hex 32 > {path}), and then {how_to_keep(path)}"
+    return f"; {how_to_keep(path)}" if isinstance(error, PermissionError) else ""
 
 
 def how_to_keep(path: Path | str) -> str:

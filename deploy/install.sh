@@ -28,7 +28,7 @@ usage() {
   --no-start         neither enable nor start the service
   --root DIR         write below DIR, as for an image; starts nothing
   --prefix DIR       default: /opt/nibbled
-  --packaged         the unit files belong to a package that called this
+  --packaged         unit files, man pages and links to the programs belong to a package that called this
 TEXT
 }
 
@@ -46,6 +46,7 @@ tree=$here
 [ -e "$here/../pyproject.toml" ] && tree=$(cd "$here/.." && pwd)
 prefix=/opt/nibbled root='' wheelhouse='' index='' package='' profile=nibbled device_id='' python=python3
 with_model=yes harden=no start=yes action=install purge=no version='' units=/etc/systemd/system packaged=no
+programs=/usr/local
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -80,12 +81,23 @@ case $prefix in /*/*) ;; *) fail "--prefix $prefix: expected a folder of its own
 managed() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 is_tegra() { [ -e "$root/etc/nv_tegra_release" ] || grep -qs tegra "$root/proc/device-tree/compatible"; }
 
-names() { # of the files given, without folder and .toml
+names() { # of the files given, without folder and .toml; two of configs/ are no configurations
     local file
     for file in "$@"; do
         file=${file##*/}
-        [ "$file" = '*' ] || [ "$file" = matrix.toml ] || printf ' %s' "${file%.toml}"
+        case $file in '*' | matrix.toml | rollout.toml) ;; *) printf ' %s' "${file%.toml}" ;; esac
     done
+}
+
+check_arguments() {
+    [ "$purge" = no ] || [ "$action" = uninstall ] || fail "--purge goes with --uninstall" "see install.sh --help"
+    [ "$action" = install ] || return 0
+    case "$(names "$tree"/configs/*.toml) " in
+    *" $profile "*) ;;
+    *) fail "no profile $profile" "there are:$(names "$tree"/configs/*.toml)" ;;
+    esac
+    [ -z "$device_id" ] || [[ $device_id =~ ^[A-Za-z0-9_-]{1,64}$ ]] ||
+        fail "--device-id $device_id: expected 1 to 64 of A-Z a-z 0-9 _ -"
 }
 
 check_machine() {
@@ -148,13 +160,63 @@ raise SystemExit(not error < 0.2)
 CODE
 }
 
+LOAD='
+import pathlib, sys
+from agent import settings
+try:
+    settings.load(pathlib.Path(sys.argv[1]))
+except settings.ConfigError as error:
+    raise SystemExit(f"install: {error}")
+'
+
+# In the environment of the service, not in that of this shell: a variable NIBBLED_... of an operator would be refused, or
+# hide what the service will refuse. What it will get as credentials counts as given; -I: a source tree to stand in is not
+# what was installed.
+accepts_configuration() { # VERSION
+    env -i PATH="$PATH" CREDENTIALS_DIRECTORY="$root/etc/nibbled/credentials" \
+        "$root$prefix/versions/$1/bin/python" -I -c "$LOAD" "$root/etc/nibbled/nibbled.toml"
+}
+
 switch_to() {
     local name=$1
     [ -x "$root$prefix/versions/$name/bin/nibbled" ] ||
         fail "version $name is not installed" "installed:$(names "$root$prefix"/versions/*)"
+    accepts_configuration "$name" ||
+        fail "version $name is installed and not in use: it refuses /etc/nibbled/nibbled.toml" \
+            "mend it, then: $0 --switch $name"
     ln -sfn "versions/$name/bin" "$root$prefix/bin.new"
     mv -T "$root$prefix/bin.new" "$root$prefix/bin"
     say "version $name is in use"
+}
+
+link() { # TARGET FILE; what is there already and not ours stays
+    case $(readlink "$root$2" || ls "$root$2" 2>/dev/null) in
+    "$1") ;;
+    '' | "$prefix"/*) ln -sfn "$1" "$root$2" && say "linked $2" ;;
+    *) say "kept $2, which is not this one" ;;
+    esac
+}
+
+# The programs and their man pages, where people's shells look. Through bin they lead into the version in use.
+link_programs() {
+    local source target
+    for source in "$root$prefix"/bin/{nibbled,nibblectl} "$root$prefix"/bin/../share/man/man1/nibble*.1; do
+        [ -e "$source" ] || continue
+        case $source in
+        *.1) target=$programs/share/man/man1 ;;
+        *) target=$programs/bin ;;
+        esac
+        mkdir -p "$root$target"
+        target+=/${source##*/}
+        link "${source#"$root"}" "$target"
+    done
+}
+
+unlink_programs() {
+    local link
+    for link in "$root$programs"/bin/nibble{d,ctl} "$root$programs"/share/man/man1/nibble*.1; do
+        case $(readlink "$link") in "$prefix"/*) rm -f "$link" ;; esac
+    done
 }
 
 write() { # FILE MODE, content on stdin; says only what changed
@@ -182,10 +244,14 @@ install_units() {
 install_configuration() {
     local file=/etc/nibbled/nibbled.toml
     if [ -e "$root$file" ]; then say "kept $file"; return; fi
-    [ -e "$tree/configs/$profile.toml" ] || fail "no profile $profile" \
-        "there are:$(names "$tree"/configs/*.toml)"
     device_id=${device_id:-$(uname -n | tr -c 'A-Za-z0-9_\n-' - | cut -c1-64)}
-    sed "s|^device_id = \"[^\"]*\"|device_id = \"$device_id\"|" "$tree/configs/$profile.toml" | write "$file" 640
+    "$python" - "$tree/configs/$profile.toml" "$device_id" <<'CODE' | write "$file" 640
+import pathlib, re, sys
+text = pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")
+text, found = re.subn('(?m)^device_id = "[^"]*"', lambda _: f'device_id = "{sys.argv[2]}"', text, count=1)
+sys.stdout.reconfigure(encoding="utf-8")
+sys.stdout.write(text if found else f'device_id = "{sys.argv[2]}"\n{text}')
+CODE
     chgrp nibbled "$root$file" 2>/dev/null || chown "0:$(sed -n 's/^nibbled:[^:]*:\([0-9]*\):.*/\1/p' "$root/etc/group")" "$root$file"
 }
 
@@ -217,14 +283,6 @@ install_dropins() {
     fi
 }
 
-LOAD='
-from agent import settings
-try:
-    settings.load()
-except settings.ConfigError as error:
-    raise SystemExit(f"install: {error}")
-'
-
 install() {
     check_machine
     local number target
@@ -254,10 +312,8 @@ CODE
     install_units
     install_configuration
     install_dropins
-    [ -n "$root" ] || "$target/bin/python" -c "$LOAD" ||
-        fail "version $number is installed and not in use: it refuses /etc/nibbled/nibbled.toml" \
-            "mend it, then: $0 --switch $number"
     switch_to "$number"
+    [ "$packaged" = yes ] || link_programs
     restart
 }
 
@@ -279,6 +335,7 @@ uninstall() {
     if [ "$packaged" = no ]; then
         rm -f "$root$units"/nibbled.{service,slice} "$root$units"/nibbled-watch.{path,service} \
             "$root"/usr/lib/{sysusers,tmpfiles}.d/nibbled.conf
+        unlink_programs
     fi
     rm -f "$root$units"/nibbled.service.d/{10-credentials,20-modprobe,30-devices}.conf
     rm -rf "$root$prefix"
@@ -292,6 +349,7 @@ uninstall() {
     fi
 }
 
+check_arguments
 case $action in
 install) install ;;
 switch) switch_to "$version" && restart ;;

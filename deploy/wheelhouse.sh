@@ -19,6 +19,7 @@ while [ $# -gt 0 ]; do
 done
 mkdir -p "$into"
 "$python" -m pip wheel "${options[@]}" --wheel-dir "$into" "$tree"
-# Without its dependencies, of which torch is one.
-"$python" -m pip download "${options[@]}" --no-deps --dest "$into" bitsandbytes packaging
+# Without its dependencies, of which torch is one. torch 2.13 needs a newer setuptools than environments are made with
+# before Python 3.12.
+"$python" -m pip download "${options[@]}" --no-deps --dest "$into" bitsandbytes packaging setuptools
 [ "$with_torch" = no ] || "$python" -m pip download "${options[@]}" --dest "$into" torch

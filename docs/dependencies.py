@@ -20,6 +20,7 @@ REASONS = {
     "httptools": ("its parser", "h11, in Python"),
     "uvloop": ("its event loop", "asyncio's own"),
     "orjson": ("tensors as JSON", "`json`, several times slower on arrays"),
+    "pysimdjson": ("arrays of numbers in requests", "orjson alone, half as fast on them"),
     "numpy": ("tensors on the wire", ""),
     "safetensors": ("artifacts: mapped, never executed", "pickle"),
     "grpcio": ("gRPC; the extra `grpc`", "`grpclib` on `h2`: HTTP/2 in Python"),

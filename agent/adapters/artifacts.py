@@ -30,6 +30,8 @@ from agent.failpoints import around
 from agent.planning.methods import MIXED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.deployment.ports import Watch
 
 log = structlog.get_logger("store")
@@ -38,6 +40,7 @@ RESERVE_BYTES = 64 * 2**20
 """Disk space that stays free so that journal and logs can go on."""
 RESULT = "result.json"
 FOOTPRINT = "footprint.json"
+_FETCH_AGAIN = "deploy it again, with a new id and signed with a higher sequence: the file is then fetched anew"
 
 
 class ArtifactStore:
@@ -56,9 +59,28 @@ class ArtifactStore:
         return self._downloads / f"{sha256}.part"
 
     def source(self, sha256: str) -> Path | None:
-        """Return the verified file of that digest, or None."""
+        """Return the file of that digest as it was once verified, or None."""
         path = self._artifacts / sha256 / "source"
         return path if path.is_file() else None
+
+    def verify_again(self, sha256: str, watch: Watch) -> None:
+        """Hash a file that lay in the store.
+
+        Raises:
+            StepError: ``checksum_mismatch`` for one that has changed, or cannot be read; it is deleted, so that a
+                deploy fetches it.
+        """
+        path = self._artifacts / sha256 / "source"
+        try:
+            length, digest = _hash(path, watch, is_told=False)  # progress is the build's
+            if digest == sha256:
+                return
+            detail = f"has changed in the store: its {length} bytes have sha256 {digest} now"
+        except StepError as error:
+            detail = f"cannot be read from the store: {error.detail}"
+        path.unlink(missing_ok=True)
+        detail = f"{sha256[:12]} {detail}"
+        raise StepError(ErrorCode.CHECKSUM_MISMATCH, detail, _FETCH_AGAIN, retryable=True)
 
     def admit(self, sha256: str, size: int | None, watch: Watch) -> Path:
         """Hash the partial file and move it into the store.
@@ -107,7 +129,8 @@ class ArtifactStore:
     def built(self, sha256: str, method: str, dataset: str | None) -> dict[str, Any] | None:
         """Return the builder's result for a finished artifact that was measured with ``dataset``, or None.
 
-        A sweep that was cut short may have taken some of its files: then it is built again.
+        A sweep that was cut short may have taken some of its files, and storage that wears out flips bits: then it is
+        built again.
         """
         directory = self._artifacts / sha256 / method
         try:
@@ -118,7 +141,12 @@ class ArtifactStore:
             (directory / file).is_file() for file in _files(result).values()
         ):
             return None
-        return _with_paths(result, directory)
+        result = _with_paths(result, directory)
+        written = result.get("artifact_sha256")
+        if written is not None and not _has_digest(Path(result["artifact"]), written):
+            log.error("artifact_damaged", path=result["artifact"], sha256=written)
+            return None
+        return result
 
     def artifacts(self, sha256: str) -> dict[str, dict[str, Any]]:
         """Return the builder's results of every finished artifact of a checkpoint, by name."""
@@ -231,18 +259,34 @@ def _files(result: dict[str, Any]) -> dict[str, str]:
     return {name: os.path.basename(result[name]) for name in names if name in result}  # noqa: PTH119
 
 
-def _hash(path: Path, watch: Watch) -> tuple[int, str]:
-    digest, done = hashlib.sha256(), 0
+def _hash(path: Path, watch: Watch, *, is_told: bool = True) -> tuple[int, str]:
+    def on_chunk(done: int, total: int) -> None:
+        watch.check()
+        if is_told:
+            watch.progress(done, total, "bytes")
+
     try:
-        total = path.stat().st_size
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                watch.check()
-                digest.update(chunk)
-                done += len(chunk)
-                watch.progress(done, total, "bytes")
+        return _digest(path, on_chunk)
     except OSError as error:
         raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{path.name}: {error.strerror}", retryable=True) from None
+
+
+def _has_digest(path: Path, sha256: str) -> bool:
+    try:
+        return _digest(path)[1] == sha256
+    except OSError:
+        return False
+
+
+def _digest(path: Path, on_chunk: Callable[[int, int], None] = lambda _done, _total: None) -> tuple[int, str]:
+    """Return length and SHA-256 of a file; Python 3.11 has ``hashlib.file_digest``, 3.10 not."""
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            on_chunk(done, total)
     return done, digest.hexdigest()
 
 

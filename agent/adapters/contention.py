@@ -28,8 +28,11 @@ SUSPICIOUS = (2, 5)
 """Takeovers, and short connections in a row, of which people are told."""
 KEPT_BIRTHS = 64
 """Births of its own that a device knows again: a broker that was killed brings older ones back."""
-_TAKEN_S, _ENDED_S = (5.0, 900.0), (1.0, 60.0)
-"""First and longest wait, in seconds, after a connection that was taken over and after one that was short."""
+_TAKEN_S, _ENDED_S, _FAILED_S = (5.0, 900.0), (1.0, 60.0), (2.0, 60.0)
+"""First and longest wait, in seconds, after a connection that was taken over, that was short, that did not come about;
+chance takes up to a half."""
+_LOST_S = (0.5, 3.0)
+"""Between these lies the wait after any other: a broker that restarts lost a whole fleet at one moment."""
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Contention:
     """Times that the session was taken over since it was last undisputed."""
     short: int = 0
     """Short connections in a row."""
+    failures: int = 0
+    """Connections in a row that did not come about."""
     _own: deque[bytes] = field(default_factory=lambda: deque(maxlen=KEPT_BIRTHS))
     _has_heard_itself: bool = False
     has_heard_last: bool = False
@@ -70,7 +75,7 @@ class Contention:
 
     def began(self, now: float) -> None:
         """Note that a connection was made at ``now``, monotonic seconds."""
-        self._since = now
+        self._since, self.failures = now, 0
 
     def ended(self, now: float, reason: int) -> float | None:
         """Return the seconds to wait before the next connection; None when there was none that could have ended."""
@@ -84,7 +89,12 @@ class Contention:
             self.taken += 1
             return self._wait_s(self.taken, *_TAKEN_S)
         self.short = self.short + 1 if stood_s < SHORT_S else 0
-        return self._wait_s(self.short, *_ENDED_S) if self.short else _ENDED_S[0]
+        return self._wait_s(self.short, *_ENDED_S) if self.short else self.draw(*_LOST_S)
+
+    def failed(self) -> float:
+        """Return the seconds to wait after a connection that did not come about."""
+        self.failures += 1
+        return self._wait_s(self.failures, *_FAILED_S)
 
     def alarm(self, now: float) -> str | None:
         """Return what is wrong in a sentence, as long as it is not long ago."""

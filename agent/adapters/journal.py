@@ -3,8 +3,9 @@
 What it promises: ``save`` returns after the record, its reports and what it changes are on the disk together, or
 raises and nothing of it is. The outbox holds reports until the broker acknowledged them; of a retained topic only the
 newest is kept, since the older ones can no longer matter. An operation that ended keeps no presigned address: it was
-needed to fetch the files, and is zeroed on the disk. A file that is not whole is recovered when it is opened; see
-`agent.adapters.journal_file`.
+needed to fetch the files, and is zeroed on the disk. Of old operations the id, what was asked for as a digest, and the
+outcome remain, so that a command that comes again is known for longer than it can be valid. A file that is not whole is
+recovered when it is opened; see `agent.adapters.journal_file`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from agent.adapters.journal_file import (
     essence,
     open_database,
 )
-from agent.adapters.journal_rows import dump_operation, load_operation, load_report
+from agent.adapters.journal_rows import dump_operation, dump_remains, load_operation, load_report
 from agent.adapters.served_copy import ServedCopy
+from agent.contract.reports import Report
 from agent.deployment.convergence import Goal
 from agent.deployment.models import Served
 
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from agent.contract.reports import Report
     from agent.deployment.machine import Operation
 
 __all__ = ["KEEP_EVENTS", "KEEP_FINISHED", "SCHEMA_VERSION", "JournalVersionError", "SqliteJournal"]
 KEEP_FINISHED = 500
-"""Finished operations whose ids are remembered: a repeated command is answered from here."""
+"""Finished operations that are kept whole: a repeated command is answered from here."""
+KEEP_USED, MOST_USED = 10_000, 50_000
+"""Older ids that are remembered with their outcome, and how many if commands expire that late."""
 KEEP_EVENTS = 1000
 """Events that wait for a broker that is away: older ones are dropped first, states never."""
 
@@ -66,8 +69,9 @@ class SqliteJournal:
             self._db.close()
 
     def operation(self, operation_id: str) -> Operation | None:
-        """Return the record of an id, as far as it is retained."""
-        rows = self._read("SELECT record FROM operation WHERE id = ?", operation_id)
+        """Return the record of an id, or what remains of it, as far as it is retained."""
+        query = "SELECT record FROM operation WHERE id = ?1 UNION ALL SELECT record FROM used WHERE id = ?1"
+        rows = self._read(query, operation_id)
         return load_operation(rows[0][0]) if rows else None
 
     def open_operations(self) -> list[Operation]:
@@ -153,10 +157,18 @@ class SqliteJournal:
         rows = self._read("SELECT source, document FROM desired ORDER BY source")
         return {source: json.loads(document) for source, document in rows}
 
+    def waiting(self) -> dict[str, dict[str, Any]]:
+        """Return the documents that are not in force yet, by group."""
+        return {source: json.loads(body) for source, body in self._read("SELECT source, document FROM waiting")}
+
+    def halts(self) -> dict[str, dict[str, Any]]:
+        """Return what halts the groups, by group."""
+        return {source: json.loads(body) for source, body in self._read("SELECT source, body FROM halt")}
+
     def goals(self) -> list[Goal]:
         """Return the goals of the wanted state, in the order in which they were given."""
         rows = self._read("SELECT body, outcome FROM goal ORDER BY number")
-        return [Goal(**{**json.loads(body), "outcome": outcome}) for body, outcome in rows]
+        return [Goal.from_json({**json.loads(body), "outcome": outcome}) for body, outcome in rows]
 
     def notes(self) -> dict[str, Any]:
         """Return what was noted, by name."""
@@ -169,15 +181,35 @@ class SqliteJournal:
         notes: Mapping[str, Any],
         reports: Sequence[Report],
     ) -> None:
-        """Commit changed documents, the goals that replace all before, notes and reports, durably and together."""
+        """Commit changed documents, the goals that replace all before, notes and reports, durably and together.
+
+        A document that waited for its source waits no more.
+        """
         with self._lock, self._transaction("adopt"):
             for source, document in documents.items():
+                self._db.execute("DELETE FROM waiting WHERE source = ?", (source,))
                 self._db.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (source, json.dumps(document)))
             self._db.execute("DELETE FROM goal")
             for goal in goals:
                 row = (goal.operation_id, json.dumps(goal.to_json()), goal.outcome)
                 self._db.execute("INSERT INTO goal (operation_id, body, outcome) VALUES (?, ?, ?)", row)
             self._note(notes)
+            self._put(reports)
+        self._tell(reports)
+
+    def defer(self, group: str, document: Mapping[str, Any], reports: Sequence[Report]) -> None:
+        """Commit a group's document that is not in force yet, durably and together with reports."""
+        with self._lock, self._transaction("defer"):
+            self._db.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?)", (group, json.dumps(document)))
+            self._put(reports)
+        self._tell(reports)
+
+    def halt(self, group: str, halts: Mapping[str, Any] | None, reports: Sequence[Report]) -> None:
+        """Commit what halts a group, None for nothing, durably and together with reports."""
+        with self._lock, self._transaction("halt"):
+            self._db.execute("DELETE FROM halt WHERE source = ?", (group,))
+            if halts is not None:
+                self._db.execute("INSERT INTO halt VALUES (?, ?)", (group, json.dumps(halts)))
             self._put(reports)
         self._tell(reports)
 
@@ -193,6 +225,30 @@ class SqliteJournal:
             self._note(notes)
             self._put(reports)
         self._tell(reports)
+
+    def clear(self, before: str, most: int, topic: Callable[[str], str]) -> int:
+        """Queue an empty retained report for ``most`` operations that ended long ago, once for each.
+
+        Args:
+            before: RFC 3339 in UTC; what ended later stays.
+            most: how many at once.
+            topic: returns the topic of an id.
+
+        Returns:
+            how many.
+        """
+        ended = "coalesce(json_extract(record, '$.facts.ended_at'), '') < ?1 AND NOT is_cleared"
+        query = (
+            f"SELECT id FROM used WHERE {ended}"  # noqa: S608 - words of our own
+            f" UNION ALL SELECT id FROM operation WHERE NOT is_open AND {ended} LIMIT ?2"
+        )
+        with self._lock, self._transaction("clear"):
+            rows = self._db.execute(query, (before, most)).fetchall()
+            for table in ("used", "operation"):
+                self._db.executemany(f"UPDATE {table} SET is_cleared = 1 WHERE id = ?", rows)  # noqa: S608 - as above
+            reports = [Report(topic(operation_id), b"", retain=True) for (operation_id,) in rows]
+            self._put(reports)
+        return len(rows)
 
     def outbox(self, most: int = -1) -> list[tuple[int, Report]]:
         """Return what the broker has not acknowledged, oldest first, each with its number; ``most`` of it, if given."""
@@ -252,9 +308,23 @@ class SqliteJournal:
             self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
 
     def _forget_oldest(self) -> None:
+        # Counted, not subtracted: every update of a record uses up a number of AUTOINCREMENT, too.
+        old = (
+            "FROM operation WHERE NOT is_open AND number <="
+            " (SELECT number FROM operation WHERE NOT is_open ORDER BY number DESC LIMIT 1 OFFSET ?)"
+        )
+        rows = self._db.execute(f"SELECT record, is_cleared {old} ORDER BY number", (KEEP_FINISHED,)).fetchall()
+        if not rows:
+            return
+        for record, is_cleared in rows:
+            operation = load_operation(record)
+            row = (operation.id, operation.request.get("expires_at"), is_cleared, dump_remains(operation))
+            insert = "INSERT OR REPLACE INTO used (id, expires_at, is_cleared, record) VALUES (?, ?, ?, ?)"
+            self._db.execute(insert, row)
+        self._db.execute(f"DELETE {old}", (KEEP_FINISHED,))
         self._db.execute(
-            # Counted, not subtracted: every update of a record uses up a number of AUTOINCREMENT, too.
-            "DELETE FROM operation WHERE NOT is_open AND number <="
-            " (SELECT number FROM operation WHERE NOT is_open ORDER BY number DESC LIMIT 1 OFFSET ?)",
-            (KEEP_FINISHED,),
+            "DELETE FROM used WHERE number <= (SELECT number FROM used ORDER BY number DESC LIMIT 1 OFFSET ?1)"
+            " AND (expires_at IS NULL OR julianday(expires_at) <= julianday('now')) OR number <="
+            " (SELECT number FROM used ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+            (KEEP_USED, MOST_USED),
         )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agent.adapters.served_copy import ServedCopy
 
 log = structlog.get_logger("journal")
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 EPOCH_LEAP = 1000
 """Added to the last known number of a connection when it may not be the last one: numbers must not come again."""
 
@@ -60,7 +60,20 @@ CREATE TABLE goal (
 CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 INSERT INTO note VALUES ('schema', '3')
 """
-_STEPS = {0: _SCHEMA, 1: _CONFIG, 2: _DESIRED}
+_USED = """
+CREATE TABLE used (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, expires_at TEXT,
+    is_cleared INTEGER NOT NULL DEFAULT 0, record TEXT NOT NULL
+);
+ALTER TABLE operation ADD COLUMN is_cleared INTEGER NOT NULL DEFAULT 0;
+UPDATE note SET value = '4' WHERE name = 'schema'
+"""
+_GROUPS = """
+CREATE TABLE waiting (source TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE halt (source TEXT PRIMARY KEY, body TEXT NOT NULL);
+UPDATE note SET value = '5' WHERE name = 'schema'
+"""
+_STEPS = {0: _SCHEMA, 1: _CONFIG, 2: _DESIRED, 3: _USED, 4: _GROUPS}
 """The statements that lead from each version to the next; each also notes the version, so that a head that was spoilt
 is not taken for a newer agent's. Records need none: a key that is missing has its default."""
 _PASSING = ("database is locked", "disk I/O error", "unable to open", "database or disk is full", "readonly database")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.contract.commands import is_response_topic
+from agent.contract.desired import Desired
 from agent.contract.errors import ErrorInfo
+from agent.contract.halt import Halts
 from agent.contract.reports import Report
 from agent.contract.secrets import forgotten
 from agent.deployment.convergence import Goal
+from agent.deployment.facts import ENDED
 from agent.deployment.machine import Operation
 from agent.deployment.models import Served
 from agent.deployment.phases import Phase, State
@@ -26,6 +29,12 @@ def dump_operation(operation: Operation) -> str:
     if operation.state.is_terminal:
         body["request"] = forgotten(operation.request)
     return json.dumps(body)
+
+
+def dump_remains(operation: Operation) -> str:
+    """Return what is kept of a record when it is old: enough to know the same command again, and to say its outcome."""
+    facts = {name: fact for name, fact in operation.facts.items() if name == ENDED}
+    return dump_operation(replace(operation, request={}, facts=facts, decision=None))
 
 
 def load_operation(record: str) -> Operation:
@@ -55,12 +64,15 @@ def load_report(row: tuple[Any, ...]) -> Report:
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[tuple[Any, ...]], object]]] = {
     # table: its columns, and what reads a row or raises
     "operation": (("id", "is_open", "record"), lambda row: load_operation(row[2])),
+    "used": (("id", "expires_at", "is_cleared", "record"), lambda row: load_operation(row[3])),
     "served": (("model", "item"), lambda row: Served.from_json(json.loads(row[1]))),
     "sequence": (("model", "highest"), lambda row: int(row[1])),
     "counter": (("name", "value"), lambda row: int(row[1])),
     "config": (("key", "value"), lambda row: json.loads(row[1])),
     "desired": (("source", "document"), lambda row: dict(json.loads(row[1]))),
-    "goal": (("operation_id", "body", "outcome"), lambda row: Goal(**json.loads(row[1]))),
+    "waiting": (("source", "document"), lambda row: Desired.model_validate(json.loads(row[1]))),
+    "halt": (("source", "body"), lambda row: Halts.from_json(json.loads(row[1]))),
+    "goal": (("operation_id", "body", "outcome"), lambda row: Goal.from_json(json.loads(row[1]))),
     "note": (("name", "value"), lambda row: json.loads(row[1])),
     "outbox": (("topic", "payload", "retain", "expiry_s", "correlation"), load_report),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.client import Client, MQTTv5, MQTTv311
@@ -11,13 +12,18 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.adapters.tls import RenewingContext
+from agent.contract.desired import OWN, DesiredMessage, HaltMessage, RetainedMessage
+from agent.deployment.intake import CommandMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from paho.mqtt.client import MQTTMessage
 
     from agent.adapters.broker import Broker
     from agent.adapters.tls import TlsFiles
     from agent.contract.reports import Report
+    from agent.contract.topics import Topics
 
 SESSION_EXPIRY_S = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 16
@@ -84,3 +90,35 @@ def subscriptions(commands: str, others: Sequence[str], *, is_v5: bool) -> list[
         return [(name, 1) for name in (commands, *others)]
     as_published = SubscribeOptions(qos=1, retainAsPublished=True)
     return [(commands, as_published), *((name, SubscribeOptions(qos=1)) for name in others)]
+
+
+def sources(topics: Topics, groups: Sequence[str]) -> dict[str, Callable[..., RetainedMessage]]:
+    """Return the topics of halts and wanted states, each with what makes a message of what comes there.
+
+    Halts stand first, and are subscribed to first: what is retained is handed over in that order.
+    """
+    halts = {topics.group_halt(group): partial(HaltMessage, group) for group in groups}
+    documents = {topics.group_desired(group): partial(DesiredMessage, group) for group in groups}
+    return {**halts, topics.desired: partial(DesiredMessage, OWN), **documents}
+
+
+def wait_next(client: Client, wait_s: float | None) -> None:
+    """Let ``client`` wait ``wait_s`` before its next connection; None leaves it as it is.
+
+    paho alone doubles without chance: a fleet that lost its broker at one moment would come back in lockstep.
+    """
+    if wait_s is not None:
+        client.reconnect_delay_set(wait_s, max(wait_s, RECONNECT_S[1]))  # type: ignore[arg-type]  # it only adds
+
+
+def command_of(name: str, message: MQTTMessage, acknowledge: Callable[[], None]) -> CommandMessage:
+    """Return the command in a message on ``cmd/<name>``."""
+    properties: Any = message.properties
+    return CommandMessage(
+        name,
+        bytes(message.payload),
+        is_retained=bool(message.retain),
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation=getattr(properties, "CorrelationData", None),
+        acknowledge=acknowledge,
+    )

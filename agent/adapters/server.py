@@ -19,8 +19,9 @@ from agent.adapters.deaths import Coroner
 from agent.adapters.processes import child_environment, end, ending
 from agent.adapters.pulse import Pulse
 from agent.contract.errors import ErrorCode
-from agent.deployment.ports import StepError
+from agent.deployment.ports import RestoreError, StepError
 from agent.failpoints import around
+from agent.signals import END
 
 if TYPE_CHECKING:
     import socket
@@ -49,7 +50,8 @@ class ServerProcess:
     """Keeps ``python -m agent.serving`` and speaks to it over its control socket.
 
     Args:
-        http: listening TCP socket; it stays open here, so that clients wait while the server is replaced.
+        http: listening TCP socket; it stays open here, so that clients wait while the server is replaced, until
+            ``stop`` closes it.
         control: listening Unix socket.
         control_path: where ``control`` is bound.
         grpc: a listening TCP socket like ``http``, None without gRPC.
@@ -75,6 +77,7 @@ class ServerProcess:
         terms: Callable[[str, Release], Mapping[str, Any]] = lambda _model, _release: {},
     ) -> None:
         self._sockets = {"--http-fd": http, "--control-fd": control, **({"--grpc-fd": grpc} if grpc else {})}
+        self._clients = [each for each in (http, grpc) if each is not None]
         self._path = control_path
         self._options = options
         self._on_exit = on_exit
@@ -83,6 +86,7 @@ class ServerProcess:
         self._pulse: Pulse | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
+        self._starting = threading.Lock()
         self._calls = Calls(lambda: self.pid is not None)
         self._terms = terms
         self.starts = 0
@@ -109,7 +113,8 @@ class ServerProcess:
         One model that cannot be loaded does not keep the others from being served.
 
         Raises:
-            StepError: of the last model that could not be restored, after all were tried.
+            RestoreError: some could not be restored.
+            StepError: the server cannot be started, or does not answer.
         """
         self._ensure_running()
         try:
@@ -119,15 +124,16 @@ class ServerProcess:
 
     def _restore_models(self, served: Mapping[str, Served]) -> None:
         held = self._held()
-        failure: StepError | None = None
+        failures: dict[str, StepError] = {}
         for name in sorted({*served, *held}):
             try:
                 self._restore_model(name, served[name].current if name in served else None, held.get(name, {}))
             except StepError as error:  # noqa: PERF203 - one try per model is the point
-                log.error("model_not_restored", model=name, detail=error.detail)  # noqa: TRY400 - a sentence is enough
-                failure = error
-        if failure is not None:
-            raise failure
+                if not self._is_stopping:
+                    log.error("model_not_restored", model=name, detail=error.detail)  # noqa: TRY400 - a sentence is enough
+                failures[name] = error
+        if failures:
+            raise RestoreError(failures)
 
     def _restore_model(self, name: str, wanted: Release | None, held: Mapping[str, bool]) -> None:
         if wanted is None:
@@ -199,14 +205,20 @@ class ServerProcess:
         return {**answer, "pid": self.pid}
 
     def stop(self, drain_s: float = 10.0) -> None:
-        """Let the server finish its requests, then end it."""
-        self._is_stopping = True
+        """Let the server finish its requests, then end it; new clients are refused from then on.
+
+        The sockets for clients are closed here first: the server answers what waits and closes the last copies.
+        """
+        with self._starting:
+            self._is_stopping = True
+            for listener in self._clients:
+                listener.close()
         if self._pulse is not None:
             self._pulse.stop()  # one that drains takes no more questions
         child = self._child
         if child is None or child.poll() is not None:
             return
-        child.terminate()
+        child.send_signal(END)
         try:
             child.wait(drain_s + 5.0)
         except subprocess.TimeoutExpired:
@@ -215,25 +227,28 @@ class ServerProcess:
             child.wait()
 
     def _ensure_running(self) -> None:
-        if self.pid is not None or self._is_stopping:
-            return
+        with self._starting:  # sockets that are closed cannot be inherited
+            if self.pid is not None or self._is_stopping:
+                return
+            coroner, self._pulse = Coroner(), None
+            child = self._child = self._spawn()
+            self.starts += 1
+        log.info("server_started", pid=child.pid, start=self.starts)
+        self._await(child)
+        pulse = self._pulse = Pulse(lambda within_s: self._ask(within_s) is None, child.kill, self._silence_s)
+        pulse.start()
+        arguments = (child, pulse, coroner)
+        threading.Thread(target=self._wait, args=arguments, name=f"server-{child.pid}", daemon=True).start()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         fds = {option: listener.fileno() for option, listener in self._sockets.items()}
         numbered = [word for option, fd in fds.items() for word in (option, str(fd))]
-        command = [
-            sys.executable,
-            "-m",
-            "agent.serving",
-            *numbered,
-            "--closed",
-            "--parent",
-            str(os.getpid()),
-            *self._options,
-        ]
-        child, coroner, self._pulse = None, Coroner(), None
+        own = ("--closed", "--parent", str(os.getpid()))
+        child = None
         try:
             with around("server.start"):
                 child = subprocess.Popen(
-                    command,
+                    [sys.executable, "-m", "agent.serving", *numbered, *own, *self._options],
                     pass_fds=tuple(fds.values()),
                     stdin=subprocess.DEVNULL,
                     env=child_environment(),
@@ -242,14 +257,7 @@ class ServerProcess:
         except OSError as error:
             end(child)
             raise StepError(ErrorCode.LOAD_FAILED, f"the server cannot be started: {error}", retryable=True) from None
-        self._child = child
-        self.starts += 1
-        log.info("server_started", pid=child.pid, start=self.starts)
-        self._await(child)
-        pulse = self._pulse = Pulse(lambda within_s: self._ask(within_s) is None, child.kill, self._silence_s)
-        pulse.start()
-        arguments = (child, pulse, coroner)
-        threading.Thread(target=self._wait, args=arguments, name=f"server-{child.pid}", daemon=True).start()
+        return child
 
     def _await(self, child: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
@@ -290,7 +298,8 @@ class ServerProcess:
         try:
             call(self._path, "POST", "/v2/control/open", {}, calls=self._calls)
         except ControlError as error:
-            log.error("open_failed", error=str(error))  # noqa: TRY400 - its end, if it ended, is told elsewhere
+            if not self._is_stopping:
+                log.error("open_failed", error=str(error))  # noqa: TRY400 - its end, if it ended, is told elsewhere
 
     def _held(self) -> dict[str, dict[str, bool]]:
         """Return, for every model, the releases in the server and whether each is the active one.

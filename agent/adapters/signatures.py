@@ -42,7 +42,7 @@ class KeyDirectory:
         return [str(key) for key in map(_try_read, self._files()) if isinstance(key, KeyFileError)]
 
     def verify(self, envelope: Envelope, model: str, now: datetime | None) -> Signer:
-        """Return the trusted key that signed a manifest's ``envelope`` and may sign for ``model``.
+        """Return the trusted key that signed ``envelope`` and may sign for ``model``; an empty one is no model's.
 
         Raises:
             RefusalError: ``untrusted_key`` when no trusted key is in question, ``bad_signature`` when one is but the
@@ -88,7 +88,7 @@ def verify(
     Args:
         envelope: what was signed.
         keys: those that are trusted for its kind.
-        model: that the release is for.
+        model: that it is for; empty for what is for the device, which only an unlimited key may sign.
         now: wall time, or None when the clock is not synchronised: then no date of a key is judged.
         where: the keys lie, for the hint.
         is_named: whether the signer is known to claim one of the keys.

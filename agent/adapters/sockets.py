@@ -1,6 +1,7 @@
 """The listening sockets that the supervisor owns and the server inherits.
 
-They outlive any server: while one is replaced, new connections wait in the kernel's backlog.
+They outlive any server: while one is replaced, new connections wait in the kernel's backlog. When the agent ends, the
+server's copies are the last.
 """
 
 from __future__ import annotations

@@ -65,6 +65,21 @@ class TlsFiles:
         certificate = self._certificate()
         return None if certificate is None else (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
+    def common_name(self) -> str | None:
+        """Return the first common name of the client certificate's subject; None without a certificate or a name.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no certificate.
+        """
+        certificate = self._certificate()
+        if certificate is None:
+            return None
+        from cryptography.x509.oid import NameOID  # noqa: PLC0415 - as below
+
+        found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(found[0].value) if found else None
+
     def _certificate(self) -> x509.Certificate | None:
         if self.cert_file is None:
             return None

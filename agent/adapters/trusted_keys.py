@@ -79,11 +79,13 @@ class TrustedKey:
         return True
 
     def objection(self, model: str, now: datetime | None) -> str | None:
-        """Return why this key may not sign for ``model`` at ``now``, or None."""
+        """Return why this key may not sign for ``model``, empty for what is for no single one, at ``now``, or None."""
         if now is not None and self.not_after is not None and now >= self.not_after:
             return f"key {self.id} is trusted until {self.not_after.isoformat()} only"
         if not any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models):
-            return f"key {self.id} may sign for {', '.join(self.models)}, not for {model}"
+            return (
+                f"key {self.id} may sign for {', '.join(self.models)}, not for {model or 'what is for no single model'}"
+            )
         return None
 
 

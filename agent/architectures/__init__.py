@@ -7,7 +7,7 @@ from agent.architectures.errors import (
     UnknownModelTypeError,
     UnrecognisedCheckpointError,
 )
-from agent.architectures.model_type import Answer, ModelType, Options, Reading, Shape, Shapes, TensorSpec
+from agent.architectures.model_type import Answer, Dimension, ModelType, Options, Reading, Shape, Shapes, TensorSpec
 from agent.architectures.registry import (
     Recognised,
     answer_of,
@@ -28,6 +28,7 @@ __all__ = [
     "ArchitectureError",
     "BrokenPlugInError",
     "ContradictingTypeError",
+    "Dimension",
     "ModelType",
     "Options",
     "Reading",

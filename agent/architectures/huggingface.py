@@ -27,7 +27,7 @@ from agent.architectures.huggingface_network import (
     TextClassifier,
     create,
 )
-from agent.architectures.model_type import Answer, ModelType, Options, Reading, Shapes, TensorSpec
+from agent.architectures.model_type import Answer, Dimension, ModelType, Options, Reading, Shapes, TensorSpec
 from agent.planning.model_types import HUGGING_FACE
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ NAME = HUGGING_FACE
 POOLINGS = ("mean", "cls")
 CONFIG = "config"
 """Key of the configuration in what accompanies a checkpoint, and in the options."""
+SEQUENCE = "sequence"
+"""Name of the axis along which a text's ids lie."""
 
 _USUAL_SIDE = 224
 """Side of the images that classifiers without an ``image_size`` are trained on, ResNet among them."""
@@ -90,6 +92,8 @@ def _read(shapes: Shapes, sidecar: Mapping[str, Any]) -> Reading:
         options |= {"pooling": _pooling(sidecar), "is_normalised": bool(sidecar.get("is_normalised"))}
     with torch.device("meta"):
         model = build(0, **options)
+    if not task.is_image:
+        sizes["max_length"] = _longest(model)
     held = model.state_dict()
     unread = f"{_UNREAD}|{_POOLER}" if task is EMBEDDING else _UNREAD
     unused = tuple(name for name in shapes.matching(unread) if name not in held)
@@ -123,7 +127,19 @@ def _input_sizes(config: Mapping[str, Any], task: Task) -> tuple[dict[str, Any],
     # The library finds a text's end by its padding; without one it serves single texts only.
     if task.name == "text-classification" and text.get("is_decoder", True) and text.get("pad_token_id") is None:
         raise UnrecognisedCheckpointError("a classifier needs pad_token_id in its configuration to be batched: add it")
-    return {"vocab_size": text["vocab_size"], "max_length": text.get("max_position_embeddings")}, ()
+    return {"vocab_size": text["vocab_size"]}, ()
+
+
+def _longest(model: Any) -> int | None:
+    """Return how many ids a text has at most, None where positions have no bound."""
+    # The configuration's own attribute: GPT-2 and others have another key for it.
+    most = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(most, int) or most < 1:  # XLNet's says -1
+        return None
+    # RoBERTa and its kin count positions from behind the padding's own: fairseq, ``make_positions``.
+    tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
+    padding = next((part.padding_idx for part in tables if isinstance(part, nn.Embedding)), None)
+    return most if padding is None else most - padding - 1
 
 
 def _inputs(options: Options) -> tuple[TensorSpec, ...]:
@@ -131,9 +147,10 @@ def _inputs(options: Options) -> tuple[TensorSpec, ...]:
     if "image" in sizes:
         channels, *sides = sizes["image"]
         return (TensorSpec("input", "FP32", (-1, channels, *([-1, -1] if sizes["is_any_size"] else sides))),)
+    steps = (Dimension(1, SEQUENCE, sizes["max_length"]),)
     return (
-        TensorSpec("input_ids", "INT64", (-1, -1), minimum=0, maximum=sizes["vocab_size"] - 1),
-        TensorSpec("attention_mask", "INT64", (-1, -1), minimum=0, maximum=1),
+        TensorSpec("input_ids", "INT64", (-1, -1), minimum=0, maximum=sizes["vocab_size"] - 1, dimensions=steps),
+        TensorSpec("attention_mask", "INT64", (-1, -1), minimum=0, maximum=1, dimensions=steps),
     )
 
 

@@ -25,6 +25,21 @@ Answer = Literal["classes", "embedding"]
 
 
 @dataclass(frozen=True)
+class Dimension:
+    """An axis of any size, of which more is known.
+
+    Attributes:
+        axis: which one; its size in the tensor's shape is -1.
+        name: axes of one name have one size in a request, whichever inputs they belong to.
+        maximum: the largest size that the module accepts, None without a bound.
+    """
+
+    axis: int
+    name: str
+    maximum: int | None = None
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """One input or output in the terms of the Open Inference Protocol.
 
@@ -34,6 +49,7 @@ class TensorSpec:
         shape: batch first, -1 for an axis of any size.
         minimum: smallest value that the module accepts, None without a bound.
         maximum: largest value that the module accepts, None without a bound.
+        dimensions: what is known of its axes of any size.
     """
 
     name: str
@@ -41,6 +57,7 @@ class TensorSpec:
     shape: Shape
     minimum: int | None = None
     maximum: int | None = None
+    dimensions: tuple[Dimension, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,13 @@ import click
 
 from agent import __version__, settings
 from agent.console import looking
-from agent.console.check import Check, State, counts, failed, is_well, ok, to_json
+from agent.console.check import Check, failed, is_well, ok, to_json
+from agent.console.telling import show, summary
 from agent.devices.bounded import HUNG, OK, Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
-
-NAME_WIDTH = 18
-_COLOURS = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "red", State.NOT_ASKED: "cyan"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ def questions(loaded: settings.Settings | None) -> list[Question]:
         found += [
             Question("disk", partial(looking.disk, loaded.state_dir, loaded.downloads.disk_reserve)),
             Question("keys", partial(looking.keys, loaded)),
+            Question("tokens", partial(looking.tokens, loaded)),
             Question("certificate", partial(looking.certificate, loaded)),
             Question("agent", partial(looking.agent, loaded, __version__), 45.0),
         ]
@@ -78,14 +77,14 @@ def examine(config: Path | None, *, as_json: bool) -> bool:
     except (settings.ConfigError, OSError) as error:
         loaded = None
         found = [failed("configuration", str(error), "configs/ has examples; nothing that needs it was looked at")]
-    shown: Callable[[Check], None] = (lambda _: None) if as_json else _show
+    shown: Callable[[Check], None] = (lambda _: None) if as_json else show
     for check in found:
         shown(check)
     for checks in answers(questions(loaded)):
         found += checks
         for check in checks:
             shown(check)
-    click.echo(json.dumps(to_json(found)) if as_json else _summary(found))
+    click.echo(json.dumps(to_json(found)) if as_json else summary(found))
     return is_well(found)
 
 
@@ -97,17 +96,3 @@ def _answer(question: Question) -> list[Check]:
         told = f"no answer in {question.deadline_s:g} s: something below hangs"
         return [failed(question.name, told, "sudo dmesg | tail; then look at what this line asks for")]
     return [failed(question.name, f"could not be looked at: {word}", "report this; it should not happen")]
-
-
-def _show(check: Check) -> None:
-    click.echo(
-        f"{click.style(f'{check.state.value:<9}', fg=_COLOURS[check.state])}  {check.name:<{NAME_WIDTH}} {check.detail}"
-    )
-    if check.next_step is not None:
-        click.echo(f"{'':<11}{'':<{NAME_WIDTH}} → {check.next_step}")
-
-
-def _summary(found: Sequence[Check]) -> str:
-    return f"{len(found)} checks: " + ", ".join(
-        f"{number} {state}" for state, number in counts(found).items() if number
-    )

@@ -99,6 +99,12 @@ def disk(place: Path, free_bytes: int, total_bytes: int, reserve_bytes: int, *, 
     return ok("disk", detail)
 
 
+def no_disk(state_dir: Path, place: Path) -> Check:
+    """Return the check of a state directory that cannot be made, ``place`` being the nearest to it that exists."""
+    why = "holds no files" if place.is_dir() else "is no directory"
+    return failed("disk", f"state_dir {state_dir} cannot exist: {place} {why}", "choose another state_dir")
+
+
 def clock(now: datetime, *, is_synchronised: bool) -> Check:
     """Judge the clock: dates of signatures and commands are compared with it."""
     spelt = f"{now:%Y-%m-%d %H:%M:%S} UTC"

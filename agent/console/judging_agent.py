@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from agent.adapters.identity import NEXT_STEP
 from agent.adapters.mqtt_trial import Stage
 from agent.console.check import Check, failed, not_asked, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from agent.adapters.mqtt_trial import Trial
     from agent.adapters.trusted_keys import TrustedKey
@@ -28,7 +30,13 @@ _JOURNAL = "journalctl -u nibbled -n 50"
 
 
 def keys(
-    trusted: Sequence[TrustedKey], problems: Sequence[str], where: str, now: datetime, *, is_required: bool
+    trusted: Sequence[TrustedKey],
+    problems: Sequence[str],
+    where: str,
+    now: datetime,
+    *,
+    is_required: bool,
+    is_there: bool = True,
 ) -> Check:
     """Judge the keys that may sign a deploy."""
     expired = [key.id for key in trusted if key.not_after is not None and now >= key.not_after]
@@ -40,6 +48,12 @@ def keys(
             "keys",
             "trust.require_signature is off: anybody on the broker may deploy",
             "set trust.require_signature = true",
+        )
+    if not is_there:
+        return failed(
+            "keys",
+            f"trust.keys_dir {where} does not exist: nobody may deploy",
+            f"sudo mkdir -p {where}; nibblectl keygen NAME, then copy NAME.pub there",
         )
     if not usable:
         told = "; ".join([detail, *wrong])
@@ -76,6 +90,45 @@ def certificate(
     if validity is None:
         return ok("certificate", "none of this device's; the broker is checked, and a password logs in")
     return ok("certificate", f"valid until {validity[1]:%Y-%m-%d}, {(validity[1] - now).days} days")
+
+
+def plain_at_tls_port(port: int) -> Check:
+    """Return the check of a connection that is to be plain at the port where brokers speak TLS."""
+    told = f"mqtt.tls = false at port {port}, where brokers expect TLS: nothing is encrypted, or nobody answers"
+    return warning("certificate", told, "leave mqtt.tls out, or set mqtt.port = 1883")
+
+
+def token_file(name: str, key: str, path: Path, error: str | None) -> Check:
+    """Judge a file of bearer tokens; ``error`` says why it cannot be used, and what to do."""
+    if error is None:
+        return ok(name, f"{key} {path} can be used")
+    return failed(name, f"{key} {error}: the agent does not start", f"mend the file, or change {key}")
+
+
+def download_token(host: str, path: Path, problem: tuple[str, str | None] | None) -> Check:
+    """Judge the file with the token or password of a host; ``problem`` says why it cannot be used, and what to do."""
+    name, setting = f"tokens downloads {host}", f'downloads.token_files."{host}"'
+    if problem is None:
+        return ok(name, f"{setting} {path} can be used")
+    told, hint = problem
+    return failed(
+        name, f"{setting} {told}: nothing can be fetched from {host}", hint or f"mend it, or change {setting}"
+    )
+
+
+def open_page(host: str) -> Check:
+    """Return the check of a page that other machines reach, without tokens."""
+    told = f"everyone who reaches {host} can look at the page: what is served, its operations and events"
+    return warning("status page", told, 'set status.host = "127.0.0.1", or let a firewall say who reaches it')
+
+
+def identity(device_id: str, known: Mapping[str, str], differences: Sequence[str]) -> Check:
+    """Judge the names that the broker may know the device by, which have to be its id."""
+    if differences:
+        return warning("identity", "; ".join(differences), NEXT_STEP)
+    if not known:
+        return ok("identity", f"{device_id}; it logs in without a name")
+    return ok("identity", f"{device_id}, as in {' and '.join(known)}")
 
 
 def server_certificate(validity: tuple[datetime, datetime] | None, error: str, now: datetime) -> Check:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import platform
+import pwd
 import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from agent import parts
-from agent.adapters import mqtt_trial
+from agent.adapters import identity, mqtt_trial
 from agent.adapters.builder import BuilderProcess
 from agent.adapters.clock import SystemClock
+from agent.adapters.download import tokens as download_tokens
 from agent.adapters.signatures import KeyDirectory
 from agent.adapters.sockets import listen_tcp
 from agent.adapters.tls import TlsFiles, check_server_files
@@ -29,6 +31,7 @@ from agent.devices.look import Look
 from agent.devices.memory import ROOT, MemoryUnknownError
 from agent.devices.probe import DeviceProbe, SelfTest
 from agent.planning.methods import METHODS
+from agent.tokens import TokenFileError, read_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +42,13 @@ if TYPE_CHECKING:
     from agent.console.check import Check
     from agent.settings import Serving, Settings
 
+TLS_PORT = 8883
+"""IANA's ``secure-mqtt``."""
 PROBE_S = 120.0
 """Loading torch from a slow card and setting up CUDA takes a minute."""
 SYSTEMCTL_S = 5.0
+SERVICE_USER = "nibbled"
+"""Whom systemd/nibbled.service runs the agent as."""
 _PROPERTIES = "LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result"
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -85,6 +92,8 @@ def disk(state_dir: Path, reserve_bytes: int) -> list[Check]:
     """Look at the file system of the state directory, or where it will be made."""
     place = next(each for each in (state_dir, *state_dir.parents) if each.exists())
     usage = system.disk(place)
+    if not place.is_dir() or usage["total_bytes"] == 0:
+        return [judging.no_disk(state_dir, place)]
     is_writable = os.access(place, os.W_OK)
     return [judging.disk(place, usage["free_bytes"], usage["total_bytes"], reserve_bytes, is_writable=is_writable)]
 
@@ -99,16 +108,36 @@ def keys(settings: Settings) -> list[Check]:
             str(settings.trust.keys_dir),
             SystemClock().now(),
             is_required=settings.trust.require_signature,
+            is_there=settings.trust.keys_dir.is_dir(),
         )
     ]
 
 
+def tokens(settings: Settings) -> list[Check]:
+    """Look at each file of tokens: those that the agent reads before it starts, and those that downloads read.
+
+    A page that others reach without one has a line, too.
+    """
+    serving, status = settings.serving, settings.status
+    files = (
+        ("tokens serving", "serving.token_file", serving.token_file),
+        ("tokens serving admin", "serving.admin_token_file", serving.admin_token_file),
+        ("tokens status", "status.token_file", status.token_file),
+    )
+    found = [judging_agent.token_file(name, key, path, _unusable(path)) for name, key, path in files if path]
+    if status.enabled and not status.is_local and status.token_file is None:
+        found.append(judging_agent.open_page(status.host))
+    for host, path in sorted(settings.downloads.token_files.items()):
+        found.append(judging_agent.download_token(host, path, _unusable_for_downloads(path)))
+    return found
+
+
 def certificate(settings: Settings) -> list[Check]:
-    """Look at the certificates for the broker."""
+    """Look at the certificates for the broker, and at the names that it knows this device by."""
     mqtt, now = settings.mqtt, SystemClock().now()
     validity = problem = None
     if mqtt.uses_tls:
-        files = TlsFiles(*(str(path) if path else None for path in (mqtt.ca_file, mqtt.cert_file, mqtt.key_file)))
+        files = parts.tls_files(mqtt)
         problem = files.problem(now)
         try:
             validity = files.validity()
@@ -116,7 +145,11 @@ def certificate(settings: Settings) -> list[Check]:
             validity = None  # the problem says so already
     is_local = mqtt.host in _LOCAL
     ours = judging_agent.certificate(validity, problem, now, uses_tls=mqtt.uses_tls, is_local=is_local)
-    return [ours, *_server_certificate(settings.serving, now)]
+    if mqtt.port == TLS_PORT and not mqtt.uses_tls:
+        ours = judging_agent.plain_at_tls_port(mqtt.port)
+    known = identity.names(mqtt.username, parts.tls_files(mqtt))
+    named = judging_agent.identity(settings.device_id, known, identity.differences(settings.device_id, known))
+    return [ours, named, *_server_certificate(settings.serving, now)]
 
 
 def agent(settings: Settings, version: str) -> list[Check]:
@@ -183,6 +216,47 @@ def _status(address: str | None, device_id: str) -> dict[str, Any] | None:
     except ask.NoAgentError:
         return None
     return found if found["device_id"] == device_id else None
+
+
+def _unusable(path: Path) -> str | None:
+    try:
+        read_tokens(path)
+    except TokenFileError as error:
+        return str(error)
+    closed = _closed_to_service(path)
+    return closed and "; ".join(closed)
+
+
+def _unusable_for_downloads(path: Path) -> tuple[str, str | None] | None:
+    try:
+        download_tokens.credentials(str(path))
+    except StepError as error:
+        return error.detail, error.hint
+    return _closed_to_service(path)
+
+
+def _closed_to_service(path: Path) -> tuple[str, str] | None:
+    """Return that the service's user may not read a file, and what to do, where root asks, who may read all."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        user = pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return None  # not installed as a service: whoever asks is who reads
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    # The kernel's answer, with what access control lists and the folders above say.
+    asked = subprocess.run(
+        ["/usr/bin/test", "-r", path],
+        user=user.pw_uid,
+        group=user.pw_gid,
+        extra_groups=groups,
+        timeout=SYSTEMCTL_S,
+        check=False,
+    )
+    if asked.returncode == 0:
+        return None
+    keep = f"chown root:{SERVICE_USER} {path} && chmod 0640 {path}"
+    return f"{path}: {SERVICE_USER}, the user of the service, may not read it", keep
 
 
 def _server_certificate(serving: Serving, now: datetime) -> list[Check]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent import settings
+from agent import exits, settings
 from agent.console import ask, screen
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EVERY_S = 2.0
-FAILING, NO_AGENT = 1, 4
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -39,13 +38,13 @@ def show(config: Path | None, *, watch: bool, as_json: bool, pause: Callable[[fl
         click.echo(
             "nibbled: the agent's own port is off\n  set status.enabled = true and start the agent again", err=True
         )
-        return NO_AGENT
+        return exits.NO_ANSWER
     if own.port == 0:
         told = (
             "status.port is 0, so the agent takes any that is free\n  give it a number, or look for 'page' in the log"
         )
         click.echo(f"nibbled: {told}", err=True)
-        return NO_AGENT
+        return exits.NO_ANSWER
     address = ask.url(own.host, own.port)
     if not watch:
         return _once(address, as_json=as_json)
@@ -65,7 +64,7 @@ def _once(address: str, *, as_json: bool) -> int:
     except ask.NoAgentError as error:
         hint = "sudo systemctl start nibbled, or: nibbled run; nibbled doctor says what else is wrong"
         click.echo(f"nibbled: {error}\n  {hint}", err=True)
-        return NO_AGENT
+        return exits.NO_ANSWER
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # a pipe has no edge
     click.echo(json.dumps(found) if as_json else "\n".join(screen.lines(found, width)))
-    return FAILING if found["health"]["status"] == "failing" else 0
+    return exits.FAILED if found["health"]["status"] == "failing" else exits.DONE

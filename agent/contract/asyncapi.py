@@ -14,11 +14,12 @@ from typing import Any
 from agent.contract.commands import COMMANDS
 from agent.contract.desired import Desired
 from agent.contract.errors import ErrorCode, ErrorInfo
+from agent.contract.halt import Halt
 from agent.contract.topics import ID_PATTERN, Topics
 from agent.contract.wire import MAX_PAYLOAD_BYTES
 
 JsonObject = dict[str, Any]
-SPECIFICATION = "3.0.0"
+SPECIFICATION = "3.1.0"
 _TOPICS = Topics("edge/v1", "DEVICE")
 _TEXT: JsonObject = {"type": "string"}
 _REPORTS: dict[str, tuple[str, str, dict[str, JsonObject]]] = {
@@ -72,6 +73,9 @@ _REPORTS: dict[str, tuple[str, str, dict[str, JsonObject]]] = {
             "methods": {"type": "object"},
             "model_types": {"type": "array"},
             "versions": {"type": "object"},
+            "hardware": {"type": ["string", "null"]},
+            "groups": {"type": "array", "items": _TEXT},
+            "labels": {"type": "object", "additionalProperties": _TEXT},
         },
     ),
     "health": (_TOPICS.health, "Telemetry; QoS 0, expires after 3 intervals.", {}),
@@ -102,6 +106,8 @@ def document(version: str) -> JsonObject:
         told.add(f"cmd_{name}", _TOPICS.command(name), _first_line(kind.__doc__), kind.model_json_schema, is_sent=False)
     for name, address in (("desired", _TOPICS.desired), ("group_desired", _TOPICS.group_desired("GROUP"))):
         told.add(name, address, "The whole wanted state; QoS 1, retained.", Desired.model_json_schema, is_sent=False)
+    halts = "Stops what a group's devices have not begun; QoS 1, retained. An empty payload lifts it."
+    told.add("group_halt", _TOPICS.group_halt("GROUP"), halts, Halt.model_json_schema, is_sent=False)
     told.schemas["ErrorInfo"] = told.hoisted(ErrorInfo.model_json_schema(ref_template=_REFERENCE))
     for name, (address, what, fields) in _REPORTS.items():
         told.add(name, address, what, lambda ref_template, fields=fields: _report(fields, ref_template), is_sent=True)

@@ -66,7 +66,7 @@ class Gate(_Part):
 
 
 class Command(_Part):
-    """Fields that all commands share."""
+    """Fields that all commands share; what ``signature`` has to say stands in `agent.contract.signed`."""
 
     name: ClassVar[str]
 
@@ -74,6 +74,7 @@ class Command(_Part):
     id: Id
     expires_at: Moment | None = None
     expected_generation: int | None = None
+    signature: Envelope | None = None
     response_topic: ResponseTopic | None = None
     correlation_id: Annotated[str, StringConstraints(max_length=MAX_CORRELATION)] | None = None
 

@@ -10,10 +10,10 @@ import difflib
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 
 from agent.contract.errors import ErrorCode, RefusalError
-from agent.contract.wire import complaint
+from agent.contract.wire import alternatives, complaint
 from agent.planning.matrix import Purpose
 
 if TYPE_CHECKING:
@@ -38,15 +38,19 @@ def parse_size(value: Any) -> Any:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
+Flag = Annotated[bool, Strict()]
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+"""Of the type that was written: ``"yes"`` is no boolean, ``true`` no number; an integer is a number all the same."""
+Size = Annotated[Whole, BeforeValidator(parse_size), Field(ge=0)]
 BudgetSize = Literal["auto"] | Size
-HealthInterval = Annotated[float, Field(ge=0.2, le=3600)]
-Total = Annotated[float, Field(gt=0, le=30 * 86_400)]
-Soak = Annotated[float, Field(ge=0, le=86_400)]
+HealthInterval = Annotated[Number, Field(ge=0.2, le=3600)]
+Total = Annotated[Number, Field(gt=0, le=30 * 86_400)]
+Soak = Annotated[Number, Field(ge=0, le=86_400)]
 WatchMode = Literal["off", "alarm", "act"]
-WatchInterval = Annotated[float, Field(ge=0.2, le=3600)]
-Patience = Annotated[float, Field(ge=0, le=86_400)]
-Margin = Annotated[float, Field(ge=0, le=0.9)]
+WatchInterval = Annotated[Number, Field(ge=0.2, le=3600)]
+Patience = Annotated[Number, Field(ge=0, le=86_400)]
+Margin = Annotated[Number, Field(ge=0, le=0.9)]
 
 _TYPES: dict[str, Any] = {
     "health.interval_s": HealthInterval,
@@ -61,7 +65,7 @@ _TYPES: dict[str, Any] = {
     "watch.up_after_s": Patience,
     "watch.up_margin": Margin,
     "watch.min_dwell_s": Patience,
-    "planning.matrix_only": bool,
+    "planning.matrix_only": Flag,
     "planning.purpose": Purpose,
     "planning.matrix": dict[str, Any],
 }
@@ -109,7 +113,7 @@ def check_value(key: str, value: Any, validators: Mapping[str, Callable[[Any], A
         found = _ADAPTERS[key].validate_python(value, strict=True)
     except ValidationError as error:
         found = [complaint(item) for item in error.errors(include_url=False, include_input=False)]
-        raise ValueError(" or ".join(dict.fromkeys(found))) from None
+        raise ValueError(alternatives(found)) from None
     return validators[key](found) if key in validators else found
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.contract.errors import ErrorCode, RefusalError
+from agent.contract.manifest import Envelope
+from agent.contract.staged import Rollout
 from agent.contract.topics import Id
 from agent.contract.wire import JsonObject, describe, parse_object
 
@@ -31,6 +33,8 @@ class Desired(BaseModel):
             document that says nothing of models.
         config: the settings that are to be changed, nested as in the file; None for a document that says nothing of
             them.
+        rollout: who of a group follows it and when; None for all of them, at once.
+        signature: who says so, as `agent.contract.signed` has it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -39,6 +43,8 @@ class Desired(BaseModel):
     generation: Annotated[int, Field(ge=0, lt=2**53, strict=True)]
     models: dict[Id, JsonObject | None] | None = None
     config: JsonObject | None = None
+    rollout: Rollout | None = None
+    signature: Envelope | None = None
 
     def to_json(self) -> JsonObject:
         """Return a JSON object that ``model_validate`` reads."""
@@ -46,20 +52,30 @@ class Desired(BaseModel):
 
 
 @dataclass(frozen=True)
-class DesiredMessage:
-    """A document as the broker delivered it.
+class RetainedMessage:
+    """What is wanted of a device or a group, as the broker delivered it.
 
     Attributes:
-        source: ``OWN``, or the group whose document it is.
+        source: ``OWN``, or the group whose it is.
         payload: what was published.
         is_replayed: whether the broker sent it from its store, as it does at every subscription.
         acknowledge: tells the broker that the message is in safe hands; called once the journal holds it.
+        connection: the number of the connection that it came on.
     """
 
     source: str
     payload: bytes
     is_replayed: bool = False
     acknowledge: Callable[[], None] = lambda: None
+    connection: int = 0
+
+
+class DesiredMessage(RetainedMessage):
+    """A document."""
+
+
+class HaltMessage(RetainedMessage):
+    """A group's halt; empty if it is lifted."""
 
 
 def parse(payload: bytes) -> Desired:

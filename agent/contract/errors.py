@@ -6,15 +6,15 @@ still serves (``kept``), where it happened (``phase``) and whether trying again 
 
 from __future__ import annotations
 
-from enum import Enum
-
 from pydantic import BaseModel, ConfigDict, field_validator
+
+from agent.contract.enums import StrEnum
 
 MAX_TEXT = 2000
 """Characters of a detail or a hint: both may quote what was sent, and the report has to stay below 64 KiB."""
 
 
-class ErrorCode(str, Enum):
+class ErrorCode(StrEnum):
     """Every code that a report can carry. Codes are stable; texts are not."""
 
     BAD_REQUEST = "bad_request"
@@ -56,9 +56,6 @@ class ErrorCode(str, Enum):
     BUSY = "busy"
     UNSUPPORTED = "unsupported"
     INTERNAL = "internal"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class ErrorInfo(BaseModel):

@@ -136,7 +136,8 @@ class Manifest(_Frozen):
         if highest_sequence is not None and self.sequence < highest_sequence and not self.allow_downgrade:
             raise RefusalError(
                 ErrorCode.STALE_SEQUENCE,
-                f"sequence {self.sequence} of {self.model} is older than {highest_sequence}, accepted here before",
+                f"sequence {self.sequence} of {self.model} is older than {highest_sequence}, which was accepted here, "
+                "whatever became of it",
                 "sign with a higher sequence, or with allow_downgrade inside the manifest",
             )
         if not self.audience.includes(identity):
@@ -166,13 +167,13 @@ class Envelope(_Frozen):
     payload: str
     signatures: Annotated[tuple[Signature, ...], Field(min_length=1, max_length=8)]
 
-    def body(self) -> bytes:
-        """Return the signed bytes.
+    def body(self, what: str = "manifest.payload") -> bytes:
+        """Return the signed bytes; ``what`` they are is for the error.
 
         Raises:
             RefusalError: ``bad_request`` when they are not base64.
         """
-        return decode_base64(self.payload, "manifest.payload")
+        return decode_base64(self.payload, what)
 
     def manifest(self) -> Manifest:
         """Parse the payload. It must not be acted on before the signature is verified.

@@ -149,9 +149,16 @@ def capabilities(
     methods: Mapping[str, JsonObject],
     model_types: Iterable[str],
     versions: Mapping[str, Any],
+    hardware: str | None,
+    groups: Iterable[str],
+    labels: Mapping[str, str],
     at: datetime,
 ) -> Report:
-    """Build what this device can do on ``capabilities``; ``methods`` are the results of the real self-test."""
+    """Build what this device is and can do on ``capabilities``.
+
+    ``methods`` are the results of the real self-test, ``hardware`` is the board by the name that a manifest's audience
+    may have.
+    """
     body: JsonObject = {
         "schema": SCHEMA,
         "agent": agent,
@@ -159,6 +166,9 @@ def capabilities(
         "methods": dict(methods),
         "model_types": list(model_types),
         "versions": dict(versions),
+        "hardware": hardware,
+        "groups": list(groups),
+        "labels": dict(labels),
         "at": rfc3339(at),
     }
     return Report(topics.capabilities, dump(body), retain=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_URL = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^\s/?#\"']*@)?([^\s?#\"']*)(?:[?#][^\s\"']*)?", re.IGNORECASE)
+_URL = re.compile(
+    r"\b(?:([a-z][a-z0-9+.-]*://)(?:[^\s/?#\"']*@)?|(models:/))([^\s?#\"']*)(?:[?#][^\s\"']*)?", re.IGNORECASE
+)
 _KEY_BEGIN = "-----BEGIN "
 _KEY = re.compile(r"-----BEGIN ([A-Z ]*)-----.*?(?:-----END \1-----|\Z)", re.DOTALL)
 
@@ -18,11 +20,11 @@ def redacted(text: str) -> str:
     """Return ``text``: its URLs without user, password, query and fragment, its PEM blocks without content."""
     if _KEY_BEGIN in text:
         text = _KEY.sub(r"\1 ***", text)
-    return _URL.sub(r"\1\2", text) if "://" in text else text
+    return _URL.sub(r"\1\2\3", text) if ":/" in text else text
 
 
 def forgotten(request: Any) -> Any:
-    """Return a command's fields without what is needed only to carry it out: the secrets of ``url``, the manifest."""
+    """Return a command's fields without what only carries it out: the secrets of ``url``, and what was signed."""
     if isinstance(request, dict):
         return {key: _forgotten(key, value) for key, value in request.items()}
     if isinstance(request, list):
@@ -31,6 +33,6 @@ def forgotten(request: Any) -> Any:
 
 
 def _forgotten(key: str, value: Any) -> Any:
-    if key == "manifest":  # signed as a whole, address included
+    if key in ("manifest", "signature"):  # signed as a whole, address included
         return None
     return redacted(value) if key == "url" and isinstance(value, str) else forgotten(value)

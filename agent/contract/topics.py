@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+_GROUPS = "_group"
 MAX_SLASHES = 6
 """What AWS IoT Core allows is seven; one is left for a tenant in the prefix."""
 
@@ -21,6 +22,21 @@ MAX_SLASHES = 6
 def is_id(text: str) -> bool:
     """Return whether ``text`` may stand as a device, operation, group or model id."""
     return re.fullmatch(ID_PATTERN, text) is not None
+
+
+def check_prefix(prefix: str) -> str:
+    """Return a prefix that topics may begin with.
+
+    Raises:
+        ValueError: saying what is allowed.
+    """
+    levels = prefix.split("/")
+    if not all(levels) or any(c in prefix for c in "+#$ \0") or len(levels) + 2 > MAX_SLASHES:
+        raise ValueError(f"topic prefix {prefix!r} must be 1-4 non-empty levels without wildcards or spaces")
+    return prefix
+
+
+Prefix = Annotated[str, AfterValidator(check_prefix)]
 
 
 @dataclass(frozen=True)
@@ -33,9 +49,7 @@ class Topics:
     def __post_init__(self) -> None:
         if not is_id(self.device):
             raise ValueError(f"device id {self.device!r} must match {ID_PATTERN}")
-        levels = self.prefix.split("/")
-        if not all(levels) or any(c in self.prefix for c in "+#$ \0") or len(levels) + 2 > MAX_SLASHES:
-            raise ValueError(f"topic prefix {self.prefix!r} must be 1-4 non-empty levels without wildcards or spaces")
+        check_prefix(self.prefix)
 
     @property
     def root(self) -> str:
@@ -87,11 +101,19 @@ class Topics:
         """The audit trail."""
         return f"{self.root}/event"
 
+    def kind(self, name: str) -> str:
+        """One of the topics above by the last part of its name, such as ``reported``."""
+        return f"{self.root}/{name}"
+
     def group_desired(self, group: str) -> str:
         """The retained wanted state of every device in ``group``."""
         if not is_id(group):
             raise ValueError(f"group {group!r} must match {ID_PATTERN}")
-        return f"{self.prefix}/_group/{group}/desired"
+        return f"{self.prefix}/{_GROUPS}/{group}/desired"
+
+    def group_halt(self, group: str) -> str:
+        """What stops the devices in ``group`` from beginning what they have not begun; retained."""
+        return f"{self.group_desired(group).removesuffix('desired')}halt"
 
     def command(self, name: str) -> str:
         """Where the command called ``name`` is published."""
@@ -118,3 +140,28 @@ class Topics:
         """Return the operation's id when ``topic`` holds the state of one of this device, else None."""
         head, _, name = topic.rpartition("/")
         return name if head == f"{self.root}/op" and is_id(name) else None
+
+
+@dataclass(frozen=True)
+class FleetTopics:
+    """The topics of every device under one prefix, as filters."""
+
+    prefix: str
+
+    def __post_init__(self) -> None:
+        Topics(self.prefix, "any")
+
+    def every(self, kind: str) -> str:
+        """The filter that covers one of the kinds, such as ``presence``, of every device."""
+        return f"{self.prefix}/+/{kind}"
+
+    @property
+    def operations(self) -> str:
+        """The filter that covers every operation of every device."""
+        return self.every("op/+")
+
+    def parse(self, topic: str) -> tuple[str, str] | None:
+        """Return the device and what follows it, such as ``op/d-1``; None for a topic that is no device's."""
+        head, _, rest = topic.removeprefix(f"{self.prefix}/").partition("/")
+        is_ours = topic.startswith(f"{self.prefix}/") and is_id(head) and head != _GROUPS
+        return (head, rest) if is_ours and rest else None

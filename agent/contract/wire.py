@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AwareDatetime
 from agent.contract.errors import ErrorCode, RefusalError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ MAX_PAYLOAD_BYTES = 64 * 1024
 MAX_DEPTH = 32
 
 JsonObject = dict[str, Any]
+_KINDS = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
 
 
 def _told_in_utc(moment: datetime) -> datetime:
@@ -58,12 +59,17 @@ def parse_object(payload: bytes, most_bytes: int = MAX_PAYLOAD_BYTES) -> JsonObj
     except RecursionError:
         raise _bad(f"nested deeper than {MAX_DEPTH} levels") from None
     if not isinstance(value, dict):
-        raise _bad(f"a JSON {type(value).__name__}, expected an object")
+        raise _bad(f"{kind_of(value)}, expected an object")
     if _is_deeper_than(value, MAX_DEPTH):
         raise _bad(f"nested deeper than {MAX_DEPTH} levels")
     if b"\\u" in payload and not _is_text(value):
         raise _bad("unusable: it contains half of a surrogate pair, which is no character")
     return value
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value of JSON is, in JSON's words: ``a JSON array``, ``JSON null``."""
+    return "JSON null" if value is None else f"a JSON {_KINDS[type(value)]}"
 
 
 def dump(value: JsonObject) -> bytes:
@@ -87,6 +93,13 @@ def describe(error: ValidationError) -> str:
 def complaint(item: Mapping[str, Any]) -> str:
     """Return the words of one of pydantic's errors, without the prefix that it puts before words of our own."""
     return str(item["ctx"]["error"] if item["type"] == "value_error" else item["msg"])
+
+
+def alternatives(complaints: Sequence[str]) -> str:
+    """Return what is wrong with a value that may be of several types, each said once: ``Input should be A or B``."""
+    head = "Input should be "
+    first, *others = dict.fromkeys(complaints)
+    return " or ".join([first, *(each.removeprefix(head) for each in others)])
 
 
 def rfc3339(moment: datetime) -> str:

@@ -62,7 +62,7 @@ class Answering:
             operation = verdict.operation
             self._journal.save(operation, reporting.accepted(operation), sequence=verdict.sequence)
         elif isinstance(verdict, Answered):
-            answered = concluded(verdict.operation, self._journal.served(), self._clock.now())
+            answered = concluded(verdict.operation, reporting.selected(self._journal.served()), self._clock.now())
             config = {key: change["new"] for key, change in config_changes(answered).items()}
             told = [*reporting.answered(answered), *self._collected(verdict)]
             self._journal.save(answered, told, config=config)

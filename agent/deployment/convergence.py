@@ -7,6 +7,7 @@ Rules:
   settings. What a command changes afterwards stands until the next generation;
 * a goal is met by what is served already, or by exactly one operation, whose end is its outcome: what failed is tried
   again by the next generation only;
+* a goal of a group begins nothing while it is held: a halt stops it, or it is not known whether one does;
 * a goal waits for other operations on its model. Those of an older generation are superseded where they may be stopped;
 * settings come first, then what frees memory, then what needs it.
 """
@@ -24,7 +25,7 @@ from agent.contract.desired import OWN
 from agent.contract.errors import RefusalError
 from agent.contract.wire import dump
 from agent.deployment.facts import source_of
-from agent.deployment.phases import RULES
+from agent.deployment.phases import RULES, State
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -69,8 +70,13 @@ class Goal:
         return dump({**self.fields, "schema": 1, "id": self.operation_id, **about})
 
     def to_json(self) -> JsonObject:
-        """Return a JSON object of the constructor's arguments."""
+        """Return a JSON object that ``from_json`` reads."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: JsonObject) -> Goal:
+        """Read what ``to_json`` wrote, in this version or an older one: some kept the goal's groups with it."""
+        return cls(**{key: value for key, value in body.items() if key != "groups"})
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,23 @@ class Wanted:
         stamp: names their generations; begins the ids of operations.
         models: a ``deploy``'s fields by name, None for a model that is not to be served; None if nothing is said.
         config: settings by section, None if nothing is said.
+        deciding: the source that decides each of the models.
+        of_models, of_config: the groups that say anything of models, and of settings.
     """
 
     stamp: str
     models: Mapping[str, JsonObject | None] | None
     config: JsonObject | None
+    deciding: Mapping[str, str]
+    of_models: tuple[str, ...]
+    of_config: tuple[str, ...]
+
+    def asking(self, goal: Goal) -> tuple[str, ...]:
+        """Return the groups that ask for a goal: all that speak of models where none names its own. A halt holds it."""
+        if goal.model is None:
+            return self.of_config
+        source = self.deciding.get(goal.model)
+        return self.of_models if source is None else tuple(filter(None, (source,)))
 
 
 @dataclass(frozen=True)
@@ -118,8 +136,10 @@ def merge(documents: Mapping[str, Desired], groups: Sequence[str]) -> Wanted | N
         return None
     models: dict[str, JsonObject | None] = {}
     config: JsonObject = {}
-    for _, document in reversed(layers):
+    deciding: dict[str, str] = {}
+    for source, document in reversed(layers):
         models |= document.models or {}
+        deciding |= dict.fromkeys(document.models or {}, source)
         for section, values in (document.config or {}).items():
             below = config.get(section)
             config[section] = {**below, **values} if isinstance(below, dict) and isinstance(values, dict) else values
@@ -129,6 +149,9 @@ def merge(documents: Mapping[str, Desired], groups: Sequence[str]) -> Wanted | N
         ),
         models if any(document.models is not None for _, document in layers) else None,
         config if any(document.config is not None for _, document in layers) else None,
+        deciding,
+        tuple(source for source, document in layers if source and document.models is not None),
+        tuple(source for source, document in layers if source and document.config is not None),
     )
 
 
@@ -160,7 +183,12 @@ def goals(wanted: Wanted, present: Collection[str], changed: JsonObject) -> tupl
 
 
 def steer(
-    goals: Sequence[Goal], open_operations: Sequence[Operation], served: Mapping[str, Served], *, room: int
+    goals: Sequence[Goal],
+    open_operations: Sequence[Operation],
+    served: Mapping[str, Served],
+    *,
+    room: int,
+    held: Collection[str] = (),
 ) -> Course:
     """Return what is to be done next; nothing when all goals are met, under way or waiting.
 
@@ -169,6 +197,7 @@ def steer(
         open_operations: every operation without an end.
         served: what the journal says is served.
         room: how many operations may begin now.
+        held: ids of operations that must not begin; others do not wait for them.
     """
     known = {goal.operation_id for goal in goals}
     old = [each for each in open_operations if each.origin == ORIGIN and each.id not in known]
@@ -178,7 +207,8 @@ def steer(
     busy = {each.model for each in open_operations}
     free = [goal for goal in pending if goal.operation_id not in running and goal.model not in busy - {None}]
     met = tuple(goal for goal in free if is_met(goal, served))
-    unmet = [goal for goal in pending if goal not in met]
+    waiting = set(held) - {each.id for each in open_operations if each.state is State.RUNNING}
+    unmet = [goal for goal in pending if goal not in met and goal.operation_id not in waiting]
     stage = min((_STAGES.index(goal.command) for goal in unmet), default=0)
     start = [goal for goal in unmet if goal in free and _STAGES.index(goal.command) == stage]
     return Course(met, supersede, tuple(start[: max(0, room)]))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 JsonObject = dict[str, Any]
 ENDED = "ended_at"
 """The fact of an operation that ended: when, for people."""
+UNUSABLE = "unusable"
+"""The fact of a step: ids of the model's releases whose artifacts cannot be loaded. Not kept with the operation."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,22 @@ def is_current(facts: JsonObject, item: Served | None, operation: Operation) -> 
     """Return whether the very release is served, judged by the same data: then there is nothing to do."""
     if item is None or (gate_of(operation).dataset is not None and facts.get("dataset") != item.dataset):
         return False
-    return item.current.id == release_id(facts["version"], facts["sha256"], facts["method"])
+    wanted = release_id(facts["version"], facts["sha256"], facts["method"])
+    return item.current.id == wanted and not is_unusable(operation.facts, wanted)
+
+
+def is_unusable(facts: Mapping[str, Any], release: str) -> bool:
+    """Return whether the artifact of a release is known to be one that cannot be loaded, so that it is built again."""
+    return release in facts.get(UNUSABLE, ())
+
+
+def unverified(operation: Operation, facts: Mapping[str, Any]) -> set[str]:
+    """Return the digests of what a build reads, but for the files that this operation itself has hashed."""
+    needed = {digest for digest in (facts["sha256"], facts.get("dataset")) if digest}
+    if operation.command != "deploy":
+        return needed
+    given = gate_of(operation).dataset
+    return needed - {source_of(operation.request).sha256, given.sha256 if given else ""}
 
 
 def previous_release(operation: Operation, served: Mapping[str, Served]) -> Release:

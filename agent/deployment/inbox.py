@@ -7,7 +7,7 @@ import queue
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.contract.desired import DesiredMessage
+from agent.contract.desired import RetainedMessage
 from agent.deployment.intake import CommandMessage
 
 if TYPE_CHECKING:
@@ -54,6 +54,13 @@ class Connected:
 
 
 @dataclass(frozen=True)
+class Echoed:
+    """What this device said on a connection came back, behind what the broker retains of its subscriptions."""
+
+    connection: int
+
+
+@dataclass(frozen=True)
 class Overhearing:
     """The broker answered to the wish to be told this device's own operations; what it has of them follows."""
 
@@ -82,6 +89,11 @@ class ServerLost:
 
 
 @dataclass(frozen=True)
+class Fallen:
+    """What is made to answer is not what the journal says, or is so again: a release cannot be loaded, or kills."""
+
+
+@dataclass(frozen=True)
 class CapabilitiesKnown:
     """The self-test of this device finished."""
 
@@ -101,16 +113,18 @@ class Stop:
 
 Message = (
     CommandMessage
-    | DesiredMessage
+    | RetainedMessage
     | Outcome
     | Reopened
     | Started
     | Moved
     | Connected
+    | Echoed
     | Overhearing
     | Remembered
     | Drained
     | ServerLost
+    | Fallen
     | CapabilitiesKnown
     | BudgetSeen
     | Stop

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from agent.contract.manifest import Identity
     from agent.deployment.ports import Clock, Configuration, Journal, Signatures
+    from agent.deployment.signed import SignedMessages
     from agent.deployment.trust import Trusted
 
 MAX_OPEN = 16
@@ -49,7 +50,7 @@ class CommandMessage:
         is_retained: whether the broker replayed it from its store.
         response_topic, correlation: MQTT 5 properties, or None.
         acknowledge: tells the broker that the message is in safe hands; called once the journal holds it.
-        origin: who sends it when no operator does.
+        origin: who sends it when no operator does over the broker: ``desired``, ``page``.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Intake:
         identity: Identity,
         config: Configuration,
         *,
+        signed: SignedMessages,
         require_signature: bool,
         model_types: frozenset[str],
         generation: Callable[[], int | None] = lambda: None,
@@ -146,7 +148,8 @@ class Intake:
         self._journal = journal
         self._clock = clock
         self._config = config
-        self._trust = Trust(journal, signatures, clock, identity, require_signature=require_signature)
+        self._signed = signed
+        self._trust = Trust(journal, signatures, clock, identity, signed, require_signature=require_signature)
         self._model_types = model_types
         self._generation = generation
 
@@ -162,7 +165,7 @@ class Intake:
             return self._repeat(known, command, fingerprint, message)
         operation = _record(command, fingerprint, message)
         try:
-            trusted = self._check(command)
+            trusted = self._check(command, message)
             if isinstance(command, SetConfig):
                 changes = self._config.judge(command.config)
                 operation = replace(operation, decision={"config": changes})
@@ -181,7 +184,7 @@ class Intake:
             return None
         command = commands.COMMANDS[operation.command].model_validate(operation.request)
         try:
-            self._trust.check(command)
+            self._trust.check(command, is_own=operation.origin is not None)
         except RefusalError as refusal:
             return Judged(refusal.info())
         return Judged()
@@ -202,9 +205,12 @@ class Intake:
         detail = f"id {command.id} was used before for another {known.command}, now {known.state}"
         return Unaddressed(RefusalError(ErrorCode.ID_CONFLICT, detail, "send it with a new id", command.id))
 
-    def _check(self, command: AnyCommand) -> Trusted:
+    def _check(self, command: AnyCommand, message: CommandMessage) -> Trusted:
         """Return how far the command is trusted; refuse it if it may not, or cannot, be acted on."""
-        trusted = self._trust.check(command)
+        is_own = message.origin is not None
+        if not is_own:
+            self._signed.check_content(command, message.payload)
+        trusted = self._trust.check(command, is_own=is_own)
         self._check_generation(command)
         if isinstance(command, Cancel):
             self._check_cancel(command)

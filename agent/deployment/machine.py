@@ -52,7 +52,7 @@ class Operation:
         decision: the decision record, once planning made one.
         error: why it did not succeed.
         outcome: the state that a rollback under way will end in.
-        origin: who began it when no operator did: ``desired``.
+        origin: who began it when no operator did over the broker: ``desired``, ``page``.
     """
 
     id: str

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from agent.contract.enums import StrEnum
 
-class State(str, Enum):
+
+class State(StrEnum):
     """Where an operation stands; the terminal ones never change."""
 
     ACCEPTED = "accepted"
@@ -25,16 +27,13 @@ class State(str, Enum):
     ROLLED_BACK = "rolled_back"
     ROLLBACK_FAILED = "rollback_failed"
 
-    def __str__(self) -> str:
-        return self.value
-
     @property
     def is_terminal(self) -> bool:
         """Whether nothing can happen any more."""
         return self not in (State.ACCEPTED, State.RUNNING)
 
 
-class Phase(str, Enum):
+class Phase(StrEnum):
     """What a running operation is doing."""
 
     QUEUED = "queued"
@@ -48,8 +47,10 @@ class Phase(str, Enum):
     TRIAL = "trial"
     ROLLING_BACK = "rolling_back"
 
-    def __str__(self) -> str:
-        return self.value
+    @property
+    def is_of_server(self) -> bool:
+        """Whether its work speaks to the server."""
+        return self in (Phase.LOADING, Phase.CANARY, Phase.ACTIVATING, Phase.TRIAL, Phase.ROLLING_BACK)
 
     @property
     def when(self) -> str:

@@ -61,6 +61,20 @@ class StepError(Exception):
         return ErrorInfo(code=self.code, detail=self.detail, hint=self.hint, phase=phase, retryable=self.retryable)
 
 
+class RestoreError(StepError):
+    """Some models could not be restored; the others were.
+
+    Attributes:
+        failures: by model, why.
+    """
+
+    def __init__(self, failures: Mapping[str, StepError]) -> None:
+        first = next(iter(failures.values()))
+        detail = "; ".join(failure.detail for failure in failures.values())
+        super().__init__(first.code, detail, first.hint, retryable=any(each.retryable for each in failures.values()))
+        self.failures = dict(failures)
+
+
 class InterruptedStepError(Exception):
     """The work was stopped on request; nobody waits for its outcome."""
 
@@ -139,6 +153,12 @@ class Journal(Protocol):
     def documents(self) -> Mapping[str, JsonObject]:
         """Return the wanted documents in force, by source."""
 
+    def waiting(self) -> Mapping[str, JsonObject]:
+        """Return the documents that are not in force yet, by group."""
+
+    def halts(self) -> Mapping[str, JsonObject]:
+        """Return what halts the groups, by group."""
+
     def goals(self) -> Sequence[Goal]:
         """Return the goals of the wanted state; ``save`` of an ended operation decides the one that waits for it."""
 
@@ -152,7 +172,16 @@ class Journal(Protocol):
         notes: Mapping[str, Any],
         reports: Sequence[Report],
     ) -> None:
-        """Commit changed documents, the goals that replace all before, notes and reports, in one transaction."""
+        """Commit changed documents, the goals that replace all before, notes and reports, in one transaction.
+
+        A document that waited for its source waits no more.
+        """
+
+    def defer(self, group: str, document: JsonObject, reports: Sequence[Report]) -> None:
+        """Commit a group's document that is not in force yet, in place of one that waited, with reports."""
+
+    def halt(self, group: str, halts: JsonObject | None, reports: Sequence[Report]) -> None:
+        """Commit what halts a group, None for nothing, with reports."""
 
     def settle(self, outcomes: Mapping[str, str]) -> None:
         """Commit the outcomes of goals that are still open, by operation id."""
@@ -180,6 +209,10 @@ class Transport(Protocol):
     @property
     def is_connected(self) -> bool:
         """Whether the broker is there now."""
+
+    @property
+    def connection(self) -> int | None:
+        """Number of the connection that stands, None without one; numbers only grow."""
 
     def publish(self, report: Report) -> None:
         """Send a report that may be lost (QoS 0)."""
@@ -211,7 +244,10 @@ class Store(Protocol):
         """Return where a download of that digest is collected."""
 
     def source(self, sha256: str) -> Path | None:
-        """Return the verified file of that digest, or None."""
+        """Return the file of that digest as it was once verified, or None."""
+
+    def verify_again(self, sha256: str, watch: Watch) -> None:
+        """Hash a file that lay in the store; one that has changed is deleted, and ``checksum_mismatch`` raised."""
 
     def admit(self, sha256: str, size: int | None, watch: Watch) -> Path:
         """Hash the partial file and move it into the store, durably; a mismatch deletes it and raises."""
@@ -275,7 +311,10 @@ class Server(Protocol):
     """The long-lived child that answers inference."""
 
     def restore(self, served: Mapping[str, Served]) -> None:
-        """Make the server hold and answer with exactly what ``served`` says, starting it if need be."""
+        """Make the server hold and answer with exactly what ``served`` says, starting it if need be.
+
+        Raises ``RestoreError`` after all were tried, if some models could not be restored.
+        """
 
     def load(self, model: str, release: Release, *, unload_first: bool = False) -> JsonObject:
         """Load a release beside what is active; return what was measured.
@@ -314,7 +353,10 @@ class Signatures(Protocol):
     """Who may deploy what."""
 
     def verify(self, envelope: Envelope, model: str, now: datetime | None) -> Signer:
-        """Return the trusted key that signed a manifest; raises ``RefusalError`` otherwise."""
+        """Return the trusted key that signed a manifest or a message; raises ``RefusalError`` otherwise.
+
+        ``model`` is the one that it is for, empty if it is for the device.
+        """
 
     def verify_bundle(self, bundle: Bundle, model: str, now: datetime | None) -> Signer:
         """Return the trusted key that signed a bundle of OpenSSF Model Signing; raises ``RefusalError`` otherwise."""

@@ -13,6 +13,7 @@ from agent.contract.wire import JsonObject, dump
 from agent.deployment.facts import config_changes
 from agent.deployment.intake import reply_to
 from agent.deployment.machine import DEFERRED
+from agent.deployment.phases import State
 from agent.planning.explain import explain
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Reporting:
         self._boot_id = boot_id
         self._agent = agent
         self._facts = facts
-        self._selected = selected
+        self.selected = selected
         self._seq = 0
         self._told: dict[str, tuple[float, tuple[str, str | None], float]] = {}
 
@@ -142,7 +143,7 @@ class Reporting:
     def reported(self, served: Mapping[str, Served]) -> list[Report]:
         """Build what is served now: after many deaths of the server that is the release before, or nothing."""
         facts = self._facts(served)
-        models = {name: describe_served(item) for name, item in self._selected(served).items()}
+        models = {name: describe_served(item, served[name].current) for name, item in self.selected(served).items()}
 
         def build(models: Mapping[str, JsonObject]) -> Report:
             return reports.reported(
@@ -168,6 +169,9 @@ class Reporting:
             methods=known["methods"],
             model_types=known["model_types"],
             versions=known["versions"],
+            hardware=known["hardware"],
+            groups=known["groups"],
+            labels=known["labels"],
             at=self._clock.now(),
         )
         return [report, *self.reported(served)]
@@ -205,11 +209,17 @@ def _copy(report: Report, request: Mapping[str, Any]) -> list[Report]:
     return [Report(topic, report.payload, correlation=raw)]
 
 
-def describe_served(item: Served) -> JsonObject:
-    """Return what stands behind a model name, as ``reported`` and the status page show it."""
+def describe_served(item: Served, current: Release) -> JsonObject:
+    """Return what answers for a model name, as ``reported`` and the status page show it.
+
+    Args:
+        item: what answers.
+        current: what should; told as ``stands_in_for`` where it is another.
+    """
     previous = _release(item.previous) if item.previous else None
     decision = explained(item.current.decision)
-    return {**_release(item.current), "state": "serving", "previous": previous, "decision": decision}
+    missing = {} if item.current.id == current.id else {"stands_in_for": _release(current)}
+    return {**_release(item.current), "state": "serving", "previous": previous, "decision": decision, **missing}
 
 
 def describe_operation(operation: Operation) -> JsonObject:
@@ -222,14 +232,16 @@ def describe_operation(operation: Operation) -> JsonObject:
         "phase": None if operation.state.is_terminal else str(operation.phase),
         "attempt": operation.attempt,
         "detail": operation.facts[DEFERRED] if operation.is_deferred else None,
-        "decision": explained(operation.decision),
+        "decision": explained(
+            operation.decision, has_failed=operation.state.is_terminal and operation.state is not State.SUCCEEDED
+        ),
         "error": operation.error.model_dump(mode="json") if operation.error else None,
     }
 
 
-def explained(decision: JsonObject | None) -> JsonObject | None:
-    """Return a decision record with its sentences."""
-    return None if decision is None else {**decision, "explanation": explain(decision)}
+def explained(decision: JsonObject | None, *, has_failed: bool = False) -> JsonObject | None:
+    """Return a decision record with its sentences; see ``explain`` for ``has_failed``."""
+    return None if decision is None else {**decision, "explanation": explain(decision, has_failed=has_failed)}
 
 
 def _release(release: Release) -> JsonObject:

@@ -1,4 +1,4 @@
-"""One thread for everything that takes long: steps run there in order, so two of them never meet.
+"""A thread for what takes long: steps run there in order, so two of them never meet.
 
 The thread lives as long as the process: children started from it are tied to it by the kernel (PR_SET_PDEATHSIG is
 sent when the *thread* that forked ends), so none of them outlives the agent.
@@ -63,13 +63,14 @@ class Runner:
     """Runs tasks one after another on its own thread.
 
     Args:
+        name: of the thread.
         after: called after each task.
     """
 
-    def __init__(self, after: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, name: str = "steps", after: Callable[[], None] = lambda: None) -> None:
         self._after = after
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="steps", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def start(self) -> None:
         """Start the thread."""

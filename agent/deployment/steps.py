@@ -19,6 +19,7 @@ from agent.deployment.facts import (
     checkpoint_facts,
     gate_of,
     is_current,
+    is_unusable,
     latency_before,
     lesson,
     mix_job,
@@ -27,10 +28,11 @@ from agent.deployment.facts import (
     source_of,
     thresholds_of,
     told,
+    unverified,
     variant,
 )
 from agent.deployment.machine import Done
-from agent.deployment.models import Release
+from agent.deployment.models import Release, release_id
 from agent.deployment.phases import Phase
 from agent.deployment.planner import budget_for
 from agent.deployment.ports import StepError
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger("steps")
 JsonObject = dict[str, Any]
 TRIAL_POLL_S = 0.5
+_MEND_MODEL = (
+    "the log of the server has each error; ask the release before the same, and mend the model if that answers"
+)
 _LOADED = (
     "resident_bytes", "load_ms", "warm_up_rows", "rss_before_bytes", "rss_after_bytes", "peak_rss_bytes", "residency",
     "texts", "compile", "graphs",
@@ -105,11 +110,16 @@ class Steps:
         return Done(Phase.DOWNLOADING, {"pieced": pieced} if pieced else {})
 
     def _fetch(self, file: Source | DatasetRef, watch: Watch) -> bool:
-        """Fetch a file that is not in the store; return whether it came in pieces. The address is judged anyway."""
+        """Fetch a file unless the store has it whole; return whether it came in pieces. It is judged anyway."""
         store = self._ports.store
         self._ports.sources.judge(file.url)
         if store.source(file.sha256) is not None:
-            return False
+            try:
+                store.verify_again(file.sha256, watch)  # it may have lain there for months
+            except StepError as error:
+                log.warning("source_fetched_again", error=error.detail)
+            else:
+                return False
         partial = store.partial(file.sha256)
         have = partial.stat().st_size if partial.exists() else 0
         store.ensure_space((file.size or 0) - have)
@@ -194,10 +204,10 @@ class Steps:
 
     def _compare_methods(self, operation: Operation, watch: Watch) -> Done:
         facts, decision = dict(operation.facts), dict(operation.decision or {})
-        demanded, prospects = thresholds_of(operation), decision["prospects"]
+        demanded, prospects, owed = thresholds_of(operation), decision["prospects"], unverified(operation, facts)
 
         def measure(method: str) -> tuple[JsonObject, bool]:
-            return self._artifact(facts, method, decision, demanded, watch)
+            return self._artifact(facts, method, decision, demanded, watch, owed=owed)
 
         def on_row(number: int) -> None:
             watch.progress(number, len(prospects), "methods")
@@ -217,30 +227,42 @@ class Steps:
         if operation.command == "compare":
             return self._compare_methods(operation, watch)
         facts, decision = dict(operation.facts), dict(operation.decision or {})
-        demanded = thresholds_of(operation)
+        demanded, owed = thresholds_of(operation), unverified(operation, facts)
 
         def measure(method: str) -> tuple[JsonObject, bool]:
-            return self._artifact(facts, method, decision, demanded, watch)
+            return self._artifact(facts, method, decision, demanded, watch, owed=owed)
 
         kept, decision = select(decision or {"method": facts["method"], "reason": "planned"}, measure, demanded)
         facts["method"] = kept.method
         release = release_of(facts, kept.result)
         found: JsonObject = {"method": kept.method, "release": release.to_json()}
         item = served.get(str(operation.model))
-        if item is not None and item.current.id == release.id and facts.get("dataset") == item.dataset:
+        is_same = item is not None and item.current.id == release.id and facts.get("dataset") == item.dataset
+        if is_same and not is_unusable(facts, release.id):
             found["already_applied"] = True
             decision["reason"] += "; it is already being served"
         return Done(Phase.BUILDING, found, decision)
 
     def _artifact(
-        self, facts: JsonObject, method: str, decision: JsonObject, demanded: Thresholds, watch: Watch
+        self,
+        facts: JsonObject,
+        method: str,
+        decision: JsonObject,
+        demanded: Thresholds,
+        watch: Watch,
+        *,
+        owed: set[str],
     ) -> tuple[JsonObject, bool]:
-        """Return the builder's result for a method, from the store if it was built before, and whether it was."""
+        """Return the builder's result for a method, from the store if it was built before, and whether it was.
+
+        What of ``owed`` is left is hashed before a build, and taken out of it.
+        """
         store = self._ports.store
         sha256, dataset = facts["sha256"], facts.get("dataset")
         extra = mix_job(decision, demanded) if method == MIXED else {}
         name = variant(method, extra)
-        result = store.built(sha256, name, dataset)
+        is_bad = is_unusable(facts, release_id(facts["version"], sha256, name))
+        result = None if is_bad else store.built(sha256, name, dataset)
         if result is not None:
             return result, True
         source = store.source(sha256)
@@ -261,6 +283,9 @@ class Steps:
         log.info("building", method=name)
         watch.method = method
         try:
+            while owed:
+                store.verify_again(min(owed), watch)
+                owed.discard(min(owed))
             built = {**self._ports.builder.build(job, watch), "dataset": dataset, "variant": name}
         finally:
             watch.method = None
@@ -347,7 +372,9 @@ class Steps:
             raise StepError(ErrorCode.TRIAL_FAILED, "the server died during the trial", retryable=True)
         for name, what in (("failures", "requests failed"), ("non_finite", "answers were not finite")):
             if now[name] > before[name]:
-                raise StepError(ErrorCode.TRIAL_FAILED, f"{now[name] - before[name]} {what} during the trial")
+                raise StepError(
+                    ErrorCode.TRIAL_FAILED, f"{now[name] - before[name]} {what} during the trial", _MEND_MODEL
+                )
 
     def _roll_back(self, _operation: Operation, served: Mapping[str, Served], _watch: Watch) -> Done:
         self._ports.server.restore(served)

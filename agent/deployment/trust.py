@@ -1,4 +1,4 @@
-"""Whether a command may be acted on here and now: its dates, its manifest, its signatures. Decides only.
+"""Whether a command may be acted on here and now: its dates, its manifest, all signatures. Decides only.
 
 The order is the contract's: expiry, sequence, audience, then the signature. Dates are judged by a synchronised clock
 only. Without one, whatever has a date to be judged waits (``Trusted.waits_for``) and is looked at again later; the
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.contract.commands import Deploy
+from agent.contract.commands import Cancel, Deploy
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.wire import rfc3339
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agent.contract.commands import AnyCommand
     from agent.contract.manifest import Identity, Signer
     from agent.deployment.ports import Clock, Journal, Signatures
+    from agent.deployment.signed import SignedMessages
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ def deferral(dates: Mapping[str, datetime]) -> str | None:
     if not dates:
         return None
     told = ", ".join(f"{name} {rfc3339(date)}" for name, date in dates.items())
-    return f"deferred: the clock is not synchronised, and this cannot be judged without: {told}"
+    return (
+        f"deferred: the clock is not synchronised, and this cannot be judged without: {told}; "
+        "it goes on when the clock is set; what has no date need not wait"
+    )
 
 
 class Trust:
@@ -52,20 +56,33 @@ class Trust:
         signatures: the trusted keys.
         clock: time.
         identity: this device.
+        signed: judges the signatures of commands themselves.
         require_signature: whether a deploy must be signed.
     """
 
     def __init__(
-        self, journal: Journal, signatures: Signatures, clock: Clock, identity: Identity, *, require_signature: bool
+        self,
+        journal: Journal,
+        signatures: Signatures,
+        clock: Clock,
+        identity: Identity,
+        signed: SignedMessages,
+        *,
+        require_signature: bool,
     ) -> None:
         self._journal = journal
         self._signatures = signatures
         self._clock = clock
         self._identity = identity
+        self._signed = signed
         self._require_signature = require_signature
 
-    def check(self, command: AnyCommand) -> Trusted:
+    def check(self, command: AnyCommand, *, is_own: bool) -> Trusted:
         """Return what follows for a command that may be acted on.
+
+        Args:
+            command: the content of its own signature has been compared.
+            is_own: whether no operator sent it: then it needs no signature of its own.
 
         Raises:
             RefusalError: it may not.
@@ -74,13 +91,22 @@ class Trust:
         if now is not None and command.is_expired(now):
             raise RefusalError(ErrorCode.EXPIRED, f"the command was to be acted on before {command.expires_at}")
         dates = {"expires_at": command.expires_at} if command.expires_at else {}
-        sequence = None
+        sequence, signers = None, []
         if isinstance(command, Deploy):
             sequence = self._check_manifest(command, now)
             dates |= command.manifest.manifest().dates if command.manifest else {}
-            dates |= {f"not_after of key {each.key_id}": each.not_after for each in self._signers(command, now)
-                      if each.not_after}  # fmt: skip
+            signers = self._signers(command, now)
+        if not is_own:
+            signers += self._signed.signers(command, self._subject(command), now)
+        dates |= {f"not_after of key {each.key_id}": each.not_after for each in signers if each.not_after}
         return Trusted(sequence, deferral(dates) if now is None else None)
+
+    def _subject(self, command: AnyCommand) -> str:
+        """Return the model that a command concerns, empty for one that concerns the device."""
+        if isinstance(command, Cancel):
+            target = self._journal.operation(command.operation)
+            return (target and target.model) or ""
+        return str(getattr(command, "model", ""))
 
     def _check_manifest(self, command: Deploy, now: datetime | None) -> int | None:
         if command.manifest is None:

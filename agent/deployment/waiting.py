@@ -8,20 +8,29 @@ from typing import TYPE_CHECKING
 from agent.deployment.phases import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from agent.deployment.machine import Operation
 
 
-def next_up(open_operations: Sequence[Operation]) -> Operation | None:
+def next_up(open_operations: Sequence[Operation], held: Collection[str] = ()) -> Operation | None:
     """Return the operation whose turn it is: the highest priority, then the earliest.
 
-    None while one is running. One that is deferred lets the others pass.
+    None while one is running. One that is idle lets the others pass.
+
+    Args:
+        open_operations: in the order of their acceptance.
+        held: ids of operations that must not begin.
     """
     if any(operation.state is State.RUNNING for operation in open_operations):
         return None
-    ready = [operation for operation in open_operations if not operation.is_deferred]
+    ready = [operation for operation in open_operations if not is_idle(operation, held)]
     return max(ready, key=_priority, default=None)  # of equal ones max returns the first
+
+
+def is_idle(operation: Operation, held: Collection[str]) -> bool:
+    """Return whether an operation waits for something else than its turn: for the clock, or held by a halt."""
+    return operation.is_deferred or (operation.state is State.ACCEPTED and operation.id in held)
 
 
 def expiry(operation: Operation) -> datetime | None:

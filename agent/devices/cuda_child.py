@@ -31,6 +31,13 @@ class Cuda:
     memory_clock_khz: int | None = None
     memory_bus_bits: int | None = None
 
+    @property
+    def used_bytes(self) -> int | None:
+        """What is not free; None where free or total is not known."""
+        if self.total_bytes is None or self.free_bytes is None:
+            return None
+        return self.total_bytes - self.free_bytes
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -65,6 +65,7 @@ def _gpu(seen: Snapshot, device: Device, cuda: Answer) -> dict[str, Any] | None:
         "is_integrated": device.is_integrated,
         "bandwidth_gb_s": device.bandwidth_gb_s,
         "total_bytes": first(("nvml", gpu.total_bytes), ("cuda", child.total_bytes)),
+        "used_bytes": first(("nvml", gpu.used_bytes), ("cuda", child.used_bytes)),
         "free_bytes": first(("nvml", gpu.free_bytes), ("cuda", child.free_bytes)),
         "utilisation_percent": first(("sysfs", readings.gpu_load_percent), ("nvml", gpu.utilisation_percent)),
         "clock_hz": first(("sysfs", readings.gpu_hz)),
@@ -77,15 +78,18 @@ def _gpu(seen: Snapshot, device: Device, cuda: Answer) -> dict[str, Any] | None:
 
 
 def _memory(seen: Snapshot, device: Device, budget: Budget) -> dict[str, Any]:
-    memory = seen.memory
+    memory, available, total = seen.memory, device.available_bytes, device.total_bytes
+    used_bytes = None if available.value is None or total.value is None else total.value - available.value
     sources = {
-        "available_bytes": device.available_bytes.source,
-        "total_bytes": device.total_bytes.source,
+        "used_bytes": available.source,
+        "available_bytes": available.source,
+        "total_bytes": total.source,
         "capability": device.capability.source,
         "is_integrated": device.is_integrated.source,
     }
     return {
         **budget.to_json(),
+        "used_bytes": used_bytes,
         "ram_total_bytes": memory.total_bytes,
         "ram_available_bytes": memory.available_bytes,
         "ram_source": memory.source,

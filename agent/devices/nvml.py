@@ -14,17 +14,18 @@ begins anew.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import pynvml
 
 from agent.devices.bounded import DEADLINE_S, OK, Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ABSENT = "NVML Shared Library Not Found"
+"""In the words of ``pynvml``."""
 _ENDED = (
     "NVML_ERROR_UNINITIALIZED",
     "NVML_ERROR_DRIVER_NOT_LOADED",
@@ -49,17 +50,18 @@ class Gpu:
     memory_clock_mhz: int | None = None
     memory_bus_bits: int | None = None
     driver: str | None = None
+    used_bytes: int | None = None
 
 
 class Nvml:
     """NVML, asked with a deadline.
 
     Args:
-        library: the ``pynvml`` module, or something that behaves like it.
+        library: something that behaves like ``pynvml``, which is imported where NVML is installed if None is given.
         deadline_s: seconds that a caller waits at most.
     """
 
-    def __init__(self, library: Any = pynvml, *, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, library: Any = None, *, deadline_s: float = DEADLINE_S) -> None:
         self._library = library
         self._pid: int | None = None
         self._handle: Any = None
@@ -71,6 +73,11 @@ class Nvml:
         return answer or (None, word)
 
     def _look(self) -> tuple[Gpu | None, str]:
+        if self._library is None:
+            try:
+                self._library = _bindings()
+            except OSError:
+                return None, ABSENT
         try:
             self._open()
             return _read(self._library, self._handle), OK
@@ -92,6 +99,14 @@ class Nvml:
             _ask(self._library, self._library.nvmlShutdown, ended=())
 
 
+def _bindings() -> Any:
+    """Return ``pynvml``, whose 2 MiB are of no use without the library that it binds; raises ``OSError`` then."""
+    ctypes.CDLL("libnvidia-ml.so.1")
+    import pynvml  # noqa: PLC0415 - see above
+
+    return pynvml
+
+
 def _read(library: Any, handle: Any) -> Gpu:
     ended = tuple(getattr(library, name) for name in _ENDED)
 
@@ -108,6 +123,7 @@ def _read(library: Any, handle: Any) -> Gpu:
         capability=(int(capability[0]), int(capability[1])) if capability else None,
         total_bytes=int(memory.total) if has_memory else None,
         free_bytes=int(memory.free) if has_memory else None,
+        used_bytes=int(memory.used) if has_memory else None,
         utilisation_percent=None if utilisation is None else int(utilisation.gpu),
         temperature_c=known("nvmlDeviceGetTemperature", handle, library.NVML_TEMPERATURE_GPU),
         power_w=None if power is None else round(power / 1000, 2),

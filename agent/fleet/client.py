@@ -11,7 +11,7 @@ from agent.contract.wire import dump
 from agent.deployment.phases import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from agent.adapters.mqtt_operator import Messages
     from agent.contract.topics import Topics
@@ -29,16 +29,23 @@ class FleetClient:
     Args:
         messages: an open connection to the broker.
         topics: the device's topics.
+        seal: returns a command, given its name, as it is to be sent.
     """
 
-    def __init__(self, messages: Messages, topics: Topics) -> None:
+    def __init__(
+        self,
+        messages: Messages,
+        topics: Topics,
+        seal: Callable[[str, JsonObject], JsonObject] = lambda _name, body: body,
+    ) -> None:
         self._messages = messages
         self._topics = topics
+        self._seal = seal
 
     def send(self, name: str, **fields: Any) -> str:
         """Publish a command and return its id, a fresh one unless given."""
         body = {"schema": 1, "id": f"{name.replace('_', '-')}-{uuid.uuid4().hex[:12]}", **fields}
-        self._messages.publish(self._topics.command(name), dump(body))
+        self._messages.publish(self._topics.command(name), dump(self._seal(name, body)))
         return str(body["id"])
 
     def follow(self, operation_id: str, timeout_s: float) -> Iterator[JsonObject]:

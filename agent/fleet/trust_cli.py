@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 from agent.adapters.signatures import KeyDirectory
 from agent.adapters.trusted_keys import KeyFileError, read_key
+from agent.contract import sources
 from agent.contract.errors import RefusalError
 from agent.contract.manifest import Identity, Manifest
 from agent.contract.wire import describe, rfc3339
 from agent.fleet import keys
 from agent.fleet.examination import examine, examine_bundle
+from agent.fleet.target import fail
 
 if TYPE_CHECKING:
     from agent.adapters.trusted_keys import TrustedKey
@@ -42,7 +44,8 @@ _GROUP = click.option("--for-group", multiple=True, help="A group of that device
 @click.option("--directory", type=click.Path(path_type=Path), default=Path(), help="Where to write the pair.")
 @click.option("--not-after", help="RFC 3339 time to come until which devices trust the key.")
 @click.option("--models", help="Names that the key may sign for, such as kanji,digits-*. Default: all.")
-def keygen(name: str, directory: Path, not_after: str | None, models: str | None) -> None:
+@click.pass_context
+def keygen(context: click.Context, /, name: str, directory: Path, not_after: str | None, models: str | None) -> None:
     """Make a signing key.
 
     NAME.key signs and stays here; devices get NAME.pub in their trust.keys_dir.
@@ -50,25 +53,28 @@ def keygen(name: str, directory: Path, not_after: str | None, models: str | None
     try:
         private, public = keys.generate(directory, name, {"not_after": not_after, "models": models}, _now())
     except FileExistsError as error:
-        fail(f"{error} exists; choose another name", 1)
+        fail(f"{error.filename} exists; choose another name", 2)
     except KeyFileError as error:
         fail(str(error), 2)
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}", 1)
-    click.echo(f"{private}  keep it secret\n{public}  copy it to trust.keys_dir of every device")
+        fail(f"{error.filename}: {error.strerror}", 2)
+    if _as_json(context):
+        click.echo(json.dumps({"key": name, "private": str(private), "public": str(public)}))
+    else:
+        click.echo(f"{private}  keep it secret\n{public}  copy it to trust.keys_dir of every device")
 
 
 @click.command()
 @click.argument("checkpoint", type=_FILE)
 @click.option("--key", "key_files", required=True, multiple=True, type=_FILE, help="NAME.key; twice while keys rotate.")
-@click.option("--url", required=True, help="Where devices fetch the checkpoint.")
-@click.option("--model", required=True)
-@click.option("--version", "version_", required=True)
+@click.option("--url", required=True, help="Where devices fetch it: https://, s3://, hf://, models:/, oci:// …")
+@click.option("--model", required=True, help="Name that it is served by.")
+@click.option("--version", "version_", required=True, help="What reports call this release.")
 @click.option("--sequence", required=True, type=int, help="Higher than that of the last release of this model.")
-@click.option("--model-type", default="auto", show_default=True)
+@click.option("--model-type", default="auto", show_default=True, help="auto: devices recognise it by its tensors.")
 @click.option("--source-dtype", help="Precision of the checkpoint, for people.")
 @click.option("--for-device", multiple=True, help="Audience; may be repeated. Default: every device.")
-@click.option("--for-group", multiple=True)
+@click.option("--for-group", multiple=True, help="Audience, by group; may be repeated.")
 @click.option("--for-hardware", multiple=True, help="Board as health's device.board.model names it.")
 @click.option("--not-before", help="RFC 3339 time, e.g. 2027-01-01T00:00:00Z.")
 @click.option("--expires", help="RFC 3339 time to come. Devices whose clock is not set wait with it.")
@@ -97,19 +103,31 @@ def sign(checkpoint: Path, key_files: tuple[Path, ...], url: str, **fields: Any)
     except ValidationError as error:
         fail(describe(error), 2)
     except keys.SigningKeyError as error:
-        fail(str(error), 1)
+        fail(str(error), 2)
 
 
 def _refuse_useless(manifest: Manifest) -> None:
     """Refuse an address and dates that no device will ever accept."""
     for file in manifest.files:
-        if "://" not in file.url:
-            fail(f"--url {file.url!r} has no scheme, such as https://", 2)
+        _refuse_address(file.url)
     now, begin, end = _now(), manifest.not_before, manifest.expires
     if end is not None and end <= now:
         fail(f"--expires {rfc3339(end)} is past, it is {rfc3339(now)} by this machine's clock; give a later time", 2)
     if begin is not None and end is not None and end <= begin:
         fail(f"--expires {rfc3339(end)} is not after --not-before {rfc3339(begin)}; give a later time", 2)
+
+
+def _refuse_address(url: str) -> None:
+    try:
+        is_registry_s = sources.parse(url) is not None
+    except RefusalError as refusal:
+        fail(f"--url: {refusal.detail}\n  {refusal.hint}", 2)
+    scheme, has_scheme, _ = url.partition("://")
+    if not is_registry_s and not has_scheme:
+        fail(f"--url {url!r} has no scheme, such as https://", 2)
+    if not is_registry_s and scheme.lower() not in sources.SCHEMES:
+        known = ", ".join(sources.SCHEMES)
+        fail(f"--url: no device fetches from {scheme}://; what downloads.allowed_schemes can have: {known}", 2)
 
 
 @click.command()
@@ -128,8 +146,7 @@ def verify(
     """Check MANIFEST as a device does.
 
     MANIFEST (- for stdin) has to be signed by a trusted key; its dates are checked, and what else is given.
-    Exit status 0 if it is to be trusted, 1 if not, 2 if it is no manifest. With --oms the directory or file is checked
-    against a bundle that model_signing made with a key.
+    With --oms the directory or file is checked against a bundle that model_signing made with a key.
     """
     if not key_files and keys_dir is None:
         raise click.UsageError("whom is to be trusted? give --key or --keys-dir")
@@ -154,8 +171,7 @@ def inspect(
     """Tell what MANIFEST says, and what is wrong with it.
 
     MANIFEST (- for stdin) is an envelope or a whole deploy command. Told is what it says, who signed it, and everything
-    that is wrong; without keys no signature is judged. Exit status 0 if nothing is wrong, 1 if something is, 2 if it is
-    no manifest.
+    that is wrong; without keys no signature is judged.
     """
     found = _examined(target, key_files, keys_dir, **asked)
     is_judged = bool(key_files) or keys_dir is not None
@@ -248,13 +264,18 @@ def _described(found: Examination, *, is_judged: bool) -> list[str]:
 
 def read_manifest(target: Path) -> bytes:
     """Return what is in a file, or on stdin for ``-``; ends the program where that is nothing."""
+    return read_file(target, _EXPECTED, "; a directory is verified with --oms BUNDLE")
+
+
+def read_file(target: Path, expected: str, of_a_directory: str = "") -> bytes:
+    """Return what is in a file, or on stdin for ``-``; ends the program where that is not ``expected`` but nothing."""
     try:
         content = sys.stdin.buffer.read() if str(target) == "-" else target.read_bytes()
     except OSError as error:
-        more = "; a directory is verified with --oms BUNDLE" if isinstance(error, IsADirectoryError) else ""
-        fail(f"{target}: {error.strerror}, expected {_EXPECTED}{more}", 2)
+        more = of_a_directory if isinstance(error, IsADirectoryError) else ""
+        fail(f"{target}: {error.strerror}, expected {expected}{more}", 2)
     if not content.strip():
-        fail(f"{'stdin' if str(target) == '-' else target}: empty, expected {_EXPECTED}", 2)
+        fail(f"{'stdin' if str(target) == '-' else target}: empty, expected {expected}", 2)
     return content
 
 
@@ -269,9 +290,3 @@ def _as_json(context: click.Context) -> bool:
 def fail_refused(file: Path, refusal: RefusalError) -> NoReturn:
     """End with what is wrong with a file, and the next step."""
     fail(f"{file}: {refusal.detail}" + (f"\n  {refusal.hint}" if refusal.hint else ""), 2)
-
-
-def fail(text: str, status: int) -> NoReturn:
-    """End with a sentence on stderr."""
-    click.echo(f"nibblectl: {text}", err=True)
-    sys.exit(status)

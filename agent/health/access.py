@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from agent.tokens import TokenFile
 
 _SCHEME = "bearer "
-_NO_TOKEN = "no token was sent; send Authorization: Bearer TOKEN, with a token of the device's"  # noqa: S105 - a sentence
+_NO_TOKEN = "no token was sent: unlock the page with one, or send Authorization: Bearer TOKEN; good are those of"  # noqa: S105 - a sentence
 
 
 @dataclass(frozen=True)

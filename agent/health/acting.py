@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_WAITING = 16
+ORIGIN = "page"
+"""``origin`` of its commands: who gives them has shown a token, and signs nothing."""
 OFFERED = {"set_method": ("model", "method"), "rollback": ("model",)}
 """The commands that a person at the page may give, with the fields that are taken over."""
 
@@ -50,5 +52,7 @@ class Acting:
         fields = {field: asked[field] for field in OFFERED[name] if field in asked}
         body: JsonObject = {"schema": 1, "id": operation_id, **fields}
         self._waiting.add(operation_id)
-        self._post(CommandMessage(name, dump(body), acknowledge=lambda: self._waiting.discard(operation_id)))
+        self._post(
+            CommandMessage(name, dump(body), acknowledge=lambda: self._waiting.discard(operation_id), origin=ORIGIN)
+        )
         return operation_id

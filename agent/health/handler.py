@@ -6,6 +6,8 @@ site makes a browser send is refused. What is shown goes out as JSON or as a fil
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import select
@@ -17,7 +19,7 @@ from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from agent.health import origin
+from agent.health import framing, origin
 from agent.health.access import PageAccess
 from agent.health.board import FullError
 from agent.health.exposition import CONTENT_TYPE, exposition
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
 
 IDLE_S, BODY_S, WRITE_S = 15.0, 20.0, 15.0
 """What a request's head, its body and each write of an answer may take."""
-MAX_INPUT_BYTES, MAX_COMMAND_BYTES, MAX_UNREAD_BYTES = 2 * 2**20, 4096, 16 * 2**20
+MAX_HEAD_BYTES, MAX_INPUT_BYTES, MAX_COMMAND_BYTES, MAX_UNREAD_BYTES = 65_536, 2 * 2**20, 4096, 16 * 2**20
 CHUNK_BYTES = 65_536
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
+_TAKING = re.compile(r"/models/[^/]+/(?:infer|compare)|/commands/[^/]+")
 _FILE = re.compile(r"[a-z-]+(\.(?:html|js|css|svg))")
 _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _HEADERS = {
@@ -83,9 +86,11 @@ class Handler(BaseHTTPRequestHandler):
     status: Callable[[], dict[str, Any]]
     offer: Offer
     due: dict[socket.socket, float]
+    raw_requestline: bytes
     timeout = WRITE_S
     disable_nagle_algorithm = True
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.1"  # what cannot be read is answered with a status line too
     server_version = "nibbled"
     sys_version = ""
 
@@ -100,6 +105,42 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer who asks for something."""
         self._answer(self._do)
+
+    def do_PUT(self) -> None:
+        """Say which methods there are: here are none of the others that HTTP knows."""
+        self._answer(self._allow)
+
+    do_DELETE = do_OPTIONS = do_PATCH = do_TRACE = do_CONNECT = do_PUT  # noqa: N815 - the standard library's
+
+    def parse_request(self) -> bool:
+        """Read a head, and refuse what another could read otherwise; returns whether there is a request to answer."""
+        self.requestline, self.command, self.request_version = "", "", self.default_request_version
+        try:
+            fields = self._fields()
+            framing.check(self.raw_requestline, fields)
+        except RefusedError as error:
+            self.send_error(error.status, str(error))
+            return False
+        source, self.rfile = self.rfile, io.BytesIO(b"".join((*fields, b"\r\n")))
+        try:
+            return super().parse_request()
+        finally:
+            self.rfile = source
+
+    def _fields(self) -> list[bytes]:
+        """Return the lines of the headers; raises ``RefusedError`` for more than are taken."""
+        found: list[bytes] = []
+        left = MAX_HEAD_BYTES
+        while (line := self.rfile.readline(left + 1)) not in (b"\r\n", b"\n"):
+            left -= len(line)
+            if left < 0:
+                raise RefusedError(
+                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"headers of more than {MAX_HEAD_BYTES} bytes"
+                )
+            if not line:
+                raise ConnectionResetError("the head was cut off")
+            found.append(line)
+        return found
 
     def _answer(self, answer: Callable[[str], None]) -> None:
         self.due.pop(self.connection, None)  # the head is here
@@ -146,6 +187,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._send_json({"id": operation_id}, HTTPStatus.ACCEPTED)
             case _:
                 raise RefusedError(HTTPStatus.NOT_FOUND, "no such page")
+
+    def _allow(self, path: str) -> None:
+        raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, f"no {self.command} of {path[:64]} here")
 
     def _stream(self) -> None:
         if self.offer.board is None or self.command == "HEAD":
@@ -194,15 +238,17 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def _length(self) -> int | None:
-        told = self.headers.get("Content-Length", "")
-        return int(told) if re.fullmatch(r"[0-9]{1,15}", told) else None
+        told = self.headers.get("Content-Length")
+        return None if told is None else int(told)  # a number: see framing
 
     def _refuse(self, error: RefusedError) -> None:
         unread = self._length() or 0
         more = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else {}
         if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
             more["Retry-After"] = "5"
-        if self.command == "POST" and (unread or "Transfer-Encoding" in self.headers):
+        if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            more["Allow"] = "POST" if _TAKING.fullmatch(self.path.partition("?")[0]) else "GET, HEAD"
+        if unread or "Transfer-Encoding" in self.headers:
             more["Connection"] = "close"
             self.close_connection = True
         self._send_json({"error": str(error)}, error.status, more)
@@ -236,6 +282,9 @@ class Handler(BaseHTTPRequestHandler):
         self._send(
             code, json.dumps({"error": message or HTTPStatus(code).phrase}).encode(), JSON, {"Connection": "close"}
         )
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self._read_away(MAX_UNREAD_BYTES)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the standard library's name
         """Say nothing: page views are not events."""

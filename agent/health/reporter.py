@@ -35,8 +35,9 @@ class HealthReporter:
         state_dir: whose file system is watched.
         device: returns the device's facts.
         server: returns the server's status, or raises.
-        engine: returns ``mode``, what is ``served``, the open ``operations``, the ``alarms``, a sentence each, and as
-            ``problem`` why what is served may not answer; None if there is no reason.
+        engine: returns ``mode``, what is ``served``, the open ``operations``, the ``alarms``, a sentence each, as
+            ``problem`` why what is served may not answer, None if there is no reason, and ``is_starting``: whether
+            what was served before the start is being loaded for the first time.
         relaxations: security settings that were relaxed on purpose.
         on_alarms: hears of the alarms at every report.
     """
@@ -95,7 +96,7 @@ class HealthReporter:
         device = _try(self._device, "device", reasons)
         server = _try(self._server, "server", reasons)
         engine = dict(self._engine())
-        pid, problem = server.get("pid"), engine.pop("problem")
+        pid, problem, is_starting = server.get("pid"), engine.pop("problem"), engine.pop("is_starting")
         missing = [name for name in engine["served"] if name not in server.get("models", {})]
         if engine["mode"] in _MODES:
             reasons.append(_MODES[engine["mode"]])
@@ -103,8 +104,9 @@ class HealthReporter:
             reasons.append(f"{', '.join(missing)}: no answer, {problem or _switched(engine) or 'the server lacks it'}")
         reasons += engine["alarms"]
         reasons += [f"relaxed: {name}" for name in self._relaxations]
+        is_failing = engine["mode"] == "safe" or bool(missing and not is_starting)  # no alarm for every start
         return {
-            "status": "failing" if missing or engine["mode"] == "safe" else "degraded" if reasons else "ok",
+            "status": "failing" if is_failing else "degraded" if reasons else "ok",
             "reasons": reasons,
             "device": device,
             "cpu": system.load(),

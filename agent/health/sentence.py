@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 MAX_NAMES = 3
 
 
-def sentence(health: Mapping[str, Any], operations: Sequence[Operation], mode: str, *, is_connected: bool) -> str:
+def sentence(
+    health: Mapping[str, Any],
+    operations: Sequence[Operation],
+    mode: str,
+    *,
+    is_connected: bool,
+    is_restoring: bool = False,
+) -> str:
     """Return what is served, what is going on and what is wrong.
 
     Args:
@@ -20,15 +27,21 @@ def sentence(health: Mapping[str, Any], operations: Sequence[Operation], mode: s
         operations: those without an end.
         mode: how much of what should be served is tried.
         is_connected: whether the broker is reached.
+        is_restoring: whether what should be served is being loaded: until then its absence is no failure.
     """
-    models = sorted(health.get("models", {}))
-    names = ", ".join(models[:MAX_NAMES]) + (f" and {len(models) - MAX_NAMES} more" if len(models) > MAX_NAMES else "")
+    models, served = sorted(health.get("models", {})), health.get("served", ())
+    missing = sorted({*served} - {*models}) if is_restoring else []
     parts = [
-        str(health.get("status", "starting")),
-        f"serving {names}" if models else "serving nothing",
+        f"restoring {_names(missing)}" if missing else str(health.get("status", "starting")),
+        *([f"serving {_names(models)}"] if models else [] if missing else ["serving nothing"]),
         *(f"{each.command} {each.id}: {each.phase or each.state}" for each in operations[:1]),
         *([f"{len(operations) - 1} waiting"] if len(operations) > 1 else []),
         *([f"mode {mode}"] if mode != "current" else []),
         "broker connected" if is_connected else "no broker",
     ]
     return "; ".join(parts)
+
+
+def _names(models: Sequence[str]) -> str:
+    more = f" and {len(models) - MAX_NAMES} more" if len(models) > MAX_NAMES else ""
+    return ", ".join(models[:MAX_NAMES]) + more

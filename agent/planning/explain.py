@@ -28,13 +28,18 @@ _SOURCES = {
 }
 
 
-def explain(decision: Mapping[str, Any]) -> list[str]:
+def explain(decision: Mapping[str, Any], *, has_failed: bool = False) -> list[str]:
     """Return what was decided and why, a sentence a fact; what a record does not hold is left out.
 
     A record of another version of the agent, whose form differs, is told by its reason alone.
+
+    Args:
+        decision: the record.
+        has_failed: whether its operation ended without success: what was to be kept then is not.
     """
     try:
-        return [sentence for part in _PARTS for sentence in part(decision)]
+        told = {**decision, "has_failed": has_failed}
+        return [sentence for part in _PARTS for sentence in part(told)]
     except (AttributeError, KeyError, TypeError, ValueError):
         reason = decision.get("reason")
         return [reason] if isinstance(reason, str) else []
@@ -114,12 +119,15 @@ def _measured(decision: Mapping[str, Any]) -> Iterator[str]:
 
 def _outcome(decision: Mapping[str, Any]) -> Iterator[str]:
     chosen = decision.get("method")
+    kept = "It was to be" if decision["has_failed"] else "Kept:"
     if chosen is None:
         yield f"Nothing was built: {decision['reason']}."
+    elif decision.get("evidence") and not any(each["passes"] for each in decision["evidence"]):
+        yield "Nothing is kept: no method passes."
     elif decision.get("overruled"):
-        yield f"Kept: {chosen} ({WORDS[chosen]}); the measurements overruled the plan."
+        yield f"{kept} {chosen} ({WORDS[chosen]}); the measurements overruled the plan."
     elif "evidence" in decision:
-        yield f"Kept: {chosen}, as planned."
+        yield f"{kept} {chosen}, as planned."
     else:
         yield f"Chosen: {chosen}."
 

@@ -20,7 +20,7 @@ from agent.quantization.assignment import Scheme, SchemeError, nothing, spread, 
 from agent.quantization.errors import BuildError, UnsupportedError
 from agent.quantization.quantizer import contents
 from agent.quantization.safetensors_header import Header, read_header
-from agent.quantization.sidecar import SCHEMA
+from agent.quantization.sidecar import SCHEMA, sha256
 from agent.quantization.swap import pack_layers
 
 if TYPE_CHECKING:
@@ -63,6 +63,19 @@ def load_sidecar(path: str | PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def check_digest(path: str | PathLike[str], sidecar: Mapping[str, Any]) -> None:
+    """Raise ``ArtifactError`` if the file is not what was written: storage that wears out flips bits in silence."""
+    written = sidecar.get("artifact_sha256")
+    if written is None:
+        return  # of an older version, which kept none
+    try:
+        found = sha256(Path(path))
+    except OSError as error:
+        raise ArtifactError(f"{Path(path).name} cannot be read: {error.strerror}") from error
+    if found != written:
+        raise ArtifactError(f"{Path(path).name} is damaged: it was written with sha256 {written}, it has {found} now")
+
+
 def load(path: str | PathLike[str], device: str = "auto") -> nn.Module:
     """Return the model in an artifact, in eval mode and ready to be called with float32 inputs.
 
@@ -85,6 +98,7 @@ def load(path: str | PathLike[str], device: str = "auto") -> nn.Module:
     stored = _stored(header, model, scheme)
     model = pack_layers(model, spread(stored, model, nothing), blocksize)
     _check(header, model, scheme)
+    check_digest(path, sidecar)
     _fill(model, path)
     modules.compute_missing(model, model_type, num_classes, options)
     for method in scheme.methods:

@@ -170,6 +170,7 @@ def _read_dataset(
     chosen = _subset(count, rows, seed)
     with safe_open(path, framework="pt") as file:
         inputs = {spec.name: _fit(file.get_tensor(names[spec.name])[chosen], spec) for spec in specs}
+        _check_dimensions(inputs, specs)
         if num_classes is None or "labels" not in header.tensors:
             return inputs, None
         return inputs, _labels(file.get_tensor("labels"), count, num_classes)[chosen]
@@ -201,6 +202,17 @@ def _fit(tensor: Tensor, spec: TensorSpec) -> Tensor:
     if tensor.is_floating_point() != wanted.is_floating_point:
         raise BadCheckpointError(f"{spec.name!r} is {tensor.dtype}, the model takes {spec.datatype}")
     return tensor.to(wanted)
+
+
+def _check_dimensions(inputs: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> None:
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        for axis, name, most in ((each.axis, each.name, each.maximum) for each in spec.dimensions):
+            size = inputs[spec.name].shape[axis]
+            if most is not None and size > most:
+                raise BadCheckpointError(f"{spec.name!r} has {name} {size}, the model takes at most {most}")
+            if size != sizes.setdefault(name, size):
+                raise BadCheckpointError(f"{spec.name!r} has {name} {size}, the inputs before it {sizes[name]}")
 
 
 def _labels(labels: Tensor, count: int, num_classes: int) -> Tensor:

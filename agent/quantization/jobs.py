@@ -156,7 +156,7 @@ def build(job: BuildJob, emit: Emit) -> JsonObject:
 
 _RESULT_KEYS = (
     "model_type", "num_classes", "options", "method", "source_bytes", "source_tensor_bytes", "artifact_bytes",
-    "resident_bytes", "working_bytes", "coverage", "skipped", "skipped_count", "notes", "gate",
+    "artifact_sha256", "resident_bytes", "working_bytes", "coverage", "skipped", "skipped_count", "notes", "gate",
 )  # fmt: skip
 
 

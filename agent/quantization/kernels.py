@@ -228,12 +228,15 @@ def bitsandbytes() -> Any:
 
     bitsandbytes (0.49 and 0.50, ``backends/default/ops.py``) wraps operators with ``torch.compile`` while it is
     imported. That alone imports Dynamo and Inductor, which takes seconds and over 100 MiB, and a call would start a
-    C++ compiler: here they stay the plain functions that they are. On CPUs with AVX512-BF16 it would also fetch a fused
-    kernel from a hub, by the package ``kernels`` (``backends/cpu/ops.py``): here no code comes from a network, and that
-    it warns of the lack is held back; see ``lacks_fused_kernel``.
+    C++ compiler: here they stay the plain functions that they are. The kernels that it registers are hidden from Dynamo
+    by torch (2.13, ``library.py``), which imports Dynamo for that at their first call, 80 MiB and more than a second:
+    nothing packed is ever compiled here, so there is nothing to hide. On CPUs with AVX512-BF16 it would also fetch a
+    fused kernel from a hub, by the package ``kernels`` (``backends/cpu/ops.py``): here no code comes from a network,
+    and that it warns of the lack is held back; see ``lacks_fused_kernel``.
     """
     logging.getLogger(_held_back.source).addFilter(_held_back)
-    with mock.patch.object(torch, "compile", _uncompiled), _not_to_be_found("kernels"):
+    hiding = mock.patch.object(torch, "_disable_dynamo", _uncompiled, create=True)
+    with mock.patch.object(torch, "compile", _uncompiled), hiding, _not_to_be_found("kernels"):
         return importlib.import_module("bitsandbytes")
 
 

@@ -71,6 +71,17 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class Dimension(_Closed):
+    """An axis of any size, of which more is known."""
+
+    axis: Annotated[int, Field(ge=0)]
+    """Which one; its size in the shape is -1."""
+    name: Text
+    """Axes of one name have one size in a request, whichever inputs they belong to."""
+    maximum: Annotated[int, Field(ge=1)] | None
+    """Largest size that the model accepts, null without a bound."""
+
+
 class Tensor(_Closed):
     """An input or output in the terms of the Open Inference Protocol."""
 
@@ -84,6 +95,8 @@ class Tensor(_Closed):
     """Smallest value that the model accepts, null without a bound."""
     maximum: int | None
     """Largest value that the model accepts, null without a bound."""
+    dimensions: list[Dimension] = []
+    """What is known of its axes of any size; absent where nothing is."""
 
 
 class ComputeDtype(_Closed):
@@ -275,6 +288,8 @@ class Sidecar(_Closed):
     """Bytes of the used tensors as the checkpoint holds them."""
     artifact_bytes: Count
     """Bytes of the artifact file."""
+    artifact_sha256: Sha256 | None = None
+    """Digest of the artifact file, checked at every load; absent in older sidecars."""
     coverage: Share
     """Share of the float parameters and buffers that is packed."""
     skipped: list[SkippedWeight]

@@ -36,8 +36,8 @@ def describe(found: architectures.Recognised, scheme: Scheme, blocksize: int) ->
         "options": found.options,
         "unused": list(found.unused),
         "batchable": architectures.is_batchable(found.model_type),
-        "inputs": [asdict(spec) for spec in architectures.input_specs(found.model_type, found.options)],
-        "outputs": [asdict(spec) for spec in architectures.output_specs(found.model_type, found.num_classes)],
+        "inputs": [_told(spec) for spec in architectures.input_specs(found.model_type, found.options)],
+        "outputs": [_told(spec) for spec in architectures.output_specs(found.model_type, found.num_classes)],
         "method": scheme.name,
         "quant_type": method.quant_type,
         "bits": method.bits,
@@ -51,6 +51,11 @@ def describe(found: architectures.Recognised, scheme: Scheme, blocksize: int) ->
             "bitsandbytes": version("bitsandbytes"),
         },
     }
+
+
+def _told(spec: architectures.TensorSpec) -> dict[str, Any]:
+    """Return a tensor's object, with ``dimensions`` only where something is known of them."""
+    return {key: value for key, value in asdict(spec).items() if key != "dimensions" or value}
 
 
 def write(artifact: Path, content: Mapping[str, Any]) -> Path:

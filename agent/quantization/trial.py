@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from agent import architectures
 from agent.planning.memory import SERVED_ROWS
 from agent.planning.methods import MIXED
-from agent.quantization import artifact, footprint, gate, modules, quantizer, sidecar, working_set
+from agent.quantization import artifact, footprint, gate, metrics, modules, quantizer, sidecar, working_set
+from agent.quantization.errors import NonFiniteWeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,8 +65,19 @@ class Subject:
         return quantizer.source_model(self.checkpoint, self.found).to(artifact.resolve(self.device))
 
     def run_source(self) -> gate.Run:
-        """Return what the source answers."""
-        return gate.run(self.source_model(), self.data.inputs, chunk_rows=self.chunk_rows)
+        """Return what the source answers.
+
+        Raises:
+            NonFiniteWeightsError: nothing but NaN or infinity, which no method can mend.
+        """
+        answered = gate.run(self.source_model(), self.data.inputs, chunk_rows=self.chunk_rows)
+        rows = len(answered.logits)
+        if metrics.non_finite_rows(answered.logits) == rows:
+            raise NonFiniteWeightsError(
+                f"at its own precision the model answers all {rows} rows with NaN or infinity",
+                "look at its statistics (a running variance below 0?) and at how it was exported; no method mends that",
+            )
+        return answered
 
 
 def make(subject: Subject, path: Path, scheme: Scheme, progress: quantizer.Progress) -> JsonObject:
@@ -88,6 +100,7 @@ def make(subject: Subject, path: Path, scheme: Scheme, progress: quantizer.Progr
         "source_bytes": subject.checkpoint.file_bytes,
         "source_tensor_bytes": outcome.source_tensor_bytes,
         "artifact_bytes": path.stat().st_size,
+        "artifact_sha256": sidecar.sha256(path),
         "coverage": outcome.coverage,
         "skipped": quantizer.describe(outcome.skipped),
         "skipped_count": len(outcome.skipped),

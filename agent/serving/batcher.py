@@ -2,6 +2,8 @@
 
 INVARIANTS:
 - An idle model computes a request at once; requests are joined only when they waited anyway.
+- The event loop itself computes a row that was measured to take less than ``AT_ONCE_S``, where nothing else is asked of
+  the model: two changes of threads take longer. One that took far longer than that is the last for ``REST_S``.
 - A model that was busy may wait for more, but the oldest request never longer than ``max_delay_s`` for that.
 - Joined requests belong to the same slot, have equal shapes behind the rows, and do not exceed ``max_rows`` together.
 - The oldest request is always in the next batch.
@@ -9,7 +11,7 @@ INVARIANTS:
 - Work that takes turns gets one step after each batch, or at once while none waits.
 - A work is settled exactly once, on the event loop; until then it holds its slot.
 
-The queue is shared by two threads and guarded by one condition; futures are touched on the event loop only.
+The queue is shared by two threads and guarded by one condition; whoever asked is told on the event loop only.
 """
 
 from __future__ import annotations
@@ -18,17 +20,18 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from agent.planning.memory import SERVED_ROWS
 from agent.serving.errors import ExpiredError, UnavailableError
-from agent.serving.stats import Timing
+from agent.serving.stats import Pass, Timing
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from agent.serving.slots import Slot
     from agent.serving.tensors import Array
@@ -63,12 +66,13 @@ class Work:
     """A question on its way through the queue.
 
     Attributes:
+        settled: hears what became of it, once, on the event loop.
         is_probe: a canary's question: neither bounded by the queue's length nor counted.
     """
 
     slot: Slot
     question: Question
-    future: asyncio.Future[Answer]
+    settled: Callable[[Answer | Exception], None]
     is_probe: bool
     queued_at: float
     form: tuple[tuple[int, ...], ...]
@@ -77,13 +81,16 @@ class Work:
 
 @dataclass
 class _Executed:
-    """What became of a batch: one outcome for each work, and the rows of each forward pass."""
+    """What became of a batch: one outcome for each work, and the forward passes that ended well."""
 
     outcomes: list[Answer | Exception]
-    passes: list[int] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
 
 
 _DEFAULT = Batching()
+AT_ONCE_S = 0.001
+"""Reading a JSON request of some hundred kilobytes keeps the event loop as long."""
+FAR_LONGER, REST_S = 8, 1.0
 
 
 class Turns(Protocol):
@@ -94,17 +101,26 @@ class Turns(Protocol):
 
 
 class Batcher:
-    """Computes the requests of one model, one batch at a time, in a thread of its own."""
+    """Computes the requests of one model, one batch at a time, in a thread of its own.
+
+    Attributes:
+        max_rows, max_queue: see ``Batching``.
+        shed: requests that were refused because the queue was full.
+    """
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop, batching: Batching = _DEFAULT) -> None:
         self.max_rows = batching.max_rows
         self.max_queue = batching.max_queue
+        self.shed = 0
         self._max_delay_s = batching.max_delay_s
         self._loop = loop
         self._changed = threading.Condition()
         self._queue: deque[Work] = deque()
         self._turns: list[Turns] = []
         self._is_stopping = False
+        self._is_computing = False
+        self._joined = 1
+        self._rests_until = 0.0
         self._thread = threading.Thread(target=self._work, name=f"model-{name}", daemon=True)
         self._thread.start()
 
@@ -124,13 +140,37 @@ class Batcher:
         waited_s: float = 0.0,
         is_probe: bool = False,
     ) -> asyncio.Future[Answer]:
-        """Queue a question.
+        """Queue a question, as ``ask`` does; cancelling the future takes it out of the queue if it is still there."""
+        future: asyncio.Future[Answer] = self._loop.create_future()
 
-        Cancelling the future takes the question out of the queue if it is still there.
+        def settled(outcome: Answer | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        work = self.ask(slot, question, settled, timeout_s, waited_s=waited_s, is_probe=is_probe)
+        future.add_done_callback(lambda done: self.drop(work) if done.cancelled() else None)
+        return future
+
+    def ask(
+        self,
+        slot: Slot,
+        question: Question,
+        settled: Callable[[Answer | Exception], None],
+        timeout_s: float | None = None,
+        *,
+        waited_s: float = 0.0,
+        is_probe: bool = False,
+    ) -> Work:
+        """Queue a question.
 
         Args:
             slot: what shall answer.
             question: checked against the slot's specs.
+            settled: hears what became of it, once, on the event loop; it must not raise.
             timeout_s: how long it may wait, in seconds; it is not interrupted once it is being computed.
             waited_s: how much of that has passed already.
             is_probe: whether it is a canary's.
@@ -139,17 +179,37 @@ class Batcher:
             UnavailableError: the queue is full.
         """
         if len(self._queue) >= self.max_queue and not is_probe:
+            self.shed += 1
             raise UnavailableError(f"the queue of model {slot.model!r} is full: {self.max_queue} requests wait")
         form = tuple(array.shape[1:] for array in question.arrays)
-        work = Work(slot, question, self._loop.create_future(), is_probe, time.perf_counter(), form)
+        work = Work(slot, question, settled, is_probe, time.perf_counter(), form)
         if timeout_s is not None:
             work.expiry = self._loop.call_later(max(0.0, timeout_s - waited_s), self._expire, work, timeout_s)
-        work.future.add_done_callback(lambda future: self._drop(work) if future.cancelled() else None)
+        is_alone = slot.in_flight == 0
         slot.acquire()
+        if is_alone and self._may_compute_at_once(work):
+            self._compute_at_once(work)
+            return work
         with self._changed:
             self._queue.append(work)
             self._changed.notify()
-        return work.future
+        return work
+
+    def _may_compute_at_once(self, work: Work) -> bool:
+        # What was joined last time shows that there are several clients: their next requests are joined again.
+        if work.question.rows > 1 or work.slot.network.row_s > AT_ONCE_S or self._joined > 1 or work.is_probe:
+            return False
+        with self._changed:
+            is_busy = self._is_computing or self._queue or self._turns or self._is_stopping
+        return not is_busy and work.queued_at >= self._rests_until
+
+    def _compute_at_once(self, work: Work) -> None:
+        executed = self._execute([work])
+        now = time.perf_counter()
+        if now - work.queued_at > FAR_LONGER * AT_ONCE_S:
+            self._rests_until = now + REST_S
+        # Behind what the event loop has at hand: requests that came meanwhile find this one, and are joined.
+        self._loop.call_soon(self._deliver, [work], executed)
 
     def wake(self, turns: Turns) -> None:
         """Let the thread call ``turns.step`` until it returns False, one step after each batch; from any thread."""
@@ -181,7 +241,8 @@ class Batcher:
         if self._withdraw(work):
             self._settle(work, ExpiredError(f"the request waited for its timeout of {timeout_s * 1e6:.0f} us"))
 
-    def _drop(self, work: Work) -> None:
+    def drop(self, work: Work) -> None:
+        """Take a question out of the queue if it is still there: nobody waits for its answer."""
         if self._withdraw(work):
             self._settle(work, UnavailableError("canceled"))
 
@@ -189,17 +250,13 @@ class Batcher:
         if work.expiry is not None:
             work.expiry.cancel()
         work.slot.free()
-        if work.future.done():
-            return
-        if isinstance(outcome, Answer):
-            work.future.set_result(outcome)
-        else:
-            work.future.set_exception(outcome)
+        work.settled(outcome)
 
     def _deliver(self, batch: Sequence[Work], executed: _Executed) -> None:
+        self._joined = len(batch)
         if not batch[0].is_probe:
-            for rows in executed.passes:
-                batch[0].slot.stats.executed(rows)
+            for done in executed.passes:
+                batch[0].slot.stats.executed(done, self.max_rows)
         for work, outcome in zip(batch, executed.outcomes, strict=True):
             if isinstance(outcome, Exception):
                 work.slot.judge(outcome)
@@ -211,7 +268,10 @@ class Batcher:
         while (taken := self._take()) is not None:
             batch, turns = taken
             if batch:
-                self._loop.call_soon_threadsafe(self._deliver, batch, self._execute(batch))
+                executed = self._execute(batch)
+                self._is_computing = bool(turns)  # before anybody hears of it: who was answered may ask again at once
+                self._loop.call_soon_threadsafe(self._deliver, batch, executed)
+                del executed
             for each in turns:
                 if each.step():
                     self.wake(each)
@@ -222,6 +282,7 @@ class Batcher:
     def _take(self) -> tuple[list[Work], list[Turns]] | None:
         """Wait for work and return the next batch, which may be empty, and who has a turn; None means the end."""
         with self._changed:
+            self._is_computing = False
             if self._queue and self._max_delay_s:
                 self._collect()
             while not self._queue and not self._turns:
@@ -232,6 +293,7 @@ class Batcher:
             batch = [self._queue.popleft()] if self._queue else []
             if self._queue and batch[0].slot.network.is_batchable:
                 self._join(batch)
+            self._is_computing = True
             return batch, turns
 
     def _collect(self) -> None:
@@ -264,7 +326,7 @@ class Batcher:
                 return _Executed([error])
         alone = [self._execute([work]) for work in batch]
         return _Executed(
-            [outcome for one in alone for outcome in one.outcomes], [rows for one in alone for rows in one.passes]
+            [outcome for one in alone for outcome in one.outcomes], [done for one in alone for done in one.passes]
         )
 
     def _compute(self, batch: Sequence[Work]) -> _Executed:
@@ -274,7 +336,8 @@ class Batcher:
             columns = zip(*(work.question.arrays for work in batch), strict=True)
             arrays = tuple(np.concatenate(column) for column in columns)
         joined = time.perf_counter()
-        outputs, passes = self._run(batch[0].slot, arrays, sum(work.question.rows for work in batch))
+        rows = sum(work.question.rows for work in batch)
+        outputs, ran = self._run(batch[0].slot, arrays, rows)
         computed = time.perf_counter()
         parts = _split(outputs, [work.question.rows for work in batch])
         split = time.perf_counter()
@@ -283,17 +346,28 @@ class Batcher:
                 Answer(part, Timing(began - work.queued_at, joined - began, computed - joined, split - computed))
                 for work, part in zip(batch, parts, strict=True)
             ],
-            passes,
+            # What joining and splitting took is shared out to the pieces of a request of too many rows.
+            [Pass(n, (joined - began) * n / rows, took_s, (split - computed) * n / rows) for n, took_s in ran],
         )
 
-    def _run(self, slot: Slot, arrays: Sequence[Array], rows: int) -> tuple[list[Array], list[int]]:
-        """Return the outputs for ``rows`` rows; more than ``max_rows`` of a batchable model are computed in pieces."""
-        if not slot.network.is_batchable:
-            return slot.network.run(arrays), [rows]
-        pieces = [[array[at : at + self.max_rows] for array in arrays] for at in range(0, rows, self.max_rows)]
-        answers = [_run_checked(slot, piece) for piece in pieces]
-        outputs = [np.concatenate(column) for column in zip(*answers, strict=True)] if len(pieces) > 1 else answers[0]
-        return outputs, [len(piece[0]) for piece in pieces]
+    def _run(self, slot: Slot, arrays: Sequence[Array], rows: int) -> tuple[list[Array], list[tuple[int, float]]]:
+        """Return the outputs for ``rows`` rows, and for each forward pass its rows and seconds.
+
+        More than ``max_rows`` of a batchable model are computed in pieces.
+        """
+        most, run = (self.max_rows, _run_checked) if slot.network.is_batchable else (rows, _run_whole)
+        answers, ran, began = [], [], time.perf_counter()
+        for at in range(0, rows, most):
+            answers.append(run(slot, arrays if rows <= most else [array[at : at + most] for array in arrays]))
+            now = time.perf_counter()
+            ran.append((min(most, rows - at), now - began))
+            began = now
+        outputs = [np.concatenate(column) for column in zip(*answers, strict=True)] if len(ran) > 1 else answers[0]
+        return outputs, ran
+
+
+def _run_whole(slot: Slot, arrays: Sequence[Array]) -> list[Array]:
+    return slot.network.run(arrays)
 
 
 def _run_checked(slot: Slot, arrays: Sequence[Array]) -> list[Array]:
@@ -308,5 +382,5 @@ def _run_checked(slot: Slot, arrays: Sequence[Array]) -> list[Array]:
 def _split(outputs: list[Array], rows: Sequence[int]) -> list[list[Array]]:
     if len(rows) == 1:
         return [outputs]
-    cuts = list(np.cumsum(rows)[:-1])
-    return [list(part) for part in zip(*(np.split(output, cuts) for output in outputs), strict=True)]
+    ends = list(accumulate(rows))
+    return [[output[end - count : end] for output in outputs] for count, end in zip(rows, ends, strict=True)]

@@ -24,6 +24,18 @@ COMPRESSION_LEVEL = 1
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 # (De)compressing more than this is not done on the event loop.
 INLINE_BYTES = 64 * 1024
+MOST_MEMBERS, PIECE_BYTES = 1024, 1 << 20
+"""Of a gzip body: streams one behind the other, and what is unpacked at a time, since each copies what is behind it."""
+MAX_DIGITS = 19
+"""Of a length: with one more it can pass 2^63, and Python makes no integer of thousands."""
+
+
+def length(name: str, value: bytes) -> int:
+    """Return the number of bytes that a header tells; raises ``BadRequestError`` for anything else."""
+    if value.isdigit() and len(value) <= MAX_DIGITS:
+        return int(value)
+    said, size = value[:32].decode("latin-1"), len(value)
+    raise BadRequestError(f"{name} {said!r} ({size} characters) is not a number of at most {MAX_DIGITS} digits")
 
 
 class DisconnectedError(Exception):
@@ -39,11 +51,9 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limits: Li
         DisconnectedError: the client left.
     """
     limit = limits.max_body_bytes
-    announced = headers.get(b"content-length", b"0")
-    if not announced.isdigit():
-        raise BadRequestError(f"Content-Length {announced!r} is not a number")
-    if int(announced) > limit:
-        raise TooLargeError(f"the body has {int(announced)} bytes, at most {limit} are read", is_unread=True)
+    announced = length("Content-Length", headers.get(b"content-length", b"0"))
+    if announced > limit:
+        raise TooLargeError(f"the body has {announced} bytes, at most {limit} are read", is_unread=True)
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if encoding not in ("identity", "") and encoding not in WINDOW_BITS:
         raise UnsupportedEncodingError(f"Content-Encoding {encoding!r} is not gzip, deflate or identity")
@@ -114,17 +124,31 @@ async def _receive_part(receive: Receive, timeout_s: float, before: int) -> dict
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """Return at most ``limit`` bytes of what ``body`` holds; a longer, a cut or a damaged one is an error."""
-    stream = zlib.decompressobj(WINDOW_BITS[encoding])
-    try:
-        plain = stream.decompress(body, limit)
-        if stream.unconsumed_tail and stream.decompress(stream.unconsumed_tail, 1):
-            raise TooLargeError(f"the decompressed body has more than the {limit} bytes that are read")
-    except zlib.error as error:
-        raise BadRequestError(f"the body is not {encoding}: {error}") from None
-    if not stream.eof or stream.unused_data:
-        raise BadRequestError(f"the {encoding} body is cut short or followed by other bytes")
-    return plain
+    """Return at most ``limit`` bytes of what ``body`` holds; a longer, a cut or a damaged one is an error.
+
+    A gzip body may have several members (RFC 1952, 2.2), at most ``MOST_MEMBERS``.
+    """
+    view, at, size, parts = memoryview(body), 0, 0, []
+    most = MOST_MEMBERS if WINDOW_BITS[encoding] == WINDOW_BITS["gzip"] else 1
+    for member in range(most):
+        stream = zlib.decompressobj(WINDOW_BITS[encoding])
+        while not stream.eof:
+            given = view[at : at + PIECE_BYTES]
+            try:
+                part = stream.decompress(given, limit - size + 1)
+            except zlib.error as error:
+                where = f" from byte {at} on" if member else ""
+                raise BadRequestError(f"the body is not {encoding}{where}: {error}") from None
+            at += len(given) - len(stream.unconsumed_tail) - len(stream.unused_data)
+            size += len(part)
+            if size > limit:
+                raise TooLargeError(f"the decompressed body has more than the {limit} bytes that are read")
+            if not given and not stream.eof:
+                raise BadRequestError(f"the {encoding} body is cut short")
+            parts.append(part)
+        if at == len(view):
+            return b"".join(parts) if len(parts) > 1 else parts[0]
+    raise BadRequestError(f"the {encoding} body is followed by {len(view) - at} other bytes, {most} streams are read")
 
 
 def accepted_encoding(headers: Mapping[bytes, bytes]) -> str | None:
@@ -144,9 +168,12 @@ def _offer(text: str) -> tuple[str, float]:
 
 async def compress(body: bytes, encoding: str) -> bytes:
     """Return ``body`` compressed, away from the event loop when it is large."""
-    return await asyncio.to_thread(_compress, body, encoding) if len(body) > INLINE_BYTES else _compress(body, encoding)
+    if len(body) > INLINE_BYTES:
+        return await asyncio.to_thread(compressed, body, encoding)
+    return compressed(body, encoding)
 
 
-def _compress(body: bytes, encoding: str) -> bytes:
+def compressed(body: bytes, encoding: str) -> bytes:
+    """Return ``body`` compressed, here and now."""
     stream = zlib.compressobj(COMPRESSION_LEVEL, wbits=WINDOW_BITS[encoding])
     return stream.compress(body) + stream.flush()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent.serving.errors import BadRequestError
+from agent.serving.offenders import odd_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,8 @@ def from_json(name: str, shape: tuple[int, ...], data: Any) -> Array:
         raise BadRequestError(f"'data' of input {name!r} must be an array")
     values = np.array(data, dtype=object)
     if any(type(value) is not str for value in values.flat):
-        raise BadRequestError(f"'data' of input {name!r} holds something that is no string, or is ragged")
+        wrong = odd_one(data, {str}, shape)
+        raise BadRequestError(f"'data' of input {name!r} holds {wrong}: that is no string, or the data is ragged")
     wanted = math.prod(shape)
     if values.size != wanted or (values.ndim > 1 and values.shape != shape):
         raise BadRequestError(

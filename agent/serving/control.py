@@ -24,8 +24,8 @@ from agent.serving.canary import measure
 from agent.serving.errors import BadRequestError, LoadFailedError, MethodNotAllowedError, NotFoundError
 from agent.serving.loading import LoadingThread
 from agent.serving.memory import rss_bytes
-from agent.serving.repository import index, parse, parse_parameters
-from agent.serving.slots import Model, Slot
+from agent.serving.repository import index, parse, parse_parameters, released, text_of
+from agent.serving.slots import Aside, Model, Slot
 from agent.serving.stats import percentiles_ms
 from agent.serving.terms import Terms
 from agent.serving.waiting import HOLD_S, WaitingRoom
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.serving.dataplane import DataPlane
-    from agent.serving.slots import Loader
+    from agent.serving.slots import Loader, Models
 
 log = structlog.get_logger("control")
 JsonObject = dict[str, Any]
@@ -49,6 +49,10 @@ class ControlPlane:
         loader: how artifacts become networks.
         hold_s: how long a request waits for a release to become active during a switch, in seconds.
         batching: how requests are joined.
+
+    Attributes:
+        asides: by model, what an administrator unloaded and may bring back: until something answers for the model, or
+            the supervisor unloads it.
     """
 
     def __init__(
@@ -60,6 +64,12 @@ class ControlPlane:
         self._thread = LoadingThread(loader)
         # Nothing is let go for a load that would then have to wait for another one.
         self._turn = asyncio.Lock()
+        self.asides: dict[str, Aside] = {}
+
+    @property
+    def models(self) -> Models:
+        """What is loaded."""
+        return self._plane.models
 
     def prepare(self) -> asyncio.Future[None]:
         """Begin with the slow imports."""
@@ -88,26 +98,28 @@ class ControlPlane:
             self._plane.is_open.set()
             return {"open": True}
         request = parse(body)
-        return (
-            index(self._plane.models, request) if rest == ["index"] else await self._change(rest[1], rest[2], request)
-        )
+        return self.index(request) if rest == ["index"] else await self._change(rest[1], rest[2], request)
+
+    def index(self, request: JsonObject) -> list[JsonObject]:
+        """Return what is loaded, and what an administrator set aside; see ``repository.index``."""
+        return index(self._plane.models, request, self.asides)
 
     async def _change(self, name: str, action: str, request: JsonObject) -> JsonObject:
         parameters = parse_parameters(request)
         match action:
             case "load":
-                release, version = _text(parameters, "release"), _text(parameters, "version")
-                artifact = Path(_text(parameters, "artifact"))
+                release, version = text_of(parameters, "release"), text_of(parameters, "version")
+                artifact = Path(text_of(parameters, "artifact"))
                 activate, unload_first = _flag(parameters, "activate"), _flag(parameters, "unload_first")
                 terms = Terms.from_json(parameters.get("terms", {}))
                 return await self.load(
                     name, release, version, artifact, terms, activate=activate, unload_first=unload_first
                 )
             case "canary":
-                return await self.canary(name, _text(parameters, "release"), Path(_text(parameters, "gate")))
+                return await self.canary(name, text_of(parameters, "release"), Path(text_of(parameters, "gate")))
             case "activate":
-                return await self.activate(name, _text(parameters, "release"))
-        return await self.unload(name, _text(parameters, "release") if "release" in parameters else None)
+                return await self.activate(name, text_of(parameters, "release"))
+        return await self.unload(name, released(parameters))
 
     async def load(
         self,
@@ -133,7 +145,7 @@ class ControlPlane:
                 slot = await self._load(model, release, version, artifact, terms or Terms(), unload_first=unload_first)
             gap_ms = model.room.gap_ms
             if activate:
-                model.activate(release)
+                self._activate(model, release)
         return {
             "release": release,
             "resident_bytes": slot.network.resident_bytes,
@@ -154,6 +166,16 @@ class ControlPlane:
                 self._plane.models.add(model)
             async with _change(model):
                 # While this waited for its turn, the name may have been unloaded as a whole.
+                if self._plane.models.find(name) is model:
+                    yield model
+                    return
+
+    @contextlib.asynccontextmanager
+    async def _known(self, name: str) -> AsyncIterator[Model]:
+        """Hold a model for changes; raises ``NotFoundError`` if none of that name is left when its turn comes."""
+        while True:
+            model = self._plane.models.get(name)
+            async with _change(model):
                 if self._plane.models.find(name) is model:
                     yield model
                     return
@@ -179,9 +201,11 @@ class ControlPlane:
             raise
         finally:
             model.loading = None
+        counted = self._plane.models.ledger.open(model.name, version, release, model.slots)
         slot = model.slots[release] = Slot(
-            model.name, release, version, network, figures, max_rows=model.batcher.max_rows, judge=self._plane.judge
-        )
+            model.name, release, version, network, artifact, terms, figures, counted.stats, counted.generated,
+            max_rows=model.batcher.max_rows, judge=self._plane.judge,
+        )  # fmt: skip
         log.info("loaded", model=model.name, release=release, resident_bytes=network.resident_bytes, **figures)
         return slot
 
@@ -198,35 +222,58 @@ class ControlPlane:
 
     async def canary(self, name: str, release: str, gate: Path) -> JsonObject:
         """Run a gate file through a loaded release, active or not; see ``canary.measure``."""
-        model = self._plane.models.get(name)
-        async with _change(model):
+        async with self._known(name) as model:
             return await measure(model, model.slot(release), gate)
 
     async def activate(self, name: str, release: str) -> JsonObject:
         """Let a loaded release answer from now on, to the requests that waited for one as well."""
-        model = self._plane.models.get(name)
-        async with _change(model):
+        async with self._known(name) as model:
             gap_ms = model.room.gap_ms
             with around("serving.swap"):
-                previous = model.activate(release)
+                previous = self._activate(model, release)
         log.info("activated", model=name, release=release, previous=previous, gap_ms=gap_ms)
         return {"previous": previous, "gap_ms": gap_ms}
 
-    async def unload(self, name: str, release: str | None) -> JsonObject:
-        """Free a release once its requests are answered, or the whole model; a model without releases is forgotten."""
-        model = self._plane.models.get(name)
+    def _activate(self, model: Model, release: str) -> str | None:
+        previous = model.activate(release)
+        self.asides.pop(model.name, None)  # what answers from now on takes the place of what was set aside
+        return previous
+
+    async def unload(self, name: str, release: str | None, *, sets_aside: bool = False) -> JsonObject:
+        """Free a release once its requests are answered, or the whole model; a model without releases is forgotten.
+
+        Args:
+            name: of the model.
+            release: None for all of them.
+            sets_aside: whether what answered may come back, see ``asides``; else what was set aside is forgotten too.
+        """
         before = rss_bytes()
-        async with _change(model):
-            doomed = list(model.slots) if release is None else [model.slot(release).release]
-            for each in doomed:
-                await self._unload(model, each)
-            if not model.slots:
-                self._plane.models.remove(name)
-                model.room.turn_away(f"model {name!r} was unloaded")
-                model.batcher.stop()
+        try:
+            async with self._known(name) as model:
+                doomed = await self._unload_from(model, release, sets_aside=sets_aside)
+        except NotFoundError:
+            if sets_aside or release is not None or self.asides.pop(name, None) is None:
+                raise
+            doomed = []
         await self._thread.release_memory()
         log.info("unloaded", model=name, releases=doomed)
         return {"unloaded": doomed, "rss_bytes_before": before, "rss_bytes_after": rss_bytes()}
+
+    async def _unload_from(self, model: Model, release: str | None, *, sets_aside: bool) -> list[str]:
+        """Return what was unloaded: the whole of a model, or one release of it."""
+        doomed = list(model.slots) if release is None else [model.slot(release).release]
+        answered = model.active
+        for each in doomed:
+            await self._unload(model, each)
+        if not model.slots:
+            self._plane.models.remove(model.name)
+            model.room.turn_away(f"model {model.name!r} was unloaded")
+            model.batcher.stop()
+            if not sets_aside:
+                self.asides.pop(model.name, None)
+            elif answered is not None:
+                self.asides[model.name] = Aside(answered.release, answered.version, answered.artifact, answered.terms)
+        return doomed
 
     async def _unload(self, model: Model, release: str) -> None:
         slot = model.slots[release]
@@ -235,6 +282,7 @@ class ControlPlane:
                 model.active = None
             await slot.drained()
             del model.slots[release]
+            slot.stats.latencies_s.clear()
             # Replies that are still being written look at the slot, and must not keep its weights.
             slot.network.close()
             if slot.engine is not None:
@@ -271,13 +319,6 @@ async def _change(model: Model) -> AsyncIterator[None]:
             model.room.touch()
 
 
-def _text(parameters: JsonObject, key: str) -> str:
-    value = parameters.get(key)
-    if not isinstance(value, str) or not value:
-        raise BadRequestError(f"parameter {key!r} must be a string that is not empty")
-    return value
-
-
 def _flag(parameters: JsonObject, key: str) -> bool:
     value = parameters.get(key, False)
     if not isinstance(value, bool):
@@ -293,12 +334,8 @@ def _status(model: Model, slot: Slot) -> JsonObject:
         "method": slot.network.method,
         "resident_bytes": slot.network.resident_bytes,
         "max_batch_rows": model.batcher.most_rows(slot),
-        "requests": sum(stats.outcomes.values()),
-        "failures": stats.outcomes["failed"],
-        "non_finite": stats.non_finite,
         "in_flight": slot.in_flight,
         "queue": len(model.batcher),
         "latency_ms": percentiles_ms(stats.latencies_s),
-        "answered": stats.request.count,
-        "answering_s": round(stats.request.total, 6),
+        **{key: round(value - slot.before[key], 6) for key, value in stats.tally.items()},
     }

@@ -7,6 +7,7 @@ and knows no status codes beyond those that its errors carry.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from agent.exhaustion import is_out_of_memory
 from agent.serving.errors import BadRequestError, ModelFailedError, ServingError, UnavailableError
 from agent.serving.lost import is_lost
 from agent.serving.oip import InferResponse
-from agent.serving.tensors import Tensor, is_finite
+from agent.serving.tensors import Tensor, fits_half, is_finite
 from agent.serving.validation import check_inputs, check_outputs, timeout_s
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from agent.serving.batcher import Answer
     from agent.serving.oip import InferRequest
     from agent.serving.slots import Models, Slot
@@ -126,17 +129,51 @@ class DataPlane:
             raise
         except Exception as error:
             raise _explain(error, slot) from error
-        tensors = _tensors(answer, slot)
-        if not all(map(is_finite, tensors)):
-            slot.stats.non_finite += 1
-        wire = InferResponse(
-            model_name=slot.model,
-            model_version=slot.version,
-            id=request.id,
-            parameters={"method": slot.network.method, "release": slot.release},
-            outputs=tuple((tensors[index], is_binary) for index, is_binary in wanted),
-        )
-        return Inference(wire, question.rows, answer.timing)
+        return _inference(slot, request, wanted, answer, question.rows)
+
+    def ask(
+        self, slot: Slot, request: InferRequest, tell: Callable[[Inference | Exception], None]
+    ) -> Callable[[], None]:
+        """Queue a request for ``slot``, as ``infer`` does, and return what takes it out of the queue again.
+
+        ``tell`` hears the answer, or the error that ``infer`` would raise, once and on the event loop; what is wrong
+        with the request is raised here.
+        """
+        question = check_inputs(request.inputs, slot.network.inputs)
+        wanted = check_outputs(request, slot.network.outputs)
+
+        def settled(outcome: Answer | Exception) -> None:
+            told: Inference | Exception
+            try:
+                if isinstance(outcome, Exception):
+                    told = outcome if isinstance(outcome, ServingError) else _explain(outcome, slot)
+                else:
+                    told = _inference(slot, request, wanted, outcome, question.rows)
+            except Exception as error:  # noqa: BLE001 - others of the batch are still to be told of theirs
+                told = error
+            tell(told)
+
+        batcher = self.models.get(slot.model).batcher
+        return functools.partial(batcher.drop, batcher.ask(slot, question, settled, timeout_s(request)))
+
+
+def _inference(
+    slot: Slot, request: InferRequest, wanted: Sequence[tuple[int, bool]], answer: Answer, rows: int
+) -> Inference:
+    tensors, provoker = _tensors(answer, slot), None
+    if not all(map(is_finite, tensors)):
+        provoker = next((tensor for tensor in request.inputs if not fits_half(tensor)), None)
+        slot.stats.non_finite += 1
+        slot.stats.provoked += provoker is not None
+    wire = InferResponse(
+        model_name=slot.model,
+        model_version=slot.version,
+        id=request.id,
+        parameters={"method": slot.network.method, "release": slot.release},
+        outputs=tuple((tensors[index], is_binary) for index, is_binary in wanted),
+        provoker=provoker,
+    )
+    return Inference(wire, rows, answer.timing)
 
 
 def _tensors(answer: Answer, slot: Slot) -> list[Tensor]:
@@ -174,6 +211,13 @@ def model_metadata(slot: Slot) -> JsonObject:
             "release": slot.release,
             "resident_bytes": str(slot.network.resident_bytes),
             "unpacked_bytes": str(slot.network.unpacked_bytes),
+            # The protocol's tensors have a shape and no bounds; its properties are texts.
+            **{
+                f"max_{dimension.name}": str(dimension.maximum)
+                for spec in slot.network.inputs
+                for dimension in spec.dimensions
+                if dimension.maximum is not None
+            },
         },
     }
 
@@ -224,5 +268,13 @@ def model_statistics(slot: Slot) -> JsonObject:
             "cache_hit": duration(0, 0.0),
             "cache_miss": duration(0, 0.0),
         },
-        "batch_stats": [],
+        "batch_stats": [
+            {
+                "batch_size": rows,
+                "compute_input": duration(alike.count, alike.input_s),
+                "compute_infer": duration(alike.count, alike.infer_s),
+                "compute_output": duration(alike.count, alike.output_s),
+            }
+            for rows, alike in sorted(stats.passes.items())
+        ],
     }

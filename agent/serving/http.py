@@ -19,9 +19,9 @@ import structlog
 
 from agent.serving.body import DisconnectedError, discard_body, read_body
 from agent.serving.dataplane import model_config, model_metadata, model_statistics, server_metadata
+from agent.serving.direct import MAX_PATH_BYTES, Direct, header_length
 from agent.serving.disconnect import DisconnectWatch
 from agent.serving.errors import (
-    BadRequestError,
     MethodNotAllowedError,
     NotFoundError,
     ServingError,
@@ -49,8 +49,22 @@ if TYPE_CHECKING:
     from agent.serving.tracing import Tracer
 
 log = structlog.get_logger("http")
-HEADER_LENGTH = b"inference-header-content-length"
-MAX_PATH_BYTES = 4096
+
+
+class Counted(Protocol):
+    """What a line of the log says of a request."""
+
+    @property
+    def method(self) -> str:
+        """Its verb."""
+
+    @property
+    def path(self) -> str:
+        """Its path, as sent."""
+
+    @property
+    def began(self) -> float:
+        """When it came."""
 
 
 class Control(Protocol):
@@ -97,6 +111,7 @@ class HttpApp:
         self._log_every = log_every
         self._until_logged = log_every
         self._tracer = tracer
+        self.direct = Direct(plane, limits, access, tracer, self._count)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -115,9 +130,7 @@ class HttpApp:
         except Exception:
             log.exception("request_failed", path=request.path)
             reply = request.refusal(ServingError("internal error"))
-        self._responses[reply.status] += 1
-        if self._log_every:
-            self._log(scope, request, reply)
+        self._count(request, reply, scope.get("client"))
         closes = is_unread or self._plane.is_draining
         if isinstance(reply, EventReply):
             await reply.send(send, closes=closes)
@@ -127,12 +140,15 @@ class HttpApp:
             await discard_body(receive)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _log(self, scope: Any, request: _Request, reply: Reply | EventReply) -> None:
+    def _count(self, request: Counted, reply: Reply | EventReply, client: Any) -> None:
+        self._responses[reply.status] += 1
+        if not self._log_every:
+            return
         self._until_logged -= 1
         if self._until_logged > 0:
             return
         self._until_logged = self._log_every
-        client = (scope.get("client") or ("",))[0]
+        client = (client or ("",))[0]
         took_ms = round((time.perf_counter() - request.began) * 1e3, 3)
         sent_bytes = None if isinstance(reply, EventReply) else len(reply.body)
         log.info(
@@ -171,7 +187,7 @@ class HttpApp:
 
     def _describe(self, request: _Request, rest: list[str]) -> Reply:
         models = self._plane.models
-        active = [model.active for model in models if model.active]
+        active = models.all_active()
         body: Any
         match rest:
             case [] | [""]:
@@ -229,7 +245,7 @@ class HttpApp:
         slot = self._plane.models.answering(name, version)
         watch = DisconnectWatch(request.receive)
         try:
-            length, question, waited_s = _header_length(request.headers), None, 0.0
+            length, question, waited_s = header_length(request.headers), None, 0.0
             if slot is None:
                 slot, question, waited_s = await self._wait(name, version, body, length)
             question = question or parse_request(body, length, slot.network.inputs)
@@ -308,12 +324,3 @@ class _Request:
     def unknown(self) -> NotFoundError:
         """Return the error for a path that matches nothing."""
         return NotFoundError(f"there is no route {self.path[:128]}")
-
-
-def _header_length(headers: dict[bytes, bytes]) -> int | None:
-    value = headers.get(HEADER_LENGTH)
-    if value is None:
-        return None
-    if not value.isdigit():
-        raise BadRequestError(f"Inference-Header-Content-Length {value[:32].decode('latin-1')!r} is not a number")
-    return int(value)

@@ -47,11 +47,12 @@ class LoadingThread:
     async def load(self, artifact: Path, rows: int, terms: Terms) -> tuple[Network, JsonObject]:
         """Return the network, warmed up with batches of up to ``rows`` rows, and what that took.
 
-        The figures: ``load_ms``; ``warm_up_rows`` of the largest batch that was computed; ``rss_before_bytes``,
-        ``rss_after_bytes`` and ``peak_rss_bytes``; ``is_peak_exact``, false when the peak may be one of an earlier time
-        because the system does not let it be reset; ``device`` as in ``memory``, None without CUDA; ``texts``, what may
-        be written at once, None where nothing is. Last come ``residency``, ``tuning`` and the ways that were tried, by
-        their names, whose time and memory are in none of them: they are compared with what packed weights need.
+        The figures: ``load_ms``, of which ``warm_up_ms`` were the first batches; ``warm_up_rows`` of the largest batch
+        that was computed; ``rss_before_bytes``, ``rss_after_bytes`` and ``peak_rss_bytes``; ``is_peak_exact``, false
+        when the peak may be one of an earlier time because the system does not let it be reset; ``device`` as in
+        ``memory``, None without CUDA; ``texts``, what may be written at once, None where nothing is. Last come
+        ``residency``, ``tuning`` and the ways that were tried, by their names, whose time and memory are in none of
+        them: they are compared with what packed weights need.
 
         Raises:
             LoadFailedError: it could not be loaded, or not compute.
@@ -90,11 +91,13 @@ class LoadingThread:
         peak_before = peak_rss_bytes()
         self._loader.reset_device_peak()
         network = self._loader.load(artifact, terms.texts_bytes)
+        loaded = time.perf_counter()
         with _or_closed(network, "the warm-up"):
             warmed = network.warm_up(rows)
-        peak = peak_rss_bytes()
+        ended, peak = time.perf_counter(), peak_rss_bytes()
         figures = {
-            "load_ms": round((time.perf_counter() - began) * 1e3, 3),
+            "load_ms": round((ended - began) * 1e3, 3),
+            "warm_up_ms": round((ended - loaded) * 1e3, 3),
             "warm_up_rows": warmed,
             "rss_before_bytes": before,
             "rss_after_bytes": rss_bytes(),

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent.serving.dataplane import DataPlane
+    from agent.serving.ledger import Entry
     from agent.serving.slots import Slot
-    from agent.serving.stats import Histogram
+    from agent.serving.stats import Histogram, Stats
     from agent.serving.waiting import WaitingRoom
 
 PREFIX = "nibbled_inference"
@@ -22,6 +23,15 @@ PREFIX = "nibbled_inference"
 def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
     """Return the metrics of the whole process; ``responses`` counts HTTP replies by status."""
     slots = {_labels(slot): slot for _model, slot in plane.models.slots()}
+    # Of a model that is gone nothing is told; should it come back, it goes on from there.
+    counted = {
+        (("model", model), ("version", version), ("release", release)): entry
+        for (model, version, release), entry in plane.models.ledger.entries().items()
+        if plane.models.find(model) is not None
+    }
+
+    def of_all(name: str, kind: str, text: str, read: Callable[[Stats], float | Histogram]) -> Family:
+        return Family(f"{PREFIX}_{name}", kind, text, {labels: read(entry.stats) for labels, entry in counted.items()})
 
     def each(
         name: str, kind: str, text: str, read: Callable[[Slot], float | Histogram], prefix: str = PREFIX
@@ -33,27 +43,29 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
     def of_rooms(name: str, kind: str, text: str, read: Callable[[WaitingRoom], float]) -> Family:
         return Family(f"{PREFIX}_{name}", kind, text, {labels: read(room) for labels, room in rooms.items()})
 
-    outcomes = {
+    outcomes: dict[Labels, float] = {
         (*labels, ("outcome", outcome)): count
-        for labels, slot in slots.items()
-        for outcome, count in slot.stats.outcomes.items()
+        for labels, entry in counted.items()
+        for outcome, count in entry.stats.outcomes.items()
     }
     return expose(
         [
             Family(f"{PREFIX}_requests_total", "counter", "Requests by how they ended.", outcomes),
-            each("rows_total", "counter", "Rows answered.", lambda slot: slot.stats.inferences),
-            each("executions_total", "counter", "Forward passes.", lambda slot: slot.stats.executions),
-            each("non_finite_total", "counter", "Answers with NaN or infinity.", lambda slot: slot.stats.non_finite),
-            each("request_duration_seconds", "histogram", "From arrival to answer.", lambda slot: slot.stats.request),
-            each("queue_duration_seconds", "histogram", "Waiting for the model.", lambda slot: slot.stats.queue),
-            each("compute_duration_seconds", "histogram", "Computing the batch.", lambda slot: slot.stats.compute),
-            each("compute_input_seconds_total", "counter", "Joining inputs.", lambda slot: slot.stats.input_s),
-            each("compute_infer_seconds_total", "counter", "Forward passes.", lambda slot: slot.stats.infer_s),
-            each("compute_output_seconds_total", "counter", "Splitting outputs.", lambda slot: slot.stats.output_s),
-            each("batch_rows", "histogram", "Rows of each forward pass.", lambda slot: slot.stats.batch_rows),
+            of_all("rows_total", "counter", "Rows answered.", lambda stats: stats.inferences),
+            of_all("executions_total", "counter", "Forward passes.", lambda stats: stats.executions),
+            of_all("non_finite_total", "counter", "Answers with NaN or infinity.", lambda stats: stats.non_finite),
+            of_all("request_duration_seconds", "histogram", "From arrival to answer.", lambda stats: stats.request),
+            of_all("queue_duration_seconds", "histogram", "Waiting for the model.", lambda stats: stats.queue),
+            of_all("compute_duration_seconds", "histogram", "Computing the batch.", lambda stats: stats.compute),
+            of_all("compute_input_seconds_total", "counter", "Joining inputs.", lambda stats: stats.input_s),
+            of_all("compute_infer_seconds_total", "counter", "Forward passes.", lambda stats: stats.infer_s),
+            of_all("compute_output_seconds_total", "counter", "Splitting outputs.", lambda stats: stats.output_s),
+            of_all("batch_rows", "histogram", "Rows of each forward pass.", lambda stats: stats.batch_rows),
             each("in_flight", "gauge", "Requests that hold the release.", lambda slot: slot.in_flight),
             each("resident_bytes", "gauge", "Weights.", lambda slot: slot.network.resident_bytes, "nibbled_model"),
-            *families({labels: slot.generated for labels, slot in slots.items() if slot.network.text is not None}),
+            *families(
+                {labels: entry.generated for labels, entry in counted.items() if _writes(slots.get(labels), entry)}
+            ),
             each(
                 "unpacked_bytes", "gauge", "Kept unpacked.", lambda slot: slot.network.unpacked_bytes, "nibbled_model"
             ),
@@ -63,13 +75,23 @@ def render(plane: DataPlane, responses: Mapping[int, int]) -> bytes:
             of_rooms("held_total", "counter", "Requests that have waited for a switch.", lambda room: room.held),
             of_rooms("held_expired_total", "counter", "Those that waited too long.", lambda room: room.expired),
             of_rooms("held_canceled_total", "counter", "Those whose client left.", lambda room: room.canceled),
-            of_rooms("shed_total", "counter", "Requests refused as too many waited.", lambda room: room.shed),
+            Family(
+                f"{PREFIX}_shed_total",
+                "counter",
+                "Requests refused as too many waited, in the queue or for a switch.",
+                {(("model", model.name),): model.batcher.shed + model.room.shed for model in plane.models},
+            ),
             Family("nibbled_model_gap_seconds", "gauge", "Last or running time without an answer.", _gaps(plane)),
             Family("nibbled_http_responses_total", "counter", "HTTP replies by status.", _statuses(responses)),
             Family("nibbled_grpc_responses_total", "counter", "gRPC calls by status.", _codes(plane)),
             Family("nibbled_server_resident_memory_bytes", "gauge", "Resident set of the server.", {(): rss_bytes()}),
         ]
     )
+
+
+def _writes(slot: Slot | None, entry: Entry) -> bool:
+    """Return whether texts of a release are told: it makes some, or did before it was unloaded."""
+    return entry.generated.steps > 0 if slot is None else slot.network.text is not None
 
 
 def _labels(slot: Slot) -> Labels:

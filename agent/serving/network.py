@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ from agent.quantization import artifact as artifacts
 from agent.quantization import kernels, modules, residency
 from agent.serving import recording
 from agent.serving.acceleration import TOLERANCE, attempt
+from agent.serving.layout import LayoutWay, has_images
 from agent.serving.memory import keep_freed_blocks, trim_heap
 from agent.serving.residency import decide
 from agent.serving.tensors import DATATYPES, TensorSpec
-from agent.serving.tuning import Tuning, joined_rows
+from agent.serving.tuning import HANDOVER_S, Tuning, joined_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -62,8 +64,6 @@ def configure(threads: int, device: str) -> bool:
         # One that cannot be imported is not needed: artifacts then use the kernels that torch alone offers.
         kernels.bitsandbytes()
         is_unfused = kernels.lacks_fused_kernel() and not uses_gpu
-        # Its operators import this at their first call: now is better than during the first load.
-        importlib.import_module("torch._dynamo")
     # What was imported stays: collections after an unload need not walk torch's hundreds of thousands of objects
     # while they hold the interpreter's lock.
     gc.collect()
@@ -147,6 +147,7 @@ class TorchNetwork:
         self.no_text = "it answers tensors"
         self.unpacked_bytes = 0
         self.joined_rows = SERVED_ROWS
+        self.row_s = math.inf
         self._module: torch.nn.Module | None = module.eval()
         self._forward: Any = self._module
         self._graph: Any = None
@@ -206,9 +207,12 @@ class TorchNetwork:
         self._forget()
         self._graph, reason = self._recorded(min(self._seconds(1) for _ in range(3)))
         self._forward = self._graph
+        layout = self._attempt(LayoutWay(self)) if self.text is None and has_images(self.inputs) else None
         rows, row_ms = joined_rows(self._compute, most_rows) if self.is_batchable else (1, {})
         self.joined_rows = rows
-        return Tuning(self._forward is not self._module, reason, rows, row_ms)
+        is_plain = self.text is None and self._device is not None and self._device.type == "cpu"
+        self.row_s = row_ms[1] / 1e3 - HANDOVER_S if is_plain and 1 in row_ms else math.inf
+        return Tuning(self._graph is not self._module, reason, rows, row_ms, layout)
 
     def _recorded(self, row_s: float) -> tuple[Any, str]:
         if self.text is not None:
@@ -233,6 +237,8 @@ class TorchNetwork:
         if terms.graphs != "off":
             allowed_bytes = max(0, terms.allowed_bytes - self.unpacked_bytes)
             found["graphs"] = self._attempt(importlib.import_module(GRAPHS).GraphsWay(self, rows, allowed_bytes))
+        if any(trial.is_kept for trial in found.values()):
+            self.row_s = math.inf  # what was made is called by the thread that it was made for
         if self.is_batchable and any(trial.is_kept for trial in found.values()):
             self.joined_rows, _row_ms = joined_rows(self._compute, rows)
         return found
@@ -289,7 +295,7 @@ class TorchNetwork:
     def _forget(self) -> None:
         """Compute with the module itself; what was made to call it faster is let go."""
         recording.forget(self._graph)
-        self._graph, self._forward = None, self._module
+        self._graph, self._forward, self.row_s = None, self._module, math.inf
 
     def _seconds(self, rows: int) -> float:
         began = time.perf_counter()

@@ -8,30 +8,28 @@ What a model accepts is not looked at here, see ``validation``.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
-from agent.serving import byte_strings
-from agent.serving.errors import BadRequestError, ModelFailedError, TooLargeError
+from agent.serving import byte_strings, json_text
+from agent.serving.errors import BadRequestError, ModelFailedError
 from agent.serving.json_data import to_array
+from agent.serving.offenders import found
 from agent.serving.raw import as_values, byte_size
-from agent.serving.tensors import BINARY_ONLY, BYTES, DATATYPE_NAMES, DATATYPES, Tensor, is_finite
+from agent.serving.tensors import BINARY_ONLY, BYTES, DATATYPE_NAMES, DATATYPES, FP16_MAX, Tensor, as_floats, is_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from agent.serving.tensors import TensorSpec
 
-# JSON numbers become Python objects of 24 to 32 bytes each while the interpreter lock is held; larger tensors belong
-# into the binary form, which is not copied at all.
-MAX_JSON_BYTES = 16 * 1024 * 1024
-MOST_RARE = 64
-"""Rare bytes that are looked at one by one before a text is searched for the word itself."""
-STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+KEPT_BYTES, HEADS_KEPT = 1024, 64
+"""Heads of binary requests that are remembered, and how long one may be."""
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,18 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class InferResponse:
-    """What the server answers. ``outputs`` pairs each tensor with whether it goes out in binary form."""
+    """What the server answers.
+
+    ``outputs`` pairs each tensor with whether it goes out in binary form; ``provoker`` is the input because of which
+    they are not finite: one whose elements are not all numbers that the model can compute with.
+    """
 
     model_name: str
     model_version: str
     outputs: tuple[tuple[Tensor, bool], ...]
     id: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    provoker: Tensor | None = None
 
 
 def parse_request(body: bytes, header_length: int | None, specs: Sequence[TensorSpec] = ()) -> InferRequest:
@@ -82,7 +85,7 @@ def parse_request(body: bytes, header_length: int | None, specs: Sequence[Tensor
 
     Raises:
         BadRequestError: it is malformed; the text says where.
-        TooLargeError: its JSON part is over ``MAX_JSON_BYTES``.
+        TooLargeError: its JSON part is over ``json_text.MAX_BYTES``.
     """
     if header_length == 0:
         return _parse_raw(body, specs)
@@ -90,21 +93,55 @@ def parse_request(body: bytes, header_length: int | None, specs: Sequence[Tensor
         raise BadRequestError(f"Inference-Header-Content-Length is {header_length}, the body has {len(body)} bytes")
     view = memoryview(body)
     text, binary = (view, None) if header_length is None else (view[:header_length], view[header_length:])
-    header = _parse_json(text)
+    # A client that sends tensors raw says the same of each: most heads are known by their bytes.
+    head = _kept_head(bytes(text)) if binary is not None and len(text) <= KEPT_BYTES else _read_head(text)
+    inputs = _fill(head.inputs, binary, lambda: json_text.mentions_booleans(body, len(text)))
+    return InferRequest(inputs, head.outputs, head.is_binary, head.id, head.parameters)
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """What the JSON part says of an input; ``size`` and ``data`` are as sent, or ``_ABSENT``."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    wanted_bytes: int
+    size: Any
+    data: Any
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The JSON part of a request."""
+
+    inputs: tuple[_Announced, ...]
+    outputs: tuple[RequestedOutput, ...] | None
+    is_binary: bool
+    id: str | None
+    parameters: dict[str, Any]
+
+
+def _read_head(text: bytes | memoryview) -> _Head:
+    header = json_text.parse(text)
     parameters = _parameters(header, "the request")
     is_binary = _flag(parameters, "binary_data_output", "the request")
-    inputs = _parse_inputs(header, binary, may_hold_booleans=_mentions_booleans(body, len(text)))
-    request = InferRequest(
-        inputs, _parse_outputs(header, is_binary=is_binary), is_binary, _parse_id(header), parameters
-    )
-    _refuse_duplicate_keys(text, header)
-    return request
+    if "inputs" not in header:
+        raise BadRequestError("the request has no 'inputs'")
+    inputs = tuple(map(_parse_input, _objects(header, "inputs")))
+    head = _Head(inputs, _parse_outputs(header, is_binary=is_binary), is_binary, _parse_id(header), parameters)
+    json_text.refuse_duplicate_keys(text, header)
+    return head
+
+
+_kept_head = lru_cache(maxsize=HEADS_KEPT)(_read_head)
 
 
 def format_response(response: InferResponse) -> tuple[int | None, bytes]:
     """Return the length of the JSON part, None when there is no binary part, and the body.
 
-    Raises ``ModelFailedError`` when a JSON output holds a number that JSON cannot express.
+    Raises ``ModelFailedError`` when a JSON output holds a number that JSON cannot express, ``BadRequestError`` when the
+    inputs are to blame for that.
     """
     header: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
     if response.id is not None:
@@ -112,7 +149,15 @@ def format_response(response: InferResponse) -> tuple[int | None, bytes]:
     if response.parameters:
         header["parameters"] = response.parameters
     raw: list[bytes] = []
-    header["outputs"] = [_format_output(tensor, raw, is_binary=binary) for tensor, binary in response.outputs]
+    try:
+        header["outputs"] = [_format_output(tensor, raw, is_binary=binary) for tensor, binary in response.outputs]
+    except ModelFailedError as error:
+        if (given := response.provoker) is None:
+            raise
+        values = as_floats(given)
+        wrong = found(~(np.abs(values) <= FP16_MAX), values, values.shape)
+        told = f"input {given.name!r} holds {wrong}: send numbers of at most {FP16_MAX:.0f}, or ask for binary"
+        raise BadRequestError(f"{error}; {told}") from None
     text = orjson.dumps(header, option=orjson.OPT_SERIALIZE_NUMPY)
     return (len(text), b"".join((text, *raw))) if raw else (None, text)
 
@@ -127,48 +172,11 @@ def _format_output(tensor: Tensor, raw: list[bytes], *, is_binary: bool) -> dict
     elif tensor.datatype in BINARY_ONLY:
         raise BadRequestError(f"output {tensor.name!r} is {tensor.datatype}, which has no JSON form: ask for binary")
     elif not is_finite(tensor):
-        raise ModelFailedError(f"output {tensor.name!r} holds NaN or infinity, which JSON cannot express")
+        wrong = found(~np.isfinite(tensor.data), tensor.data, tensor.data.shape)
+        raise ModelFailedError(f"output {tensor.name!r} holds {wrong}, which JSON cannot express")
     else:
         output["data"] = np.ascontiguousarray(tensor.data).reshape(-1)
     return output
-
-
-def _parse_json(text: memoryview) -> dict[str, Any]:
-    if len(text) > MAX_JSON_BYTES:
-        raise TooLargeError(
-            f"the JSON part has {len(text)} bytes, at most {MAX_JSON_BYTES} are read: send tensors as binary data"
-        )
-    try:
-        header = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the request is not valid JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise BadRequestError("the request must be a JSON object")
-    return header
-
-
-def _refuse_duplicate_keys(text: memoryview, header: dict[str, Any]) -> None:
-    # Outside strings, valid JSON has one colon per key: more colons than keys that survived parsing means that keys
-    # were dropped. Only a request with a colon inside some string pays for the exact count.
-    body = bytes(text)
-    keys = _count_keys(header)
-    if body.count(b":") != keys and STRING.sub(b"", body).count(b":") != keys:
-        raise BadRequestError("the request names a key twice in one object")
-
-
-def _count_keys(header: dict[str, Any]) -> int:
-    # A loop of its own: the parser allows deeper nesting than the interpreter's stack.
-    keys = 0
-    waiting: list[dict[str, Any] | list[Any]] = [header]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            keys += len(value)
-            children = [child for key, child in value.items() if key != "data"]
-        else:
-            children = value
-        waiting += [child for child in children if isinstance(child, (dict, list))]
-    return keys
 
 
 def _parse_id(header: dict[str, Any]) -> str | None:
@@ -226,79 +234,68 @@ def _parse_outputs(header: dict[str, Any], *, is_binary: bool) -> tuple[Requeste
     return tuple(outputs) or None
 
 
-def _mentions_booleans(body: bytes, length: int) -> bool:
-    return _mentions(body, length, b"true", b"u") or _mentions(body, length, b"false", b"l")
+def _parse_input(entry: dict[str, Any]) -> _Announced:
+    name, datatype = entry["name"], entry.get("datatype")
+    where = f"input {name!r}"
+    if not isinstance(datatype, str) or datatype not in DATATYPE_NAMES:
+        raise BadRequestError(f"{where} has datatype {datatype!r}, known are {', '.join(DATATYPE_NAMES)}")
+    shape, wanted_bytes = _parse_shape(entry, datatype)
+    size, data = _parameters(entry, where).get("binary_data_size", _ABSENT), entry.get("data", _ABSENT)
+    if size is _ABSENT and data is _ABSENT:
+        raise BadRequestError(f"{where} has neither 'data' nor the parameter 'binary_data_size'")
+    if size is not _ABSENT and data is not _ABSENT:
+        raise BadRequestError(f"{where} has both 'data' and the parameter 'binary_data_size'")
+    return _Announced(name, datatype, shape, wanted_bytes, size, data)
 
 
-def _mentions(body: bytes, length: int, word: bytes, rare: bytes) -> bool:
-    # Numbers have neither a u nor an l, and a single byte is looked for many times faster than a word.
-    at, before = body.find(rare, 0, length), word.index(rare)
-    for _ in range(MOST_RARE):
-        if at < 0:
-            return False
-        if body.startswith(word, max(0, at - before), length):
-            return True
-        at = body.find(rare, at + 1, length)
-    return body.find(word, 0, length) >= 0
-
-
-def _parse_inputs(header: dict[str, Any], binary: memoryview | None, *, may_hold_booleans: bool) -> tuple[Tensor, ...]:
-    if "inputs" not in header:
-        raise BadRequestError("the request has no 'inputs'")
+def _fill(
+    inputs: Sequence[_Announced], binary: memoryview | None, mentions_booleans: Callable[[], bool]
+) -> tuple[Tensor, ...]:
+    """Return the tensors that were announced."""
+    may_hold_booleans = any(isinstance(each.data, list) for each in inputs) and mentions_booleans()
     tensors, offset = [], 0
-    for entry in _objects(header, "inputs"):
-        tensor, taken = _parse_input(
-            entry, None if binary is None else binary[offset:], may_hold_booleans=may_hold_booleans
-        )
-        tensors.append(tensor)
-        offset += taken
+    for each in inputs:
+        if each.data is not _ABSENT:
+            tensors.append(_json_tensor(each, may_hold_booleans=may_hold_booleans))
+        elif binary is None:
+            raise BadRequestError(
+                f"input {each.name!r} is sent as binary data, but Inference-Header-Content-Length is missing"
+            )
+        else:
+            tensor, taken = _binary_tensor(each, binary[offset:])
+            tensors.append(tensor)
+            offset += taken
     if binary is not None and offset != len(binary):
         raise BadRequestError(f"unexpected additional input data: {len(binary) - offset} bytes after the last tensor")
     return tuple(tensors)
 
 
-def _parse_input(entry: dict[str, Any], binary: memoryview | None, *, may_hold_booleans: bool) -> tuple[Tensor, int]:
-    name, datatype = entry["name"], entry.get("datatype")
-    where = f"input {name!r}"
-    if not isinstance(datatype, str) or datatype not in DATATYPE_NAMES:
-        raise BadRequestError(f"{where} has datatype {datatype!r}, known are {', '.join(DATATYPE_NAMES)}")
-    shape = _parse_shape(entry, datatype)
-    parameters = _parameters(entry, where)
-    if "binary_data_size" not in parameters:
-        if "data" not in entry:
-            raise BadRequestError(f"{where} has neither 'data' nor the parameter 'binary_data_size'")
-        if datatype == BYTES:
-            return Tensor(name, datatype, byte_strings.from_json(name, shape, entry["data"])), 0
-        data = to_array(name, datatype, shape, entry["data"], may_hold_booleans=may_hold_booleans)
-        return Tensor(name, datatype, data), 0
-    if "data" in entry:
-        raise BadRequestError(f"{where} has both 'data' and the parameter 'binary_data_size'")
-    if binary is None:
-        raise BadRequestError(f"{where} is sent as binary data, but Inference-Header-Content-Length is missing")
-    return _binary_tensor(name, datatype, shape, parameters["binary_data_size"], binary)
+def _json_tensor(each: _Announced, *, may_hold_booleans: bool) -> Tensor:
+    if each.datatype == BYTES:
+        return Tensor(each.name, BYTES, byte_strings.from_json(each.name, each.shape, each.data))
+    data = to_array(each.name, each.datatype, each.shape, each.data, may_hold_booleans=may_hold_booleans)
+    return Tensor(each.name, each.datatype, data)
 
 
-def _parse_shape(entry: dict[str, Any], datatype: str) -> tuple[int, ...]:
+def _parse_shape(entry: dict[str, Any], datatype: str) -> tuple[tuple[int, ...], int]:
+    """Return the shape, and how many bytes a raw tensor of it has."""
     shape, where = entry.get("shape"), f"'shape' of input {entry['name']!r}"
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise BadRequestError(f"{where} must be an array of integers that are not negative")
-    byte_size(entry["name"], datatype, shape)
-    return tuple(shape)
+    return tuple(shape), byte_size(entry["name"], datatype, shape)
 
 
-def _binary_tensor(
-    name: str, datatype: str, shape: tuple[int, ...], size: Any, binary: memoryview
-) -> tuple[Tensor, int]:
+def _binary_tensor(each: _Announced, binary: memoryview) -> tuple[Tensor, int]:
+    name, datatype, shape, size, wanted = each.name, each.datatype, each.shape, each.size, each.wanted_bytes
     if datatype == BYTES:
         return _binary_strings(name, shape, size, binary)
-    wanted = byte_size(name, datatype, shape)
     if type(size) is not int or size != wanted:
         raise BadRequestError(
             f"input {name!r} has binary_data_size {size!r}, shape {list(shape)} of {datatype} needs {wanted}"
         )
     if len(binary) < wanted:
         raise BadRequestError(f"input {name!r}: expecting {wanted - len(binary)} additional bytes of binary data")
-    return Tensor(name, datatype, as_values(name, datatype, binary[:wanted]).reshape(shape)), wanted
+    return Tensor(name, datatype, as_values(name, datatype, shape, binary[:wanted])), wanted
 
 
 def _binary_strings(name: str, shape: tuple[int, ...], size: Any, binary: memoryview) -> tuple[Tensor, int]:
@@ -325,5 +322,5 @@ def _parse_raw(body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
     fits = len(body) % item == 0 and len(body) > 0 if -1 in shape else len(body) == item
     if not fits:
         raise BadRequestError(f"the raw request has {len(body)} bytes, shape {shape} of {spec.datatype} needs {item}")
-    values = as_values(spec.name, spec.datatype, memoryview(body))
-    return InferRequest((Tensor(spec.name, spec.datatype, values.reshape(shape)),), is_binary=True)
+    values = as_values(spec.name, spec.datatype, shape, memoryview(body))
+    return InferRequest((Tensor(spec.name, spec.datatype, values),), is_binary=True)

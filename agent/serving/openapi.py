@@ -23,13 +23,15 @@ _STATUSES = {
     404: "no such model, version or release",
     408: "headers or body did not come in time, or too slowly",
     413: "the body, or its JSON part, is over its limit",
+    414: "the request's target is over the limit of the headers",
     415: "Content-Encoding is not gzip, deflate or identity",
     431: "the headers are over their limit",
     500: "the model raised, or answered what cannot be sent in the form that was asked for",
+    501: "Transfer-Encoding is not chunked",
     503: "not now: not ready, too many wait, the request's timeout passed, or too many connections; try again later",
     507: "the device has not enough memory for the model",
 }
-_ANYWHERE = (400, 408, 431, 503)
+_ANYWHERE = (400, 408, 414, 431, 501, 503)
 _OF_BODIES = (400, 408, 413, 415)
 _HEADERS: dict[int, JsonObject] = {
     401: {"WWW-Authenticate": {"required": True, "schema": TEXT}},

@@ -4,6 +4,10 @@ Two uvicorn servers, and gRPC's where it is configured, share one event loop. At
 every reply closes its connection; for ``LINGER_S`` new connections are still taken, so that clients between two
 requests learn of it by a reply instead of a reset; then the sockets are left to the supervisor, in whose backlog new
 connections wait for the next server.
+
+``END`` is the same where no server comes next, and the supervisor has closed its copies of the sockets. The kernel
+resets what waits in the backlog of a socket whose last copy is closed. So connections that have begun are taken and
+answered for ``REST_S`` more, while none begins; then the socket is closed, and whoever comes is refused.
 """
 
 from __future__ import annotations
@@ -25,14 +29,16 @@ import uvicorn
 
 from agent.log_stream import LogStream
 from agent.serving.connection import Connection
+from agent.serving.handshakes import begin_no_connection
 from agent.serving.lost import LOST_STATUS
 from agent.serving.tls import HANDSHAKE_S
+from agent.signals import END
 
 if TYPE_CHECKING:
     import socket
     import ssl
     from collections import Counter
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from agent.serving.dataplane import DataPlane
     from agent.serving.http import HttpApp
@@ -40,6 +46,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("server")
 LINGER_S = 0.5
+REST_S = 0.5
+"""For the last connections to be taken, and to send their requests."""
 LAST_WORDS_S = 0.2
 """For replies on their way, when a process ends that has lost its device."""
 # What uvicorn needs besides its own deadline: it looks every 0.1 s whether it should end, and sleeps while ending.
@@ -153,7 +161,7 @@ class _Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=listener.limits.keep_alive_s,
-            timeout_graceful_shutdown=max(1, round(drain_s - LINGER_S - UVICORN_MARGIN_S)),
+            timeout_graceful_shutdown=max(1, round(drain_s - LINGER_S - REST_S - UVICORN_MARGIN_S)),
         )
         super().__init__(config)
 
@@ -171,7 +179,13 @@ class _Server(uvicorn.Server):
 
         def connect() -> Connection:
             return Connection(
-                self.config, self.server_state, {}, loop, limits=listener.limits, responses=listener.responses
+                self.config,
+                self.server_state,
+                {},
+                loop,
+                limits=listener.limits,
+                responses=listener.responses,
+                direct=listener.app.direct,
             )
 
         self.servers = [
@@ -192,32 +206,20 @@ class Rpc(Protocol):
 
 
 async def serve(plane: DataPlane, data: Listener, control: Listener, drain_s: float, rpc: Rpc | None = None) -> None:
-    """Answer on inherited listening sockets until SIGTERM or SIGINT, then drain; a second signal ends at once.
+    """Answer on inherited listening sockets until SIGTERM, SIGINT or ``END``, then drain; a second one ends at once.
 
     The data plane's socket is answered once ``plane.is_open`` is set: a server that replaces another gets its models
-    back first, and clients wait in the backlog meanwhile instead of hearing that their model is unknown.
+    back first, and clients wait in the backlog meanwhile instead of hearing that their model is unknown. They hear so
+    after all when the end comes first, and no server after it.
     """
     listeners = (data, control)
     servers = [_Server(each, drain_s) for each in listeners]
-    asked, forced = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if asked.is_set():
-            log.warning("drain_cut_short", in_flight=_in_flight(plane))
-            for server in servers:
-                server.force_exit = True
-            forced.set()
-        plane.drain()
-        asked.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    asked, forced, is_end = _signals(plane, servers)
 
     async def answer(server: _Server, listener: Listener) -> None:
         if listener is data:
             await _either(plane.is_open, asked)
-        if not asked.is_set():
+        if is_end.is_set() or not asked.is_set():
             await server.serve(sockets=[listener.socket])
 
     running = [
@@ -229,10 +231,33 @@ async def serve(plane: DataPlane, data: Listener, control: Listener, drain_s: fl
     await _until_over(plane, asked, running)
     log.info("draining", in_flight=_in_flight(plane))
     await asyncio.sleep(LINGER_S)
+    if is_end.is_set():
+        begin_no_connection(data.socket)
+        await asyncio.sleep(REST_S)
     for server in servers:
         server.should_exit = True
     await asyncio.gather(*running)
     log.info("stopped", in_flight=_in_flight(plane))
+
+
+def _signals(plane: DataPlane, servers: Sequence[_Server]) -> tuple[asyncio.Event, asyncio.Event, asyncio.Event]:
+    """Return what is set when the process is asked to end, when it is asked to hurry, and when no server follows."""
+    asked, forced, is_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def stop(number: int) -> None:
+        if asked.is_set():
+            log.warning("drain_cut_short", in_flight=_in_flight(plane))
+            for server in servers:
+                server.force_exit = True
+            forced.set()
+        if number == END:
+            is_end.set()
+        plane.drain()
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, END):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    return asked, forced, is_end
 
 
 async def _until_over(plane: DataPlane, asked: asyncio.Event, running: list[asyncio.Task[None]]) -> None:

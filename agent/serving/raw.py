@@ -11,6 +11,7 @@ import numpy as np
 
 from agent.serving.byte_strings import LENGTH_BYTES
 from agent.serving.errors import BadRequestError
+from agent.serving.offenders import found
 from agent.serving.tensors import BYTES, DATATYPES
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ def byte_size(name: str, datatype: str, shape: Sequence[int]) -> int:
     return total
 
 
-def as_values(name: str, datatype: str, raw: bytes | memoryview) -> np.ndarray[Any, Any]:
-    """Return a flat array over ``raw``, whose length fits; a byte of BOOL other than 0 and 1 is refused."""
-    values = np.frombuffer(raw, dtype=np.uint8 if datatype == "BOOL" else DATATYPES[datatype])
+def as_values(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> np.ndarray[Any, Any]:
+    """Return an array over ``raw``, whose length fits ``shape``; a byte of BOOL other than 0 and 1 is refused."""
+    values = np.frombuffer(raw, dtype=np.uint8 if datatype == "BOOL" else DATATYPES[datatype]).reshape(shape)
     if datatype != "BOOL":
         return values
     if values.size and int(values.max()) > 1:
-        raise BadRequestError(f"input {name!r} is BOOL, a byte of it is {int(values.max())} instead of 0 or 1")
+        wrong = found(values > 1, values, values.shape)
+        raise BadRequestError(f"input {name!r} holds the byte {wrong}: a BOOL is 0 or 1")
     return values.view(np.bool_)

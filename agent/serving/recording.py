@@ -105,11 +105,19 @@ def record(module: Any, inputs: Inputs, *, row_s: float) -> tuple[Any, str]:
             same = all(_alike(graph(*given), module(*given)) for given in map(inputs, PROVED_ROWS))
     except Exception as error:  # noqa: BLE001 - whatever TorchScript does not know, the module itself goes on
         forget(graph)
-        return module, f"cannot be recorded: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+        return module, f"cannot be recorded: {shortened((str(error).splitlines() or [type(error).__name__])[0])}"
     if same:
         return graph, "recorded: it answers alike"
     forget(graph)
     return module, "as recorded it answers otherwise"
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return ``text`` with at most so many characters: up to the end of a sentence, or with an ellipsis."""
+    if len(text) <= most:
+        return text
+    end = text.rfind(". ", 0, most)
+    return text[: end + 1] if end > 0 else text[: most - 1] + "…"
 
 
 def forget(forward: Any) -> None:

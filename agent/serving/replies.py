@@ -75,16 +75,24 @@ async def send_reply(
         closes: whether the client is told that the connection ends after this reply.
         ends: False leaves the response open, so that the connection does not end yet.
     """
-    body, headers = reply.body, [(b"content-type", reply.content_type), *reply.headers]
+    body = reply.body
     encoding = accepted_encoding(request_headers) if len(body) >= MIN_COMPRESSED_BYTES else None
     if encoding is not None:
         body = await compress(body, encoding)
-        headers += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
-    headers.append((b"content-length", str(len(body)).encode()))
+    headers = header_lines(reply, len(body), encoding)
     if closes:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": not ends})
+
+
+def header_lines(reply: Reply, length: int, encoding: str | None) -> list[Header]:
+    """Return what a reply's head says of its body, which has ``length`` bytes as it is sent."""
+    headers = [(b"content-type", reply.content_type), *reply.headers]
+    if encoding is not None:
+        headers += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
+    headers.append((b"content-length", b"%d" % length))
+    return headers
 
 
 def _retry_after(status: int) -> tuple[Header, ...]:

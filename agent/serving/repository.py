@@ -2,8 +2,8 @@
 
 What is loaded is decided by signed deploys and done by the supervisor over its own socket. A client that loads a model
 before it uses it is answered all the same, as long as there is nothing to do. Administrators load and unload what lies
-in the device's own store; that is not the supervisor's doing: what it last deployed is served again after the server's
-next start.
+in the device's own store, and a plain load brings back what they unloaded; that is not the supervisor's doing: what it
+last deployed is served again after the server's next start. What it takes away cannot be brought back.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import orjson
 from agent.serving.errors import BadRequestError, ForbiddenError, MethodNotAllowedError, NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.serving.control import ControlPlane
     from agent.serving.dataplane import DataPlane
-    from agent.serving.slots import Models
+    from agent.serving.slots import Aside, Models
 
 JsonObject = dict[str, Any]
 OFFERED = ("load", "unload")
+UNLOADED = "an administrator unloaded it; a load without parameters brings it back"
 
 
 class ReadOnlyRepository:
@@ -55,7 +58,7 @@ class ReadOnlyRepository:
 
     def index(self, request: JsonObject) -> list[JsonObject]:
         """Return the index without the words that failed loads left: they may name paths of this machine."""
-        entries = index(self._models, request)
+        entries = index(self._models, request, {})
         return [{**entry, "reason": "the load failed" if entry["reason"] else ""} for entry in entries]
 
     def load(self, name: str, *, is_plain: bool) -> JsonObject:
@@ -86,12 +89,30 @@ class Repository:
         """Answer ``/v2/<group>/<rest>``; raises what the supervisor's socket raises."""
         if rest != ["index"] and (len(rest) != 3 or rest[2] not in OFFERED):  # noqa: PLR2004 - models, name, verb
             raise NotFoundError(f"there is no route {'/'.join(('/v2', group, *rest))[:128]}")
-        if method == "POST" and rest[2:] == ["load"]:
-            parameters = parse_parameters(parse(body))
-            if "artifact" not in parameters:
-                return self._control.loaded(rest[1])
-            self._confine(parameters["artifact"])
+        if method != "POST":
+            return await self._control.answer(group, rest, method, body)
+        if rest == ["index"]:
+            return self._control.index(parse(body))
+        name, parameters = rest[1], parse_parameters(parse(body))
+        if rest[2] == "unload":
+            return await self._control.unload(name, released(parameters), sets_aside=True)
+        if "artifact" not in parameters:
+            return await self._bring_back(name)
+        self._confine(parameters["artifact"])
         return await self._control.answer(group, rest, method, body)
+
+    async def _bring_back(self, name: str) -> JsonObject:
+        """Load what an administrator unloaded; return what answers where nothing was."""
+        aside, model = self._control.asides.get(name), self._control.models.find(name)
+        if aside is None or (model is not None and model.active is not None):
+            return self._loaded(name)
+        return await self._control.load(name, aside.release, aside.version, aside.artifact, aside.terms, activate=True)
+
+    def _loaded(self, name: str) -> JsonObject:
+        try:
+            return self._control.loaded(name)
+        except NotFoundError as error:
+            raise NotFoundError(f"{error}; deploy it, or name an artifact of the store in 'parameters'") from None
 
     def _confine(self, artifact: Any) -> None:
         if self._store is None or not isinstance(artifact, str) or "\0" in artifact:
@@ -100,8 +121,11 @@ class Repository:
             raise BadRequestError("parameter 'artifact' is outside of this device's store")
 
 
-def index(models: Models, request: JsonObject) -> list[JsonObject]:
-    """Return every release that is loaded, being loaded, or failed to load last; with ``ready`` the first alone."""
+def index(models: Models, request: JsonObject, asides: Mapping[str, Aside]) -> list[JsonObject]:
+    """Return every release that is loaded, being loaded, failed to load last, or set aside; ``ready`` the first alone.
+
+    Raises ``BadRequestError``.
+    """
     is_ready_only = request.get("ready", False)
     if not isinstance(is_ready_only, bool):
         raise BadRequestError("'ready' must be true or false")
@@ -116,6 +140,8 @@ def index(models: Models, request: JsonObject) -> list[JsonObject]:
         if model.failure is not None:
             release, version, reason = model.failure
             entries.append(_entry(model.name, version, "UNAVAILABLE", reason, release))
+    gone = {name: aside for name, aside in asides.items() if models.find(name) is None}
+    entries += [_entry(name, it.version, "UNAVAILABLE", UNLOADED, it.release) for name, it in gone.items()]
     return [entry for entry in entries if entry["state"] == "READY" or not is_ready_only]
 
 
@@ -136,6 +162,19 @@ def parse_parameters(request: JsonObject) -> JsonObject:
     if not isinstance(parameters, dict):
         raise BadRequestError("'parameters' must be an object")
     return parameters
+
+
+def released(parameters: JsonObject) -> str | None:
+    """Return which release an unload names, None for all; raises ``BadRequestError``."""
+    return text_of(parameters, "release") if "release" in parameters else None
+
+
+def text_of(parameters: JsonObject, key: str) -> str:
+    """Return a parameter that is a text; raises ``BadRequestError``."""
+    value = parameters.get(key)
+    if not isinstance(value, str) or not value:
+        raise BadRequestError(f"parameter {key!r} must be a string that is not empty")
+    return value
 
 
 def _entry(name: str, version: str, state: str, reason: str, release: str, *, active: bool = False) -> JsonObject:

@@ -45,7 +45,8 @@ def _parameters(**known: Schema) -> Schema:
 
 
 _DURATION = _object({"count": COUNT, "ns": COUNT})
-_DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+_COMPUTED = ("compute_input", "compute_infer", "compute_output")
+_DURATIONS = ("success", "fail", "queue", *_COMPUTED, "cache_hit", "cache_miss")
 _ASKED_SHAPE = _array(COUNT, maxItems=MAX_RANK)
 _SHAPE = _array({"type": "integer", "minimum": -1, "description": "-1 stands for any size"})
 _TENSOR_INFO = _object({"name": TEXT, "datatype": DATATYPE, "shape": _SHAPE})
@@ -130,7 +131,7 @@ SCHEMAS: dict[str, Schema] = {
                         "inference_count": COUNT,
                         "execution_count": COUNT,
                         "inference_stats": _object(dict.fromkeys(_DURATIONS, _DURATION)),
-                        "batch_stats": _array({}),
+                        "batch_stats": _array(_object({"batch_size": COUNT, **dict.fromkeys(_COMPUTED, _DURATION)})),
                     }
                 )
             )

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.planning.memory import SERVED_ROWS
 from agent.serving.errors import NotFoundError, UnavailableError
 from agent.serving.generation.stats import Generated
+from agent.serving.ledger import Ledger
 from agent.serving.stats import Stats
+from agent.serving.terms import Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from agent.serving.acceleration import Trial
     from agent.serving.batcher import Batcher
@@ -29,13 +31,14 @@ if TYPE_CHECKING:
     from agent.serving.generation.model import LanguageModel
     from agent.serving.residency import Residency, Wish
     from agent.serving.tensors import Array, TensorSpec
-    from agent.serving.terms import Terms
     from agent.serving.tuning import Tuning
     from agent.serving.waiting import WaitingRoom
 
 
 # A text can take minutes; whoever unloads its release has waited for its end for long enough.
 DRAIN_S = 10.0
+NAMED = 5
+"""Models that a refusal names."""
 
 
 class Network(Protocol):
@@ -48,6 +51,7 @@ class Network(Protocol):
         resident_bytes: what its weights occupy as they were loaded.
         unpacked_bytes: what weights that are kept unpacked occupy besides; 0 if none are.
         joined_rows: rows of a batch of several requests at most, as far as it is up to the network.
+        row_s: what a row alone was measured to take on a CPU, in seconds; infinite where that is not known.
         text: what makes texts of it, None where nothing does.
         no_text: why not, a sentence without its end.
     """
@@ -62,6 +66,7 @@ class Network(Protocol):
     no_text: str
     unpacked_bytes: int
     joined_rows: int
+    row_s: float
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Compute the outputs; the arrays may be read-only. Called from one thread at a time."""
@@ -122,8 +127,10 @@ class Slot:
     Attributes:
         release: the supervisor's id for it.
         version: the operator's word for it; what clients see.
+        artifact, terms: what it was loaded from, and on which terms.
         figures: what its load took, see ``loading``.
-        generated: what texts were made.
+        stats, generated: what it has answered and what texts were made, also when it was loaded before.
+        before: the tally of its earlier times.
         max_rows: rows that are computed together at most.
         judge: hears, on the event loop, what the network raises.
         in_flight: requests that hold it.
@@ -134,6 +141,8 @@ class Slot:
     release: str
     version: str
     network: Network
+    artifact: Path = Path()
+    terms: Terms = field(default_factory=Terms)
     figures: Mapping[str, Any] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
     generated: Generated = field(default_factory=Generated)
@@ -141,7 +150,12 @@ class Slot:
     judge: Callable[[BaseException], None] = field(default=lambda _error: None)
     in_flight: int = 0
     engine: Engine | None = None
+    before: dict[str, float] = field(init=False)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        """Remember what was counted before."""
+        self.before = self.stats.tally
 
     def acquire(self) -> None:
         """Hold the slot."""
@@ -165,6 +179,16 @@ class Slot:
     def _cut_off(self) -> None:
         if self.engine is not None:
             self.engine.end(UnavailableError(f"the release that made this text was unloaded {DRAIN_S:g} s ago"))
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What brings back a release that an administrator unloaded: the parameters of its load."""
+
+    release: str
+    version: str
+    artifact: Path
+    terms: Terms
 
 
 @dataclass(eq=False)
@@ -211,10 +235,15 @@ class Model:
 
 
 class Models:
-    """All models by name."""
+    """All models by name.
+
+    Attributes:
+        ledger: what their releases have counted, unloaded ones too.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
+        self.ledger = Ledger()
 
     def __iter__(self) -> Iterator[Model]:
         return iter(list(self._models.values()))
@@ -235,7 +264,9 @@ class Models:
         """Return the model of that name; raises ``NotFoundError``."""
         model = self._models.get(name)
         if model is None:
-            raise NotFoundError(f"there is no model {name[:128]!r}")
+            raise NotFoundError(
+                f"there is no model {name[:128]!r}; {answering(slot.model for slot in self.all_active())}"
+            )
         return model
 
     def active(self, name: str, version: str | None = None) -> Slot:
@@ -261,7 +292,19 @@ class Models:
             for slot in list(model.slots.values()):
                 yield model, slot
 
+    def all_active(self) -> list[Slot]:
+        """Return what answers, one slot for each model that does."""
+        return [model.active for model in self._models.values() if model.active is not None]
+
     @property
     def is_ready(self) -> bool:
         """Whether any model can answer."""
         return any(model.active is not None for model in self)
+
+
+def answering(models: Iterable[str]) -> str:
+    """Return in words which models answer; whoever may not list them is not let in so far as to ask for another."""
+    names = [repr(name) for name in models]
+    if len(names) < 2:  # noqa: PLR2004 - one is no list
+        return f"only {names[0]} answers" if names else "none answers"
+    return f"{len(names)} answer: {', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''}"

@@ -1,11 +1,11 @@
-"""Counters of one loaded release. Written on the event loop only, so nothing here locks."""
+"""Counters of one release. Written on the event loop only, so nothing here locks."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,21 +54,43 @@ class Timing:
         return self.input_s + self.infer_s + self.output_s
 
 
+class Pass(NamedTuple):
+    """One forward pass: over how many rows, and what it took in seconds."""
+
+    rows: int
+    input_s: float
+    infer_s: float
+    output_s: float
+
+
+@dataclass
+class Passes:
+    """All forward passes over the same number of rows, and what they took together in seconds."""
+
+    count: int = 0
+    input_s: float = 0.0
+    infer_s: float = 0.0
+    output_s: float = 0.0
+
+
 @dataclass
 class Stats:
-    """What a release has answered since it was loaded.
+    """What a release has answered.
 
     Attributes:
         outcomes: requests by how they ended.
         inferences: rows answered; ``executions`` counts forward passes.
         non_finite: requests whose answer held NaN or infinity, whatever the form in which it was sent.
+        provoked: those of them whose inputs held NaN, infinity or a number beyond FP16, which is no release's fault.
         last_inference_ms: wall time of the last answer in milliseconds, 0 before the first.
+        passes: forward passes by their rows, those of more rows than are joined left out: their number has no bound.
     """
 
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     inferences: int = 0
     executions: int = 0
     non_finite: int = 0
+    provoked: int = 0
     last_inference_ms: int = 0
     failed_s: float = 0.0
     input_s: float = 0.0
@@ -78,6 +100,7 @@ class Stats:
     queue: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     compute: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     batch_rows: Histogram = field(default_factory=lambda: Histogram(ROWS))
+    passes: dict[int, Passes] = field(default_factory=dict)
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
 
     def answered(self, rows: int, request_s: float, timing: Timing, now_ms: int) -> None:
@@ -93,6 +116,17 @@ class Stats:
         self.output_s += timing.output_s
         self.latencies_s.append(request_s)
 
+    @property
+    def tally(self) -> dict[str, float]:
+        """What the supervisor is told, which counts from a release's load: see ``Slot.before``."""
+        return {
+            "requests": sum(self.outcomes.values()),
+            "failures": self.outcomes["failed"],
+            "non_finite": self.non_finite - self.provoked,
+            "answered": self.request.count,
+            "answering_s": round(self.request.total, 6),
+        }
+
     def told(self, now_ms: int) -> None:
         """Count a text that went out; its durations are those of ``generation.stats``."""
         self.outcomes["ok"] += 1
@@ -103,10 +137,19 @@ class Stats:
         self.outcomes[outcome] += 1
         self.failed_s += request_s
 
-    def executed(self, rows: int) -> None:
-        """Count a forward pass over ``rows`` rows."""
+    def executed(self, done: Pass, most_rows: int) -> None:
+        """Count a forward pass; it is told by its rows if these are at most ``most_rows``."""
         self.executions += 1
-        self.batch_rows.observe(rows)
+        self.batch_rows.observe(done.rows)
+        alike = self.passes.get(done.rows)
+        if alike is None:
+            if done.rows > most_rows:
+                return
+            alike = self.passes[done.rows] = Passes()
+        alike.count += 1
+        alike.input_s += done.input_s
+        alike.infer_s += done.infer_s
+        alike.output_s += done.output_s
 
 
 def percentiles_ms(latencies_s: Iterable[float], wanted: Sequence[int] = (50, 95, 99)) -> dict[str, float | None]:

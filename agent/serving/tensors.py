@@ -39,6 +39,22 @@ BINARY_ONLY = frozenset({"FP16", "BF16"})
 FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 # Exponent bits of a BF16: all set means infinity or NaN.
 BF16_EXPONENT = 0x7F80
+FP16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A dimension of any size, of which more is known.
+
+    Attributes:
+        axis: which one; its size in the shape is -1.
+        name: dimensions of one name have one size in a request, whichever inputs they belong to.
+        maximum: the largest size that the model can take, None without a bound.
+    """
+
+    axis: int
+    name: str
+    maximum: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,7 @@ class TensorSpec:
         datatype: a key of ``DATATYPES``.
         shape: -1 stands for any size; the first dimension counts rows when it is -1.
         minimum, maximum: the values that the model can take, None without a bound.
+        dimensions: what is known of those of any size; artifacts of before it was told have none.
     """
 
     name: str
@@ -57,6 +74,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     minimum: int | None = None
     maximum: int | None = None
+    dimensions: tuple[Dimension, ...] = ()
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> TensorSpec:
@@ -64,7 +82,14 @@ class TensorSpec:
         if body["datatype"] not in DATATYPES:
             raise ValueError(f"datatype {body['datatype']!r} of {body['name']!r} is none of {', '.join(DATATYPES)}")
         shape = tuple(int(size) for size in body["shape"])
-        return cls(str(body["name"]), str(body["datatype"]), shape, body.get("minimum"), body.get("maximum"))
+        dimensions = tuple(
+            Dimension(int(each["axis"]), str(each["name"]), each.get("maximum")) for each in body.get("dimensions", ())
+        )
+        for each in dimensions:
+            if not 0 <= each.axis < len(shape) or shape[each.axis] != -1:
+                raise ValueError(f"dimension {each.name!r} of {body['name']!r} is axis {each.axis} of {list(shape)}")
+        bounds = body.get("minimum"), body.get("maximum")
+        return cls(str(body["name"]), str(body["datatype"]), shape, *bounds, dimensions)
 
     def to_json(self) -> dict[str, Any]:
         """Return the metadata object of the protocol, which knows no bounds."""
@@ -85,3 +110,16 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.datatype == "BF16":
         return bool(((tensor.data & BF16_EXPONENT) != BF16_EXPONENT).all())
     return tensor.datatype not in FLOATS or bool(np.isfinite(tensor.data).all())
+
+
+def fits_half(tensor: Tensor) -> bool:
+    """Return whether every element is a number that FP16 can hold, in which a GPU computes: at most 65504 in size."""
+    if tensor.datatype not in FLOATS:
+        return True
+    return bool((np.abs(as_floats(tensor)) <= FP16_MAX).all())
+
+
+def as_floats(tensor: Tensor) -> Array:
+    """Return the elements as numbers that numpy computes with, also those of BF16."""
+    data = tensor.data
+    return (data.astype("<u4") << 16).view("<f4") if tensor.datatype == "BF16" else data

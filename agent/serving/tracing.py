@@ -2,26 +2,76 @@
 
 A span is made when its request has ended, from the times that the metrics are made of, so nothing is done for it while
 the model computes. It belongs to the trace that the client's ``traceparent`` names. Spans leave in batches, from a
-thread of the SDK; a collector that is away costs spans, never requests.
+thread of the SDK; a collector that is away costs spans, never requests. The SDK's own words about that come a line a
+minute at most, by a name of ours.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import structlog
+
+from agent.contract.secrets import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from agent.serving.stats import Timing
 
+log = structlog.get_logger("tracing")
 SERVICE = "nibbled"
 HEADERS = (b"traceparent", b"tracestate")
+SDK = "opentelemetry"
+"""The logger above all of the SDK's."""
+COMPLAINT_EVERY_S = 60.0
+MOST_CHARACTERS = 500
 
 
 class TracingError(RuntimeError):
     """Traces are wanted, and the packages for them are missing."""
+
+
+class Complaints(logging.Handler):
+    """What the SDK complains of, as lines of our log: the first one, and then one in ``COMPLAINT_EVERY_S``.
+
+    Args:
+        endpoint: of the collector; what is secret of it is not written.
+        clock: in seconds.
+    """
+
+    def __init__(self, endpoint: str, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(logging.WARNING)
+        address = urlsplit(endpoint)
+        # Libraries name the target without the host, so that it is no address any more.
+        self._secrets = [part for part in (address.password, address.query) if part]
+        self._clock = clock
+        self._silent_until = float("-inf")
+        self._unsaid = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write, or count, what was said; the handler's lock is held."""
+        now = self._clock()
+        if now < self._silent_until:
+            self._unsaid += 1
+            return
+        self._silent_until = now + COMPLAINT_EVERY_S
+        error = record.exc_info[1] if record.exc_info else None
+        text = redacted(record.getMessage() if error is None else f"{record.getMessage()} {error}")
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        log.warning("traces_not_sent", detail=text[:MOST_CHARACTERS], unsaid=self._unsaid)
+        self._unsaid = 0
+
+    def take_over(self) -> None:
+        """Become the only one that hears the SDK."""
+        logger = logging.getLogger(SDK)
+        logger.handlers = [self]
+        logger.propagate = False
 
 
 class Tracer:
@@ -43,6 +93,7 @@ class Tracer:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         except ImportError as error:
             raise TracingError(f"serving.otlp_endpoint is set: pip install 'nibbled[otel]' ({error})") from error
+        Complaints(endpoint).take_over()
         self._extract = propagate.extract
         self._trace = trace
         self._provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}), shutdown_on_exit=False)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.serving.acceleration import Trial
+
 MEASURE_S, CALLS = 0.25, 5
 HANDOVER_S = 1e-4
 """What a batch costs beside its forward pass: two changes of threads, joining and splitting."""
@@ -30,12 +32,14 @@ class Tuning:
         reason: why, or why not; a phrase.
         joined_rows: rows of a batch of several requests at most.
         row_ms: milliseconds of a row by the rows of its batch, as far as they were measured.
+        layout: what came of laying images out anew, None where no input is one.
     """
 
     is_recorded: bool
     reason: str
     joined_rows: int
     row_ms: dict[int, float]
+    layout: Trial | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it for logs and reports."""

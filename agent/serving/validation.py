@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from agent.serving.errors import BadRequestError
+from agent.serving.offenders import found
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +39,7 @@ def check_inputs(inputs: Sequence[Tensor], specs: Sequence[TensorSpec]) -> Quest
         got = ", ".join(map(repr, given)) or "none"
         raise BadRequestError(f"the model takes the inputs {wanted}, the request has {got}")
     arrays = tuple(_check_input(given[spec.name], spec) for spec in specs)
+    _check_dimensions(arrays, specs)
     return Question(arrays, _count_rows(arrays, specs))
 
 
@@ -82,12 +86,28 @@ def _check_input(tensor: Tensor, spec: TensorSpec) -> Array:
 
 def _check_bounds(data: Array, spec: TensorSpec) -> None:
     # An index that a table does not have ends a whole CUDA context, not only the request.
-    low, high = data.min(), data.max()
-    if (spec.minimum is not None and low < spec.minimum) or (spec.maximum is not None and high > spec.maximum):
+    low, high = spec.minimum, spec.maximum
+    if (low is not None and data.min() < low) or (high is not None and data.max() > high):
+        wrong = np.zeros(data.shape, bool) if low is None else data < low
+        if high is not None:
+            wrong |= data > high
         raise BadRequestError(
-            f"input {spec.name!r} holds values from {low} to {high}, "
-            f"the model takes {spec.minimum} to {'any' if spec.maximum is None else spec.maximum}"
+            f"input {spec.name!r} holds {found(wrong, data, data.shape)}: "
+            f"the model takes {low} to {'any' if high is None else high}"
         )
+
+
+def _check_dimensions(arrays: Sequence[Array], specs: Sequence[TensorSpec]) -> None:
+    # What is too long would be computed to nonsense, and what differs would be broadcast to another answer.
+    sizes: dict[str, tuple[int, str]] = {}
+    for array, spec in zip(arrays, specs, strict=True):
+        for dimension in spec.dimensions:
+            size, name, most = array.shape[dimension.axis], dimension.name, dimension.maximum
+            if most is not None and size > most:
+                raise BadRequestError(f"input {spec.name!r} has {name} {size}, the model takes at most {most}")
+            first, owner = sizes.setdefault(name, (size, spec.name))
+            if size != first:
+                raise BadRequestError(f"the inputs differ in {name}: {owner!r} has {first}, {spec.name!r} has {size}")
 
 
 def _count_rows(arrays: Sequence[Array], specs: Sequence[TensorSpec]) -> int:

@@ -30,6 +30,12 @@ for unit in nibbled.service nibbled.slice nibbled-watch.path nibbled-watch.servi
 done
 install -D -m 644 "$tree/systemd/nibbled.sysusers" "$root/usr/lib/sysusers.d/nibbled.conf"
 install -D -m 644 "$tree/systemd/nibbled.tmpfiles" "$root/usr/lib/tmpfiles.d/nibbled.conf"
+for page in "$tree"/docs/man/*.1; do
+    install -d "$root/usr/share/man/man1"
+    gzip -9n <"$page" >"$root/usr/share/man/man1/${page##*/}.gz"
+done
+install -d "$root/usr/bin"
+ln -s /opt/nibbled/bin/nibbled /opt/nibbled/bin/nibblectl "$root/usr/bin"
 install -D -m 644 "$tree/README.md" "$root/usr/share/doc/nibbled/README.md"
 cat >"$root/usr/share/doc/nibbled/copyright" <<'COPYRIGHT'
 Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
@@ -83,5 +89,6 @@ if [ "$1" = purge ]; then
 fi
 POSTRM
 chmod 755 "$root"/DEBIAN/p*
-dpkg-deb --root-owner-group -Zxz --build "$root" "$output" >/dev/null
+# Wheels are compressed already: xz would take minutes to save nothing.
+dpkg-deb --root-owner-group -Zgzip -z1 --build "$root" "$output" >/dev/null
 printf '%s\n' "$output/nibbled_${version}_$(dpkg --print-architecture).deb"

@@ -65,6 +65,7 @@ def test_it_starts_is_ready_and_says_how_it_is(machine: Machine) -> None:
     assert machine.tell("ps", "-o", "user=", "-p", machine.show("MainPID")).strip() == "nibbled"
     assert machine.show("OOMScoreAdjust") == "-500"  # asked for; a container without CAP_SYS_RESOURCE may not lower it
     assert machine.show("Slice") == "nibbled.slice"
+    assert "nibbled, version" in machine.tell("nibbled", "--version")
 
 
 def test_it_deploys_a_model_inside_its_walls(machine: Machine) -> None:
@@ -117,7 +118,7 @@ def test_a_start_that_fails_says_why_and_is_given_up_after_some_tries(machine: M
     config.write_text(text + "\n[zzz]\nkey = 1\n")
     try:
         machine.run("systemctl", "start", "nibbled.service")
-        machine.eventually(lambda: machine.show("ActiveState") == "failed")
+        machine.eventually(lambda: machine.show("ActiveState") == "failed", within_s=300)  # ten starts of Python
     finally:
         config.write_text(text)
     assert "zzz" in machine.journal()
@@ -168,6 +169,8 @@ def test_the_package_installs_serves_and_goes_with_its_state_kept_until_it_is_pu
     done = machine.run("dpkg", "--install", package)
     assert done.returncode == 0, done.stdout + done.stderr
     machine.eventually(lambda: is_active(machine) and "broker connected" in machine.show("StatusText"))
+    assert machine.tell("sh", "-c", "command -v nibbled").strip() == "/usr/bin/nibbled"
+    assert "nibbled, version" in machine.tell("nibbled", "--version")
     done = machine.run("dpkg", "--remove", "nibbled")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not is_active(machine)

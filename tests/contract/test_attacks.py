@@ -32,6 +32,7 @@ from agent.adapters.download.policy import Policy
 from agent.adapters.signatures import KeyDirectory
 from agent.contract import commands
 from agent.contract.errors import ErrorCode, RefusalError
+from agent.contract.halt import Halts
 from agent.contract.manifest import PAYLOAD_TYPE, Envelope, Manifest
 from agent.contract.topics import Topics
 from agent.contract.wire import parse_object
@@ -41,6 +42,7 @@ from agent.fleet import keys
 from agent.quantization import checkpoint
 from agent.quantization.errors import BadCheckpointError, UnsafeCheckpointError
 from agent.quantization.huggingface_files import open_files
+from agent.settings import Deployment, Mqtt, Settings, Trust
 from tests.fakes.box import CONTENT, TOPICS, URL, Box
 from tests.fakes.device import checkpoint as honest_archive
 from tests.fakes.device import sha256
@@ -494,9 +496,13 @@ class Stage:
 
     def deploy(self, operation_id: str, **fields: Any) -> tuple[str, str | None]:
         """Send a deploy and return what became of it: its state and its error's code."""
-        self.box.send("deploy", {"id": operation_id, "model": "kanji", **fields})
+        return self.send("deploy", {"id": operation_id, "model": "kanji", **fields})
+
+    def send(self, name: str, body: JsonObject) -> tuple[str, str | None]:
+        """Send a command and return what became of it, as ``deploy`` does."""
+        self.box.send(name, body)
         self.box.settle()
-        report = self.box.report(operation_id)
+        report = self.box.report(body["id"])
         assert report is not None, "the device said nothing"
         return report["state"], (report["error"] or {}).get("code")
 
@@ -592,6 +598,70 @@ def replayed_command(directory: Path) -> None:
         assert count == 1, f"it was accepted {count} times"
 
 
+def signed_command(on: Stage, name: str = "status", device: str = "box-1", **fields: Any) -> JsonObject:
+    return keys.sign_message({"device": device}, name, {"schema": 1, "id": "c-1", **fields}, on.private)
+
+
+def unsigned_command(directory: Path) -> None:
+    with stage(directory) as on:
+        on.box.settings = Settings(trust=Trust(require_command_signature=True))
+        on.box.reboot()
+        expect(on.send("status", {"schema": 1, "id": "c-1"}), "rejected", "untrusted_key")
+
+
+def unsigned_wanted_state(directory: Path) -> None:
+    with stage(directory) as on:
+        on.box.settings = Settings(trust=Trust(require_command_signature=True))
+        on.box.reboot()
+        on.box.want(1, models={})
+        on.box.settle()
+        events = [body["event"] for body in on.box.broker.bodies(TOPICS.event)]
+        assert "desired_rejected" in events, "it was adopted"
+
+
+def lifted_halt(directory: Path) -> None:
+    """Whoever may publish puts another halt in the place of the one that an operator signed, and takes that back."""
+    with stage(directory) as on:
+        strict, soon = Trust(require_command_signature=True), Deployment(soak_s=0.0)
+        on.box.settings = Settings(trust=strict, mqtt=Mqtt(groups=("lab",)), deployment=soon)
+        on.box.reboot()
+        stop = {"schema": 1, "generation": 1, "reason": "a bad release"}
+        on.box.halt("lab", keys.sign_message({"group": "lab"}, "halt", stop, on.private))
+        wanted = {"schema": 1, "generation": 1, "models": {"kanji": {"manifest": on.signed()}}}
+        document = keys.sign_message({"group": "lab"}, "desired", wanted, on.private)
+        on.box.want(document.pop("generation"), "lab", **document)
+        on.box.halt("lab", generation=0)
+        on.box.halt("lab", b"")
+        on.box.settle()
+        assert not on.box.sources.fetched, "it was begun"
+
+
+def command_for_another_device(directory: Path) -> None:
+    with stage(directory) as on:
+        expect(on.send("status", signed_command(on, device="box-2")), "rejected", "bad_signature")
+
+
+def command_under_another_name(directory: Path) -> None:
+    with stage(directory) as on:
+        expect(on.deploy("d-1", manifest=on.signed()), "succeeded")
+        expect(on.send("undeploy", signed_command(on, "replan", model="kanji")), "rejected", "bad_signature")
+
+
+def changed_command(directory: Path) -> None:
+    with stage(directory) as on:
+        signed = signed_command(on, "set_config", config={"health": {"interval_s": 5}})
+        expect(
+            on.send("set_config", {**signed, "config": {"health": {"interval_s": 3600}}}), "rejected", "bad_signature"
+        )
+
+
+def command_of_a_stranger(directory: Path) -> None:
+    with stage(directory) as on:
+        stranger, _ = keys.generate(directory, "stranger")
+        signed = keys.sign_message({"device": "box-1"}, "status", {"schema": 1, "id": "c-1"}, stranger)
+        expect(on.send("status", signed), "rejected", "untrusted_key")
+
+
 def class_by_name(directory: Path) -> None:
     with stage(directory) as on:
         found = on.deploy("d-1", manifest=on.signed(model_type="os.system"))
@@ -656,6 +726,7 @@ CHECKPOINT, CONTAINERS, HEADER = (
 )
 WEIGHER, DOWNLOAD, KEY = "agent.adapters.headers", "agent.adapters.download", "agent.adapters.trusted_keys.TrustedKey"
 WIRE, MANIFEST, TRUST = "agent.contract.wire", "agent.contract.manifest", "agent.deployment.trust"
+SIGNED, SIGNED_DIFFERENCE = "agent.deployment.signed", Refusal("agent.contract.signed", "difference")
 UNSAFE_GLOBALS = Refusal(CHECKPOINT, "globals that can run code")
 
 
@@ -738,10 +809,21 @@ ATTACKS = (
         Together(
             (
                 Refusal(TRUST, "was to be acted on before"),
-                Substitute("agent.deployment.engine.expiry", lambda _operation: None),
+                Substitute("agent.deployment.open_operations.expiry", lambda _operation: None),
             )
         ),
         late_command,
+    ),
+    Attack("a signed command for another device", SIGNED_DIFFERENCE, command_for_another_device),
+    Attack("a signed command under another name", SIGNED_DIFFERENCE, command_under_another_name),
+    Attack("a signed command, changed", SIGNED_DIFFERENCE, changed_command),
+    Attack("a signed command of a stranger", Substitute(f"{KEY}.has_signed", lambda *_: True), command_of_a_stranger),
+    Attack("a command without the signature that is required", Refusal(SIGNED, "carries no"), unsigned_command),
+    Attack("a wanted state without the signature", Refusal(SIGNED, "carries no"), unsigned_wanted_state),
+    Attack(
+        "a signed halt, lifted by anybody",
+        Substitute("agent.contract.halt.Halts.after", lambda _self, halt, **_told: Halts(halt)),
+        lifted_halt,
     ),
     Attack("rollback to an older release", Refusal(MANIFEST, "is older than"), older_release),
     Attack("freeze: a release past its end", Refusal(MANIFEST, "the manifest expired"), release_past_its_end),

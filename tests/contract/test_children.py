@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import signal
+import socket
 import threading
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -74,6 +77,22 @@ def test_a_server_that_gives_no_answer_is_killed_and_counts_as_a_crash(server: S
 @needs_torch
 def test_a_model_that_the_server_does_not_hold_can_be_undeployed(server: StartServer) -> None:
     server("--device", "cpu").undeploy("kanji")
+
+
+@needs_torch
+def test_who_waits_when_the_agent_ends_is_answered_and_who_comes_later_is_refused(server: StartServer) -> None:
+    process = server("--device", "cpu")
+    process._ensure_running()  # it is not open yet: what was served is being loaded
+    address = process._sockets["--http-fd"].getsockname()
+    waiting = [http.client.HTTPConnection(address[0], address[1], timeout=20) for _ in range(4)]
+    for each in waiting:
+        each.request("GET", "/v2/health/ready")
+    process.stop(drain_s=2.0)
+    for each in waiting:
+        with contextlib.closing(each), each.getresponse() as reply:
+            assert (reply.status, reply.getheader("connection")) == (503, "close")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=20)
 
 
 @needs_torch

@@ -60,6 +60,13 @@ def test_the_operator_s_command_is_completed(tmp_path: Path) -> None:
     assert "set-method" in complete(tmp_path, "nibblectl", "set-")
 
 
+def test_the_names_of_an_operator_s_profiles_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "nibblectl.toml"
+    file.write_text("[profiles.site]\n[profiles.shop]\n[profiles.cloud]\n")
+    monkeypatch.setenv("NIBBLECTL_PROFILES", str(file))
+    assert complete(tmp_path, "nibblectl", "--profile", "s") == ["shop", "site"]
+
+
 @pytest.mark.parametrize(("program", "name"), EACH)
 def test_every_command_says_what_it_does_in_a_sentence_that_fits_a_terminal(program: str, name: str) -> None:
     done = CliRunner().invoke(COMMANDS[program], [name, "--help"], terminal_width=80)

@@ -91,7 +91,8 @@ def test_a_dedicated_gpu_whose_memory_nvml_does_not_know_is_asked_by_cuda_each_t
     budget = device.budget()
     assert (budget.source, budget.available_bytes, budget.total_bytes) == ("cuda", 9 * GIB, 12 * GIB)
     assert sources(device) == {
-        "available_bytes": "cuda", "total_bytes": "cuda", "capability": "nvml", "is_integrated": "cuda",
+        "available_bytes": "cuda", "used_bytes": "cuda", "total_bytes": "cuda", "capability": "nvml",
+        "is_integrated": "cuda",
     }  # fmt: skip
     assert device.budget().available_bytes == 2 * GIB
     assert child.asked == 2
@@ -221,6 +222,28 @@ def test_the_group_that_limits_a_box_is_named() -> None:
         "cgroup", "cgroup", "/sys/fs/cgroup/a.slice/memory.max",
     )  # fmt: skip
     assert (facts["ram_total_bytes"], facts["ram_available_bytes"], facts["ram_source"]) == (4 * GIB, GIB, "cgroup")
+
+
+def memory_told(device: DeviceProbe, part: str) -> tuple[int | None, str | None]:
+    device.budget()
+    told = device.facts()[part]
+    return told["used_bytes"], told["sources"].get("used_bytes")
+
+
+def test_the_used_memory_of_a_dedicated_gpu_is_told_by_nvml_or_by_cuda_and_by_nobody_made_up() -> None:
+    card = replace(gpu_of((8, 6)), used_bytes=13 * GIB)  # more than the rest, as the driver keeps some for itself
+    device = probe(seen(card))
+    assert (memory_told(device, "gpu"), memory_told(device, "memory")) == ((13 * GIB, "nvml"), (12 * GIB, "nvml"))
+    device = probe(seen(gpu_of((8, 6), None)), Child(Answer(CARD, "ok")))
+    assert (memory_told(device, "gpu"), memory_told(device, "memory")) == ((3 * GIB, "cuda"), (3 * GIB, "cuda"))
+    device = probe(seen(gpu_of((8, 6), None)), Child(Answer(replace(CARD, free_bytes=None), "out of memory")))
+    assert memory_told(device, "gpu") == (None, None)
+
+
+def test_the_used_memory_of_a_gpu_that_shares_it_is_that_of_the_operating_system() -> None:
+    orin = Answer(Cuda(capability=(8, 7), is_integrated=True, total_bytes=16 * GIB), "ok")
+    device = probe(seen(), Child(orin))
+    assert (memory_told(device, "gpu"), memory_told(device, "memory")) == ((None, None), (6 * GIB, "meminfo"))
 
 
 def test_the_last_budget_is_known_without_a_look() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import warnings
@@ -19,11 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PATIENT_S, HASTY_S = 30.0, 0.02
-EVERYTHING = Gpu("NVIDIA RTX A2000", (8, 6), 8 * GIB, 4 * GIB, 37, 51, 12.35, 6001, 192, "560.35")
+EVERYTHING = Gpu("NVIDIA RTX A2000", (8, 6), 8 * GIB, 3 * GIB, 37, 51, 12.35, 6001, 192, "560.35", 5 * GIB)
 MEMORY = "nvmlDeviceGetMemoryInfo"
 
 
-def nvml(library: FakeNvml, deadline_s: float = PATIENT_S) -> Nvml:
+def _has_nvml() -> bool:
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def nvml(library: FakeNvml | None, deadline_s: float = PATIENT_S) -> Nvml:
     return Nvml(library, deadline_s=deadline_s)
 
 
@@ -42,6 +51,14 @@ def test_the_simulated_library_has_only_what_the_real_one_has() -> None:
 
 def test_a_dedicated_gpu_tells_everything() -> None:
     assert nvml(FakeNvml()).read() == (EVERYTHING, "ok")
+
+
+@pytest.mark.skipif(_has_nvml(), reason="NVML is installed here")
+def test_where_the_library_is_absent_its_bindings_are_not_imported_and_the_word_is_theirs() -> None:
+    with pytest.raises(pynvml.NVMLError) as caught:
+        pynvml.nvmlInit()
+    assert nvml(None).read() == (None, str(caught.value))
+    assert nvml(None)._library is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +112,7 @@ def test_a_driver_that_knows_nothing_still_tells_of_a_gpu() -> None:
 
 def test_a_total_of_zero_bytes_is_not_known() -> None:
     gpu, _ = nvml(FakeNvml({MEMORY: memory(0, 0)})).read()
-    assert (gpu and gpu.total_bytes, gpu and gpu.free_bytes) == (None, None)
+    assert (gpu and gpu.total_bytes, gpu and gpu.free_bytes, gpu and gpu.used_bytes) == (None, None, None)
 
 
 def test_a_wrapper_that_does_not_fit_its_library_knows_nothing() -> None:

@@ -18,12 +18,14 @@ from agent.console import ask, looking
 from agent.console import doctor as command
 from agent.console.check import Check, State, ok
 from agent.console.doctor import Question, answers
+from agent.console.telling import show
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 from agent.devices import nodes, swap
 from agent.devices.look import Look
 from agent.devices.nvml import Nvml
 from agent.planning.methods import METHODS
+from agent.settings import Settings
 from tests.fakes.authority import Authority
 from tests.fakes.boxes import BOXES, plant
 from tests.fakes.nvml import FakeNvml
@@ -35,6 +37,12 @@ ROOT = Path(__file__).parents[2]
 GIB = 2**30
 SWAPS = "Filename Type Size Used Priority\n/dev/zram0 partition 650132 10 5\n/dev/zram1 partition 650132 0 5\n"
 SWAP_FILE = "/mnt/a swap file  file 8388604 4 -2\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out a service that is installed on this machine."""
+    monkeypatch.setattr(looking, "SERVICE_USER", "nobody-of-that-name")
 
 
 def look(root: Path, box: str) -> Look:
@@ -229,9 +237,37 @@ def test_the_command_prints_every_check_as_json_and_fails_with_them(
             "unit",
             "disk",
         ),
-        *("keys", "certificate", "agent", "port serving.http_port", "port status.port", "broker", "broker rights"),
+        *(
+            "keys",
+            "certificate",
+            "identity",
+            "agent",
+            "port serving.http_port",
+            "port status.port",
+            "broker",
+            "broker rights",
+        ),
         "torch",
     }
+
+
+@pytest.mark.parametrize("name", ["box", "other"])
+def test_the_names_at_the_broker_are_compared_with_the_device(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(looking, "torch", lambda: [ok("torch", "2.8")])
+    monkeypatch.setenv("NIBBLED_DEVICE_ID", "box")
+    monkeypatch.setenv("NIBBLED_MQTT__USERNAME", name)
+    for variable, path in zip(("CERT_FILE", "KEY_FILE"), Authority(tmp_path).issue("box"), strict=True):
+        monkeypatch.setenv(f"NIBBLED_MQTT__{variable}", str(path))
+    checks = {check["name"]: check for check in json.loads(examined(config, "--json")[1])["checks"]}
+    found = checks["identity"]
+    if name == "box":
+        assert found["state"] == "ok"
+        assert found["detail"].startswith("box, as in mqtt.username and the common name in ")
+    else:
+        assert (found["state"], found["detail"]) == ("warning", "mqtt.username is 'other', device_id is 'box'")
+        assert "devices.acl" in found["next_step"]
 
 
 def test_every_line_for_people_that_is_not_well_has_a_next_step_below_it(
@@ -288,3 +324,36 @@ def test_the_server_s_certificate_and_grpc_port_are_looked_at_where_they_are_set
     key.write_text("broken")
     states = {check["name"]: check["state"] for check in json.loads(examined(config, "--json")[1])["checks"]}
     assert states["server certificate"] == "failed"
+
+
+def test_what_keeps_the_agent_from_starting_or_is_open_to_others_has_a_line(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("0123456789abcdef")
+    tokens.chmod(0o644)
+    loaded = Settings(status={"token_file": tokens}, mqtt={"port": 8883, "tls": False})
+    (found,) = looking.tokens(loaded)
+    assert (found.name, found.state) == ("tokens status", State.FAILED)
+    assert "its mode is 0644" in found.detail
+    tokens.chmod(0o640)
+    assert [check.state for check in looking.tokens(loaded)] == [State.OK]
+    warned = by_name(looking.certificate(loaded))["certificate"]
+    assert (warned.state, "port 8883" in warned.detail) == (State.WARNING, True)
+    (page,) = looking.tokens(Settings(status={"host": "0.0.0.0"}))
+    assert (page.name, page.state) == ("status page", State.WARNING)
+    assert looking.tokens(Settings()) == []
+
+
+def test_folders_that_do_not_or_cannot_exist_are_called_that(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (Path("/proc/nibbled"), tmp_path / "file" / "state"):
+        (disk,) = looking.disk(place, 0)
+        assert disk.state is State.FAILED
+        assert f"state_dir {place} cannot exist" in disk.detail
+    (keys,) = looking.keys(Settings(trust={"keys_dir": tmp_path / "none"}))
+    assert f"{tmp_path / 'none'} does not exist" in keys.detail
+
+
+def test_the_columns_hold_the_longest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("disk", "port serving.http_port", "server certificate", "tokens serving admin"):
+        show(ok(name, "DETAIL"))
+    assert len({line.index("DETAIL") for line in capsys.readouterr().out.splitlines()}) == 1

@@ -135,6 +135,14 @@ def test_a_token_goes_over_http_only_to_a_host_that_is_named(plain: FileServer, 
         assert authorization(parts, public, is_downgraded=False) == headers
 
 
+def test_a_user_and_a_password_go_where_a_token_would(
+    server: FileServer, tmp_path: Path, policy: Policy, token_file: Path
+) -> None:
+    token_file.write_text("edge:pass word: ä\n")
+    assert fetch(server.url, tmp_path, policy) == CONTENT
+    assert server.requests[0]["Authorization"] == "Basic ZWRnZTpwYXNzIHdvcmQ6IMOk"  # RFC 7617, in UTF-8
+
+
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o620])
 def test_a_token_that_others_may_read_is_not_used(
     server: FileServer, tmp_path: Path, policy: Policy, token_file: Path, mode: int
@@ -147,7 +155,19 @@ def test_a_token_that_others_may_read_is_not_used(
     assert server.requests == []
 
 
-@pytest.mark.parametrize("content", [b"", b"canary\r\nX-Evil: 1", b"canary secret", b"\xffcanary", "canäry".encode()])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"canary\r\nX-Evil: 1",
+        b"canary secret",
+        b"\xffcanary",
+        "canäry".encode(),
+        b":canary",
+        b"edge:",
+        b"edge: \n canary",
+    ],
+)
 def test_a_file_that_holds_no_token_is_named_and_not_quoted(
     server: FileServer, tmp_path: Path, policy: Policy, token_file: Path, content: bytes
 ) -> None:

@@ -383,9 +383,10 @@ class TestRefusals:
         async def scenario() -> None:
             async with writer() as it:
                 reply = await it.it.data.post("/v2/models/x/generate", json={"text_input": "a"})
-                assert (reply.status_code, reply.json()) == (404, {"error": "there is no model 'x'"})
+                assert (reply.status_code, reply.json()) == (404, {"error": "there is no model 'x'; only 'm' answers"})
                 reply = await it.it.data.post(COMPLETIONS, json={"model": "x", "prompt": "a"})
                 assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+                assert reply.json()["error"]["message"] == "there is no model 'x' that makes texts; only 'm' answers"
                 assert (await it.it.data.get("/v1/models/x")).status_code == 404
                 assert (await it.it.data.get("/v1/models/m")).json()["id"] == "m"
                 assert [entry["id"] for entry in (await it.it.data.get("/v1/models")).json()["data"]] == ["m"]

@@ -23,6 +23,16 @@ def box(tmp_path: Path) -> Iterator[Box]:
     box.journal.close()
 
 
+QUIET: dict[str, Any] = {
+    "mode": "current",
+    "served": [],
+    "operations": [],
+    "alarms": [],
+    "problem": None,
+    "is_starting": False,
+}
+
+
 def collect(box: Box, state_dir: Path, *, models: tuple[str, ...] = (), **engine: Any) -> dict[str, Any]:
     reporter = HealthReporter(
         Topics("edge/v1", "box-1"),
@@ -32,7 +42,7 @@ def collect(box: Box, state_dir: Path, *, models: tuple[str, ...] = (), **engine
         state_dir=state_dir,
         device=box.device.facts,
         server=lambda: {"models": {name: {"requests": 0, "failures": 0} for name in models}},
-        engine=lambda: {"mode": "current", "served": [], "operations": [], "alarms": [], "problem": None, **engine},
+        engine=lambda: {**QUIET, **engine},
         relaxations=(),
     )
     return reporter.collect()
@@ -60,3 +70,12 @@ SWITCH = {"operations": [{"id": "d-7", "state": "running", "phase": "loading"}]}
 def test_a_device_never_fails_without_a_reason(box: Box, tmp_path: Path, engine: dict[str, Any], reason: str) -> None:
     body = collect(box, tmp_path, models=("kanji",), served=["kanji", "kana"], **engine)
     assert (body["status"], body["reasons"]) == ("failing", [reason])
+
+
+def test_what_is_loaded_after_a_start_has_not_failed_yet(box: Box, tmp_path: Path) -> None:
+    start: dict[str, Any] = {"served": ["kanji", "kana"], "problem": "it is being loaded", "is_starting": True}
+    body = collect(box, tmp_path, models=("kanji",), **start)
+    assert (body["status"], body["reasons"]) == ("degraded", ["kana: no answer, it is being loaded"])
+    assert "is_starting" not in body, "of the agent's own, no figure"
+    assert collect(box, tmp_path, models=("kanji", "kana"), **start)["status"] == "ok"
+    assert collect(box, tmp_path, **{**start, "mode": "safe"})["status"] == "failing"

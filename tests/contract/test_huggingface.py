@@ -235,6 +235,64 @@ def test_the_canary_of_an_embedding_finds_the_neighbours_that_the_gate_found(tmp
     run(scenario)
 
 
+POSITIONS = 32
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "most"),
+    [
+        ("bert-classifier", {"max_position_embeddings": POSITIONS}, POSITIONS),
+        ("gpt2", {"n_positions": POSITIONS}, POSITIONS),
+        ("llama", {"max_position_embeddings": POSITIONS}, POSITIONS),
+        ("roberta", {"max_position_embeddings": POSITIONS}, POSITIONS - 2),  # counted from behind the padding's, 1
+    ],
+)
+def test_ids_and_mask_of_two_lengths_or_longer_than_the_positions_are_refused_with_both_numbers(
+    name: str, sizes: dict[str, int], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roberta = ("RobertaForSequenceClassification", "RobertaConfig", {**BERT, "pad_token_id": 1, "num_labels": 5})
+    kind, config, given = {**MODELS, "roberta": roberta}[name]
+    monkeypatch.setitem(MODELS, name, (kind, config, {**given, **sizes}))
+    saved(tmp_path / "source", name)
+    result = built(tmp_path / "source")
+
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", network.load(Path(result["artifact"]), "cpu"))
+
+            async def ask(ids: int, mask: int) -> Any:
+                inputs = [
+                    {"name": key, "datatype": "INT64", "shape": [1, size], "data": [1] * size}
+                    for key, size in (("input_ids", ids), ("attention_mask", mask))
+                ]
+                return await it.data.post("/v2/models/m/infer", json={"inputs": inputs})
+
+            assert (await ask(most, most)).status_code == 200
+            for ids, mask, said in (
+                (3, 5, "the inputs differ in sequence: 'input_ids' has 3, 'attention_mask' has 5"),
+                (3, 2, "the inputs differ in sequence: 'input_ids' has 3, 'attention_mask' has 2"),
+                (3, 1, "the inputs differ in sequence: 'input_ids' has 3, 'attention_mask' has 1"),
+                (most + 1, most + 1, f"input 'input_ids' has sequence {most + 1}, the model takes at most {most}"),
+            ):
+                refused = await ask(ids, mask)
+                assert (refused.status_code, refused.json()["error"]) == (400, said)
+            metadata = (await it.data.get("/v2/models/m")).json()
+            assert metadata["properties"]["max_sequence"] == str(most)
+
+    run(scenario)
+
+
+def test_a_data_set_of_longer_texts_than_the_positions_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    saved(tmp_path / "source", "gpt2")
+    ids = torch.ones((8, 65), dtype=torch.int64)
+    save_file({"input_ids": ids, "attention_mask": ids.clone()}, tmp_path / "data")
+    with pytest.raises(BadCheckpointError, match="has sequence 65, the model takes at most 64"):
+        built(tmp_path / "source", gate={"dataset": str(tmp_path / "data")})
+    save_file({"input_ids": ids[:, :5].clone(), "attention_mask": ids[:, :3].clone()}, tmp_path / "data")
+    with pytest.raises(BadCheckpointError, match="has sequence 3, the inputs before it 5"):
+        built(tmp_path / "source", gate={"dataset": str(tmp_path / "data")})
+
+
 def test_how_a_sentence_becomes_a_vector_is_read_from_the_directory(tmp_path: Path) -> None:
     model, folder = saved(tmp_path / "source", "bert"), tmp_path / "source"
     (folder / "1_Pooling").mkdir()

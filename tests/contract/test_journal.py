@@ -18,7 +18,9 @@ from agent.adapters.journal import (
 )
 from agent.adapters.journal_rows import dump_operation
 from agent.contract.errors import ErrorCode, ErrorInfo
+from agent.contract.halt import Halt, Halts
 from agent.contract.reports import Report
+from agent.deployment.convergence import Goal
 from agent.deployment.machine import Operation
 from agent.deployment.models import Release, Served
 from agent.deployment.phases import Phase, State
@@ -178,9 +180,51 @@ def test_finished_operations_are_bounded_and_open_ones_are_never_forgotten(journ
             journal.save(replace(OPEN, id=f"d-{number}", state=stage), [])
 
     assert journal.operation("op-1") == OPEN
-    assert journal.operation("d-9") is None
-    assert journal.operation("d-10") is not None
+    whole, remains = journal.operation("d-10"), journal.operation("d-9")
+    assert whole == replace(OPEN, id="d-10", state=State.SUCCEEDED)
+    assert remains == replace(OPEN, id="d-9", state=State.SUCCEEDED, request={})
     assert len(journal.recent_operations(10_000)) == KEEP_FINISHED + 1
+
+
+def test_ids_are_remembered_for_as_long_as_a_command_can_be_valid(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("KEEP_FINISHED", 2), ("KEEP_USED", 3), ("MOST_USED", 8)):
+        monkeypatch.setattr(f"agent.adapters.journal.{name}", value)
+
+    def finish(name: str, expires_at: str | None) -> None:
+        request = {} if expires_at is None else {"expires_at": expires_at}
+        journal.save(replace(OPEN, id=name, state=State.FAILED, request=request), [])
+
+    def known(*names: str) -> list[str]:
+        return [name for name in names if journal.operation(name) is not None]
+
+    finish("plain", None)
+    finish("over", "2020-01-01T00:00:00+02:00")
+    finish("valid", "2999-01-01T00:00:00.25+02:00")
+    for number in range(2 + 3):
+        finish(f"later-{number}", None)
+    assert known("plain", "over", "valid", "later-0") == ["valid", "later-0"]
+    for number in range(2 + 8):
+        finish(f"valid-{number}", "2999-01-01T00:00:00Z")
+    assert known("valid", "later-4", "valid-0", "valid-9") == ["valid-0", "valid-9"], "however late they expire"
+
+
+def test_what_ended_long_ago_is_cleared_at_the_broker_once(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.adapters.journal.KEEP_FINISHED", 2)
+    days = [f"2026-01-{day:02}T00:00:00.000Z" for day in range(1, 7)]
+    for number, day in enumerate(days):
+        journal.save(replace(OPEN, id=f"d-{number}", state=State.FAILED, facts={"ended_at": day}), [])
+    journal.save(OPEN, [])
+
+    assert journal.clear(days[4], 3, "op/{}".format) == 3
+    assert journal.clear(days[5], 9, "op/{}".format) == 2
+    assert journal.clear(days[5], 9, "op/{}".format) == 0
+    told = [(report.topic, report.payload, report.retain) for _, report in journal.outbox()]
+    assert sorted(told) == [(f"op/d-{number}", b"", True) for number in range(5)]
+    assert journal.operation("d-0") is not None
 
 
 def test_a_save_that_fails_leaves_nothing_of_itself(journal: SqliteJournal) -> None:
@@ -276,6 +320,67 @@ def test_a_journal_of_the_first_version_is_brought_up_to_date_with_all_that_it_h
     journal.close()
 
 
+GENERATION = {"schema": 1, "generation": 4, "models": None, "config": None, "rollout": None, "signature": None}
+LATER = {**GENERATION, "generation": 5, "rollout": {"id": "r", "percent": 5.0}}
+GOAL = Goal("lab-4-kanji", "deploy", "kanji", {"method": "nf4"})
+
+
+def test_a_group_s_documents_are_kept_side_by_side_until_the_one_that_waits_is_adopted(path: Path) -> None:
+    first = SqliteJournal(path)
+    first.adopt({"lab": GENERATION}, [GOAL], {"stamp": "lab-4"}, [])
+    first.defer("lab", LATER, [event(1)])
+    first.close()
+    again = SqliteJournal(path)
+    assert (again.documents(), again.waiting()) == ({"lab": GENERATION}, {"lab": LATER})
+    assert again.goals() == [GOAL]
+    assert payloads(again) == [b"1"]
+    again.defer("lab", {**LATER, "generation": 6}, [])
+    assert again.waiting()["lab"]["generation"] == 6
+    again.adopt({"lab": LATER}, [], {}, [])
+    assert (again.documents(), again.waiting()) == ({"lab": LATER}, {})
+    again.defer("lab", {**LATER, "generation": 7}, [])
+    again.adopt({"": GENERATION}, [], {}, [])
+    assert again.waiting()["lab"]["generation"] == 7, "another source's document changes nothing of what waits"
+    again.close()
+
+
+def test_halts_are_kept_until_they_are_taken_back(path: Path) -> None:
+    halts = Halts(Halt(reason="stop"), Halt(generation=4))
+    first = SqliteJournal(path)
+    first.halt("lab", halts.to_json(), [event(1)])
+    first.halt("all", Halts(Halt()).to_json(), [])
+    first.halt("all", None, [event(2)])
+    first.close()
+    again = SqliteJournal(path)
+    assert {name: Halts.from_json(body) for name, body in again.halts().items()} == {"lab": halts}
+    assert payloads(again) == [b"1", b"2"]
+    again.close()
+
+
+def test_a_journal_of_the_version_before_groups_halted_keeps_its_wanted_state(path: Path) -> None:
+    journal = SqliteJournal(path)
+    journal.adopt({"lab": GENERATION}, [GOAL], {"stamp": "lab-4"}, [event(1)])
+    journal.close()
+    with sqlite3.connect(path) as old:
+        for table in ("waiting", "halt"):
+            old.execute(f"DROP TABLE {table}")
+        old.execute("UPDATE note SET value = '4' WHERE name = 'schema'")
+        document = {key: value for key, value in GENERATION.items() if key != "rollout"}
+        old.execute("UPDATE desired SET document = ?", (json.dumps(document),))
+        old.execute("PRAGMA user_version = 4")
+    old.close()
+
+    for _ in range(2):
+        journal = SqliteJournal(path)
+        assert journal._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert (journal.documents(), journal.waiting(), journal.halts()) == ({"lab": document}, {}, {})
+        assert journal.goals() == [GOAL]
+        assert journal.notes()["stamp"] == "lab-4"
+        assert "recovered" not in journal.notes()
+        assert payloads(journal) == [b"1"]
+        journal.close()
+
+
 def test_a_migration_that_fails_leaves_the_old_version(path: Path) -> None:
     with sqlite3.connect(path) as old:
         old.executescript(VERSION_1)
@@ -309,8 +414,10 @@ def test_who_listens_hears_of_every_report_once_it_is_committed(path: Path) -> N
     journal.queue([event(2)])
     journal.adopt({}, [], {}, [event(3)])
     journal.note({"a": 1}, [event(4)])
-    assert heard == [b"1", b"2", b"3", b"4"]
+    journal.defer("lab", LATER, [event(5)])
+    journal.halt("lab", None, [event(6)])
+    assert heard == [b"1", b"2", b"3", b"4", b"5", b"6"]
     journal.close()
     with pytest.raises(sqlite3.ProgrammingError):
-        journal.queue([event(5)])
-    assert heard[-1] == b"4"
+        journal.queue([event(7)])
+    assert heard[-1] == b"6"

@@ -246,7 +246,7 @@ def test_the_rows_that_are_told_are_those_that_are_there_now(path: Path) -> None
     path.unlink()
     journal = SqliteJournal(path)
     told = journal.notes()["recovered"]["rows"]
-    empty = dict.fromkeys(("operation", "desired", "goal", "outbox"), 0)
+    empty = dict.fromkeys(("operation", "used", "desired", "waiting", "halt", "goal", "outbox"), 0)
     assert told == {**empty, "served": 1, "sequence": 1, "config": 1}
     assert journal.highest_sequence("kanji") == 9
     journal.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +14,8 @@ from paho.mqtt.enums import MQTTErrorCode
 
 from agent.adapters import mqtt
 from agent.adapters.broker import Broker
-from agent.adapters.mqtt import MAX_IN_FLIGHT, MAX_WAITING, MqttTransport
+from agent.adapters.mqtt import MAX_WAITING, MqttTransport
+from agent.adapters.mqtt_outbox import MAX_IN_FLIGHT
 from agent.contract.reports import Report
 from agent.contract.topics import Topics
 from agent.deployment.inbox import Drained
@@ -88,6 +91,7 @@ def test_a_long_outbox_is_handed_over_in_parts_as_the_broker_takes_them(
         return Handed(len(sent))
 
     monkeypatch.setattr(transport._client, "is_connected", lambda: True)
+    transport._is_settled = True
     monkeypatch.setattr(transport._client, "publish", publish)
     transport.flush()
     transport.flush()
@@ -95,7 +99,7 @@ def test_a_long_outbox_is_handed_over_in_parts_as_the_broker_takes_them(
     acknowledged = 0
     while acknowledged < len(sent):
         acknowledged += 1
-        transport._on_publish(transport._client, None, acknowledged, Reason(), None)  # type: ignore[arg-type]
+        transport._delivery.on_publish(transport._client, None, acknowledged, Reason(), None)  # type: ignore[arg-type]
         assert len(sent) - acknowledged <= MAX_IN_FLIGHT
         if posted:
             assert isinstance(posted.pop(), Drained)
@@ -114,11 +118,12 @@ def test_a_report_that_is_just_being_forgotten_is_not_sent_again(
         return Handed(len(sent))
 
     monkeypatch.setattr(transport._client, "is_connected", lambda: True)
+    transport._is_settled = True
     monkeypatch.setattr(transport._client, "publish", publish)
     transport.flush()
     outbox.meanwhile = transport.flush
-    transport._on_publish(transport._client, None, 1, Reason(), None)  # type: ignore[arg-type]
-    transport._on_publish(transport._client, None, 2, Reason(), None)  # type: ignore[arg-type]
+    transport._delivery.on_publish(transport._client, None, 1, Reason(), None)  # type: ignore[arg-type]
+    transport._delivery.on_publish(transport._client, None, 2, Reason(), None)  # type: ignore[arg-type]
     transport.flush()
     assert sent == [b"1", b"2"]
     assert outbox.rows == {}
@@ -156,3 +161,28 @@ def test_commands_beyond_those_that_wait_stay_where_they_are(monkeypatch: pytest
         posted.get(timeout=10).acknowledge()
     reading.join(10)
     assert acknowledged == list(range(1, 201))
+
+
+def test_nothing_newer_overtakes_what_an_earlier_connection_left(
+    monkeypatch: pytest.MonkeyPatch, transport: MqttTransport
+) -> None:
+    """The library sends that again after CONNACK, from its own thread; the answer to SUBSCRIBE comes after it."""
+    sent: list[bytes] = []
+    client = transport._client
+
+    def publish(_topic: str, payload: bytes, **_options: Any) -> Handed:
+        sent.append(payload)
+        return Handed(len(sent))
+
+    monkeypatch.setattr(client, "is_connected", lambda: True)
+    monkeypatch.setattr(client, "publish", publish)
+    monkeypatch.setattr(client, "subscribe", lambda *_arguments, **_options: (0, 1))
+    transport._on_pre_connect(client, None)
+    transport._on_connect(client, None, SimpleNamespace(session_present=True), Reason(), None)  # type: ignore[arg-type]
+    transport.flush()
+    transport.publish(Report("edge/v1/box-1/health", b"{}", qos=0))
+    assert sent == []
+    transport._on_subscribe(client, None, 1, [Reason()], None)  # type: ignore[list-item]
+    transport.flush()
+    assert json.loads(sent[0])["state"] == "online"
+    assert sent[1:] == [b"1", b"2"]

@@ -61,6 +61,7 @@ class Subject:
 
     def connect(self) -> None:
         self.transport._on_connect(self.client, None, SimpleNamespace(session_present=True), OK, None)  # type: ignore[arg-type]
+        self.transport._on_subscribe(self.client, None, 0, [OK], None)  # type: ignore[arg-type, list-item]
 
     def granted(self, mid: int, reason: Any) -> None:
         self.transport._on_subscribe(self.client, None, mid, [reason], None)  # type: ignore[arg-type]

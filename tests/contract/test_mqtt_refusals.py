@@ -50,6 +50,7 @@ class Subject:
         )
         monkeypatch.setattr(self.transport._client, "is_connected", lambda: True)
         monkeypatch.setattr(self.transport._client, "publish", self.publish)
+        self.transport._is_settled = True
 
     def publish(self, _topic: str, payload: bytes, **_options: Any) -> Any:
         self.sent.append(payload)
@@ -57,7 +58,7 @@ class Subject:
         return SimpleNamespace(rc=0, mid=len(self.sent))
 
     def answer(self, mid: int, reason: Reason) -> None:
-        self.transport._on_publish(self.transport._client, None, mid, reason, None)  # type: ignore[arg-type]
+        self.transport._delivery.on_publish(self.transport._client, None, mid, reason, None)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_an_answer_that_overtakes_the_return_of_publish_counts_as_well(
     subject.meanwhile = lambda mid: subject.answer(mid, reason)
     subject.transport.flush()
     assert list(subject.rows) == left
-    assert subject.transport._in_flight == {}
+    assert subject.transport._delivery._in_flight == {}
     if left:
         subject.meanwhile = lambda mid: subject.answer(mid, TAKEN)
         subject.clock.advance(FIRST_PAUSE_S)

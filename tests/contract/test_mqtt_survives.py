@@ -91,6 +91,7 @@ class Subject:
         self.transport._on_pre_connect(self.client, None)  # type: ignore[arg-type]
         flags: Any = SimpleNamespace(session_present=True)
         self.transport._on_connect(self.client, None, flags, OK, None)  # type: ignore[arg-type]
+        self.transport._on_subscribe(self.client, None, 0, [OK], None)  # type: ignore[arg-type, list-item]
 
 
 @pytest.fixture
@@ -99,16 +100,17 @@ def subject() -> Subject:
 
 
 def test_an_acknowledgement_that_cannot_be_kept_leaves_the_report_to_be_sent_again(subject: Subject) -> None:
+    subject.transport._is_settled = True
     subject.transport.flush()
     subject.outbox.is_full = True
-    subject.transport._on_publish(subject.client, None, 1, OK, None)  # type: ignore[arg-type]
+    subject.transport._delivery.on_publish(subject.client, None, 1, OK, None)  # type: ignore[arg-type]
     subject.outbox.is_full = False
     subject.transport.flush()
     assert subject.client.topics == [REPORT.topic, REPORT.topic]
 
 
 def test_reports_that_a_broken_disk_kept_back_go_with_the_next_telemetry(subject: Subject) -> None:
-    subject.outbox.is_full = True
+    subject.transport._is_settled = subject.outbox.is_full = True
     subject.transport.flush()
     assert subject.client.topics == []
     subject.outbox.is_full = False
@@ -118,13 +120,13 @@ def test_reports_that_a_broken_disk_kept_back_go_with_the_next_telemetry(subject
 
 def test_a_device_that_cannot_count_its_connection_connects_all_the_same_under_a_new_epoch(subject: Subject) -> None:
     subject.connect()
-    assert subject.transport.epoch == 8
+    assert subject.transport.connection == 8
     subject.outbox.is_full = True
     subject.connect()
-    assert subject.transport.epoch == 9
+    assert subject.transport.connection == 9
     subject.outbox.is_full = False
     subject.connect()
-    assert subject.transport.epoch == 10
+    assert subject.transport.connection == 10
 
 
 def test_a_birth_that_failed_is_said_with_the_next_report_and_the_engine_hears_of_the_connection(

@@ -220,15 +220,48 @@ def test_a_key_s_name_is_an_id_and_writes_nowhere_else(shell: Shell, name: str) 
 
 def test_a_directory_that_is_not_there_is_named(shell: Shell) -> None:
     done = shell.run("keygen", "x", "--directory", shell.path("nowhere"))
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert done.stderr == f"nibblectl: {shell.path('nowhere/x.key')}: No such file or directory\n"
 
 
 def test_a_file_that_is_no_key_signs_nothing(shell: Shell) -> None:
     asked = ("--url", URL, "--model", "kanji", "--version", "v1", "--sequence", "7")
     done = shell.run("sign", shell.checkpoint, "--key", shell.checkpoint, *asked)
-    assert done.exit_code == 1
+    assert (done.exit_code, done.stdout) == (2, "")
     assert "kanji.pt" in done.stderr
+    done = shell.run("sign", shell.checkpoint, "--key", shell.path("old.pub"), *asked)
+    assert (done.exit_code, done.stdout) == (2, "")
+    told = "a public key, which signs nothing; give the private one, which keygen wrote beside it"
+    assert done.stderr == f"nibblectl: {shell.path('old.pub')}: {told}: {shell.path('old.key')}\n"
+
+
+def test_a_pair_that_is_there_is_not_written_over(shell: Shell) -> None:
+    before = shell.path("old.key").read_bytes()
+    done = shell.run("keygen", "old", "--directory", shell.directory)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"nibblectl: {shell.path('old.pub')} exists; choose another name\n"
+    shell.path("old.pub").unlink()
+    assert f"{shell.path('old.key')} exists" in shell.run("keygen", "old", "--directory", shell.directory).stderr
+    assert shell.path("old.key").read_bytes() == before
+
+
+def test_programs_are_told_in_json_which_files_a_key_is(shell: Shell) -> None:
+    done = shell.run("--json", "keygen", "shop", "--directory", shell.directory)
+    files = {"private": str(shell.path("shop.key")), "public": str(shell.path("shop.pub"))}
+    assert json.loads(done.stdout) == {"key": "shop", **files}
+
+
+@pytest.mark.parametrize(
+    ("models", "wrong"),
+    [("a*,b c", "b c"), ("kanji;digits", "kanji;digits"), ("kanji,", ""), ("a.b", "a.b"), ("[a-", "[a-")],
+)
+def test_a_key_for_models_that_cannot_be_is_not_made(shell: Shell, models: str, wrong: str) -> None:
+    done = shell.run("keygen", "shop", "--directory", shell.directory, "--models", models)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"models: {wrong!r} is no name that a model can have" in done.stderr
+    assert list(shell.directory.glob("shop.*")) == []
+    sets = ("--models", "digits-[0-9],x[!a]?,*")
+    assert shell.run("keygen", "shop", "--directory", shell.directory, *sets).exit_code == 0
 
 
 def oms(shell: Shell, *arguments: Any, key: str = "p384") -> Result:

@@ -125,7 +125,7 @@ def test_a_command_with_a_token_enters_as_those_from_the_broker_do(
     )
     (message,) = sent
     message.acknowledge()
-    assert (status, message.name, message.origin, message.is_retained) == (202, "set_method", None, False)
+    assert (status, message.name, message.origin, message.is_retained) == (202, "set_method", "page", False)
     assert json.loads(message.payload) == {"schema": 1, "id": told["id"], **COMMAND}
 
 
@@ -220,7 +220,7 @@ def reply(connection: socket.socket) -> bytes:
     "text",
     [
         b"NONSENSE\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"PUT / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n",
     ],
 )

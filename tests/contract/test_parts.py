@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import re
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -40,8 +42,8 @@ def test_a_directory_whose_name_cannot_be_made_durable_is_used_all_the_same(
 
 
 def test_an_address_that_others_reach_needs_a_token_or_a_word(token_file: Path) -> None:
-    with pytest.raises(StartError, match=r"0\.0\.0\.0 is reached from other machines: set serving\.token_file"):
-        parts.listen(Serving(host="0.0.0.0", http_port=0))
+    with pytest.raises(ValueError, match=r"0\.0\.0\.0 is reached from other machines; expected token_file"):
+        Serving(host="0.0.0.0", http_port=0)
     for serving in (
         Serving(host="127.0.0.1", http_port=0),
         Serving(host="0.0.0.0", http_port=0, token_file=token_file),
@@ -55,6 +57,24 @@ def test_a_token_file_that_cannot_be_used_keeps_the_agent_from_starting(token_fi
     token_file.chmod(0o644)
     with pytest.raises(StartError, match=rf"serving\.{name} .*its mode is 0644"):
         parts.listen(Serving(http_port=0, **{name: token_file}))
+
+
+@pytest.mark.parametrize("name", ["token_file", "admin_token_file"])
+def test_a_token_file_that_is_missing_is_told_with_the_command_that_makes_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "tokens"
+    with pytest.raises(StartError) as caught:
+        parts.listen(Serving(http_port=0, **{name: path}))
+    assert str(caught.value).startswith(f"serving.{name} {path}: No such file or directory; make one: ")
+    commands = re.search(r"make one: \((.+)\), and then", str(caught.value))
+    assert commands is not None
+    subprocess.run(["sh", "-c", commands[1]], check=True)
+    parts.check_tokens(name, path)
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1", "::x"])
+def test_an_address_that_this_machine_has_not_is_told_by_its_own_key(host: str) -> None:
+    with pytest.raises(StartError, match=rf"^serving\.host {re.escape(host)}: .+; name an address of this machine"):
+        parts.listen(Serving(host=host, http_port=0, allow_anonymous=True))
 
 
 def test_a_certificate_that_cannot_be_used_keeps_the_agent_from_starting(tmp_path: Path) -> None:

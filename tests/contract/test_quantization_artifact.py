@@ -17,7 +17,7 @@ from torch import nn
 import agent
 from agent import architectures
 from agent.planning.methods import METHODS
-from agent.quantization import artifact, checkpoint, failures, gate, jobs, kernels, modules, process, quantizer
+from agent.quantization import artifact, checkpoint, failures, gate, jobs, kernels, modules, process, quantizer, sidecar
 from agent.quantization.artifact import ArtifactError
 from agent.quantization.assignment import Scheme
 from agent.quantization.errors import (
@@ -280,6 +280,14 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_name_and_leaves_no_arti
     assert list((tmp_path / "out").glob("*.safetensors")) == []
 
 
+def test_a_model_that_answers_nothing_finite_by_itself_is_refused_before_any_method_is_blamed(tmp_path: Path) -> None:
+    state = trained("cnn").state_dict()
+    state[next(name for name in state if name.endswith("running_var"))].fill_(-5.0)
+    with pytest.raises(NonFiniteWeightsError, match=r"answers all \d+ rows with NaN") as caught:
+        jobs.run(job(tmp_path, state), silent)
+    assert "running variance" in (caught.value.hint or "")
+
+
 def test_a_weight_too_large_for_fp16_is_refused(tmp_path: Path) -> None:
     state = trained("cnn").state_dict()
     state["conv4.3.weight"].view(-1)[5] = 1e6
@@ -378,8 +386,8 @@ def damaged(change: Callable[[Path], None], folder: Path) -> Path:
 
 def change_sidecar(**fields: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
-        sidecar = path.with_suffix(".json")
-        sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **fields}))
+        beside = path.with_suffix(".json")
+        beside.write_text(json.dumps({**json.loads(beside.read_text()), **fields}))
 
     return change
 
@@ -394,6 +402,13 @@ def other_codebook(path: Path) -> None:
     tensors = load_file(path)
     tensors["nibbled.codebook.nf4"] += 0.01
     save_file(tensors, path)
+    change_sidecar(artifact_sha256=sidecar.sha256(path))(path)
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 0x10
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -408,6 +423,7 @@ def other_codebook(path: Path) -> None:
         (lambda path: path.unlink(), "no artifact"),
         (drop_tensor, "1 missing"),
         (other_codebook, "differs from the format's"),
+        (flip_bit, "is damaged"),
     ],
 )
 def test_a_damaged_artifact_is_refused_with_the_reason(

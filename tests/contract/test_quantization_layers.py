@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
+import subprocess
 import sys
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,23 @@ def test_bitsandbytes_fetches_no_code_and_its_warning_of_that_is_held_back(
     assert "kernels" not in sys.modules
     assert kernels.lacks_fused_kernel()
     assert [record.message for record in caplog.records] == ["something else"]
+
+
+def test_packed_weights_are_computed_with_and_the_compiler_is_not_imported_for_it() -> None:
+    program = """
+import sys, torch
+from torch import nn
+from agent.quantization import kernels
+from tests.contract.test_quantization_layers import METHODS, packed_twin
+hidden = torch._disable_dynamo
+for method in ("nf4", "fp4-dq", "int8"):
+    with torch.inference_mode():
+        assert packed_twin(nn.Sequential(nn.Linear(256, 256)), METHODS[method])(torch.ones(2, 256)).isfinite().all()
+assert kernels.kernel(torch.device("cpu"), "nf4").is_bitsandbytes
+assert torch._disable_dynamo is hidden
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 class Holder(nn.Module):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from agent.adapters.server import ServerProcess
@@ -20,11 +22,13 @@ from tests.e2e.harness.releases import build_release
 from tests.fakes.server import FakeServer
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from agent.deployment.ports import Server
 
 MODEL = "kanji"
+ADMINISTRATOR = "administrator-" + "a" * 32
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="the child itself needs torch")
 
 
@@ -64,13 +68,23 @@ def simulated() -> Subject:
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def http() -> Iterator[socket.socket]:
+    listener = listen_tcp("127.0.0.1", 0)
+    yield listener
+    listener.close()
+
+
+@pytest.fixture(scope="module")
+def process(http: socket.socket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     path = tmp_path_factory.mktemp("run") / "control.sock"
-    http, control = listen_tcp("127.0.0.1", 0), listen_unix(path)
-    process = ServerProcess(http, control, path, options=("--device", "cpu"))
+    administrators = path.with_name("administrators")
+    administrators.touch(0o600)
+    administrators.write_text(ADMINISTRATOR)
+    control = listen_unix(path)
+    options = ("--device", "cpu", "--admin-token-file", str(administrators))
+    process = ServerProcess(http, control, path, options=options)
     yield process
     process.stop(drain_s=1.0)
-    http.close()
     control.close()
 
 
@@ -124,7 +138,7 @@ class TestServer:
         assert loaded["resident_bytes"] == subject.new.resident_bytes
         assert (loaded["max_batch_rows"], loaded["device"]) == (32, None)
         assert 2 <= loaded["warm_up_rows"] <= 32
-        assert loaded["load_ms"] > 0
+        assert 0 < loaded["warm_up_ms"] < loaded["load_ms"]
         assert 0 < loaded["rss_before_bytes"] <= loaded["peak_rss_bytes"]
         assert loaded["rss_after_bytes"] > 0
         assert loaded["is_peak_exact"] in (True, False)
@@ -166,3 +180,23 @@ class TestServer:
         subject.server.load(MODEL, subject.new, unload_first=True)
         subject.server.activate(MODEL, subject.new)
         assert subject.answers() == {MODEL: subject.new.id}
+
+
+@needs_torch
+def test_what_an_administrator_unloaded_is_forgotten_by_an_undeploy(
+    process: ServerProcess, releases: tuple[Release, Release, Release], http: socket.socket
+) -> None:
+    base, headers = f"http://127.0.0.1:{http.getsockname()[1]}", {"Authorization": f"Bearer {ADMINISTRATOR}"}
+    with httpx.Client(base_url=base, headers=headers) as administrator:
+
+        def states() -> list[str]:
+            return [entry["state"] for entry in administrator.post("/v2/repository/index").json()]
+
+        for takes_away in (partial(process.undeploy, MODEL), partial(process.restore, {})):
+            process.restore({MODEL: Served(MODEL, releases[0])})
+            assert administrator.post(f"/v2/repository/models/{MODEL}/unload").status_code == 200
+            assert states() == ["UNAVAILABLE"]
+            takes_away()
+            assert states() == []
+            assert administrator.post(f"/v2/repository/models/{MODEL}/load").status_code == 404
+            process.undeploy(MODEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import hmac
 import os
@@ -11,8 +12,9 @@ import pytest
 
 from agent import tokens
 from agent.serving.access import Access
+from agent.serving.repository import UNLOADED
 from agent.tokens import LOOK_AGAIN_S, TokenFile, TokenFileError, how_to_keep, read_tokens
-from tests.fakes.serving import FakeNetwork, harness, json_request, run
+from tests.fakes.serving import FakeNetwork, harness, json_request, run, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +56,9 @@ def test_inference_needs_a_token_and_health_does_not(access: Access) -> None:
                 reply = await it.data.get(path)
                 assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer"), path
                 assert reply.json()["error"]
+                assert "'m'" not in reply.text, "who may not list models is not told of any"
+            known = await it.data.get("/v2/models/unknown", headers=bearer(USER))
+            assert (known.status_code, "only 'm' answers" in known.text) == (404, True)
             for scheme in ("Bearer", "bearer", "BEARER"):
                 reply = await it.data.post(INFER, json=json_request(ROW), headers=bearer(USER, scheme))
                 assert reply.status_code == 200
@@ -208,6 +213,97 @@ class TestRepository:
                 await it.serve("m", FakeNetwork())
                 reply = await it.data.post(path, content=body, headers=headers)
                 assert (reply.status_code, reply.json()["release"]) == (200, "r1")
+
+        run(scenario)
+
+    def test_a_plain_load_brings_back_what_a_plain_unload_took(self, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            access = Access(None, TokenFile(write(tmp_path / "admins", ADMIN)))
+            async with harness(access=access, store=tmp_path) as it:
+                path, headers = "/v2/repository/models/m", bearer(ADMIN)
+
+                async def states(request: dict[str, bool] | None = None) -> list[tuple[str, str]]:
+                    entries = (await it.data.post("/v2/repository/index", json=request, headers=headers)).json()
+                    return [(entry["state"], entry["reason"]) for entry in entries]
+
+                never = await it.data.post(f"{path}/load", headers=headers)
+                assert never.status_code == 404
+                assert "deploy it" in never.json()["error"]
+                await it.serve("m", FakeNetwork())
+                for _ in range(2):
+                    assert (await it.data.post(f"{path}/unload", headers=headers)).status_code == 200
+                    assert (await it.data.post(INFER, json=json_request(ROW))).status_code == 404
+                    assert await states() == [("UNAVAILABLE", UNLOADED)]
+                    assert await states({"ready": True}) == []
+                    it.loader.networks["r1"] = FakeNetwork()
+                    reply = await it.data.post(f"{path}/load", headers=headers)
+                    assert (reply.status_code, reply.json()["release"]) == (200, "r1")
+                    assert (await it.data.post(INFER, json=json_request(ROW))).status_code == 200
+                    assert await states() == [("READY", "")]
+                await it.data.post(f"{path}/unload", headers=headers)
+                await it.serve("m", FakeNetwork(), release="r2")
+                assert (await it.data.post(f"{path}/load", headers=headers)).json()["release"] == "r2"
+                await it.change("m", "unload")  # by the supervisor: r1 must not come back in its place
+                assert await states() == []
+                assert (await it.data.post(f"{path}/load", headers=headers)).status_code == 404
+
+        run(scenario)
+
+    def test_what_the_supervisor_takes_away_is_listed_no_more_and_does_not_come_back(self, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            access = Access(None, TokenFile(write(tmp_path / "admins", ADMIN)))
+            async with harness(access=access, store=tmp_path) as it:
+                headers = bearer(ADMIN)
+                await it.serve("m", FakeNetwork())
+                assert (await it.data.post("/v2/repository/models/m/unload", headers=headers)).status_code == 200
+                again = await it.data.post("/v2/repository/models/m/unload", headers=headers)
+                assert again.status_code == 404, "nothing is there to unload, and what was set aside stays so"
+                for client in (it.data, it.control):
+                    (entry,) = (await client.post("/v2/repository/index", headers=headers)).json()
+                    assert (entry["name"], entry["state"], entry["reason"]) == ("m", "UNAVAILABLE", UNLOADED)
+                refused = await it.change("m", "unload", release="r1")
+                assert refused.status_code == 404, "a release that is not loaded cannot be unloaded"
+                gone = await it.change("m", "unload")
+                assert (gone.status_code, gone.json()["unloaded"]) == (200, [])
+                for client in (it.data, it.control):
+                    assert (await client.post("/v2/repository/index", headers=headers)).json() == []
+                assert (await it.data.post("/v2/repository/models/m/load", headers=headers)).status_code == 404
+                assert (await it.change("m", "unload")).status_code == 404
+
+        run(scenario)
+
+    def test_an_undeploy_that_waits_for_an_administrators_unload_is_the_last_word(self, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            access = Access(None, TokenFile(write(tmp_path / "admins", ADMIN)))
+            async with harness(access=access, store=tmp_path) as it:
+                network, headers = FakeNetwork(), bearer(ADMIN)
+                await it.serve("m", network)
+                network.gate.clear()
+                asked = asyncio.create_task(it.data.post(INFER, json=json_request(ROW)))
+                await until(network.entered.is_set)
+                unload = it.data.post("/v2/repository/models/m/unload", headers=headers)
+                setting_aside = asyncio.create_task(unload)
+                await until(lambda: it.plane.models.get("m").active is None)
+                undeploying = asyncio.create_task(it.change("m", "unload"))
+                await until(lambda: bool(it.plane.models.get("m").changes._waiters))
+                network.gate.set()
+                assert [(await task).status_code for task in (asked, setting_aside, undeploying)] == [200] * 3
+                assert (await it.data.post("/v2/repository/index", headers=headers)).json() == []
+
+        run(scenario)
+
+    def test_a_release_that_cannot_be_activated_leaves_what_was_set_aside(self, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            access = Access(None, TokenFile(write(tmp_path / "admins", ADMIN)))
+            async with harness(access=access, store=tmp_path) as it:
+                headers = bearer(ADMIN)
+                await it.serve("m", FakeNetwork())
+                await it.data.post("/v2/repository/models/m/unload", headers=headers)
+                failed = {"artifact": "/store/r2", "version": "2", "release": "r2"}
+                assert (await it.change("m", "load", **failed)).status_code == 400
+                assert (await it.change("m", "activate", release="r2")).status_code == 404
+                back = await it.data.post("/v2/repository/models/m/load", headers=headers)
+                assert (back.status_code, back.json().get("release")) == (200, "r1")
 
         run(scenario)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from agent.serving.batcher import Batcher, Batching
+from agent.serving.batcher import AT_ONCE_S, Batcher, Batching
 from agent.serving.errors import ExpiredError, UnavailableError
 from agent.serving.slots import Slot
 from agent.serving.tensors import TensorSpec
@@ -114,6 +115,41 @@ def test_a_request_of_more_rows_than_a_batch_is_computed_in_pieces() -> None:
         np.testing.assert_array_equal(answer.outputs[0], answer_to(asked))
         assert network.calls == [4, 4, 2]
         assert slot.stats.executions == 3
+
+    run(scenario)
+
+
+def test_forward_passes_are_told_by_their_rows_with_what_each_took() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        slot = slot_of(network)
+        async with batcher(network, max_rows=4) as it:
+            alone = [(await it.submit(slot, question(value))).timing for value in (1.0, 2.0)]
+            pieces = (await it.submit(slot, question(*range(10)))).timing
+            await asyncio.gather(it.submit(slot, question(POISON)), return_exceptions=True)
+            await it.submit(slot, question(3.0, 4.0, 5.0), is_probe=True)
+        passes = slot.stats.passes
+        assert {rows: alike.count for rows, alike in passes.items()} == {1: 2, 4: 2, 2: 1}
+        assert sum(alike.count for alike in passes.values()) == slot.stats.executions
+        for part in ("input_s", "output_s"):
+            assert getattr(passes[1], part) == pytest.approx(sum(getattr(timing, part) for timing in alone))
+            assert getattr(passes[4], part) == pytest.approx(getattr(pieces, part) * 0.8)
+            assert getattr(passes[2], part) == pytest.approx(getattr(pieces, part) * 0.2)
+        assert 0 < passes[1].infer_s <= sum(timing.infer_s for timing in alone)
+        assert 0 < passes[4].infer_s + passes[2].infer_s <= pieces.infer_s
+
+    run(scenario)
+
+
+def test_rows_that_no_limit_bounds_are_not_told_one_by_one() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork(is_batchable=False)
+        slot = slot_of(network)
+        async with batcher(network, max_rows=4) as it:
+            for rows in (3, *range(5, 50), 4):
+                await it.submit(slot, question(*[1.0] * rows))
+        assert sorted(slot.stats.passes) == [3, 4]
+        assert slot.stats.executions == 47
 
     run(scenario)
 
@@ -370,5 +406,110 @@ def test_a_request_that_leaves_while_a_busy_model_collects_is_not_computed() -> 
             leaving.cancel()
             await it.submit(slot, question(2.0), timeout_s=None)
         assert network.calls == [1, 1]
+
+    run(scenario)
+
+
+class Threads(FakeNetwork):
+    """Writes down in which thread it computes; a row takes next to nothing."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{"row_s": AT_ONCE_S / 2, **named})
+        self.threads: list[str] = []
+
+    def run(self, arrays: Any) -> Any:
+        here = threading.current_thread() is threading.main_thread()
+        self.threads.append("event loop" if here else "model")
+        return super().run(arrays)
+
+
+def test_what_takes_next_to_nothing_is_computed_by_the_event_loop_while_nothing_else_is_asked() -> None:
+    async def scenario() -> None:
+        network = Threads()
+        slot = slot_of(network)
+        async with batcher(network) as it:
+            for value in (1.0, 2.0):
+                answer = await it.submit(slot, question(value))
+                np.testing.assert_array_equal(answer.outputs[0], answer_to(question(value)))
+                assert answer.timing.infer_s > 0
+            assert (network.threads, slot.stats.executions, slot.in_flight) == (["event loop"] * 2, 2, 0)
+            with pytest.raises(RuntimeError, match="poisoned"):
+                await it.submit(slot, question(POISON))
+            assert (network.threads[2:], slot.in_flight) == (["event loop"], 0)
+
+    run(scenario)
+
+
+def test_requests_that_come_together_are_joined_all_the_same() -> None:
+    async def scenario() -> None:
+        network = Threads()
+        slot = slot_of(network)
+        async with batcher(network) as it:
+            await asyncio.gather(*(it.submit(slot, question(value)) for value in (1.0, 2.0, 3.0)))
+            assert network.threads[0] == "event loop"
+            assert set(network.threads[1:]) == {"model"}
+            first = await occupy(it, slot, network)
+            joined = [it.submit(slot, question(value)) for value in (1.0, 2.0, 3.0)]
+            network.gate.set()
+            await asyncio.gather(first, *joined)
+            network.threads.clear()
+            await it.submit(slot, question(1.0))
+            assert network.threads == ["model"], "where requests were joined, the next ones are"
+            await it.submit(slot, question(1.0))
+            assert network.threads == ["model", "event loop"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("named", "rows", "is_probe"),
+    [
+        pytest.param({"row_s": AT_ONCE_S * 2}, (1.0,), False, id="it takes longer"),
+        pytest.param({"row_s": float("inf")}, (1.0,), False, id="nobody knows"),
+        pytest.param({}, (1.0, 2.0), False, id="rows"),
+        pytest.param({}, (1.0,), True, id="a canary"),
+    ],
+)
+def test_all_else_is_the_threads(named: dict[str, Any], rows: tuple[float, ...], *, is_probe: bool) -> None:
+    async def scenario() -> None:
+        network = Threads(**named)
+        async with batcher(network) as it:
+            await it.submit(slot_of(network), question(*rows), is_probe=is_probe)
+        assert network.threads == ["model"]
+
+    run(scenario)
+
+
+def test_a_row_that_took_far_longer_than_measured_is_the_last_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        network = Threads()
+        slot = slot_of(network)
+        async with batcher(network) as it:
+            monkeypatch.setattr("agent.serving.batcher.FAR_LONGER", 0)
+            monkeypatch.setattr("agent.serving.batcher.REST_S", 3600.0)
+            await it.submit(slot, question(1.0))
+            await it.submit(slot, question(1.0))
+            assert network.threads == ["event loop", "model"]
+
+    run(scenario)
+
+
+def test_while_texts_are_made_the_thread_computes() -> None:
+    class Writing:
+        """Has a step to do for as long as it is told."""
+
+        def __init__(self) -> None:
+            self.goes_on = True
+
+        def step(self) -> bool:
+            return self.goes_on
+
+    async def scenario() -> None:
+        network, writing = Threads(), Writing()
+        async with batcher(network) as it:
+            it.wake(writing)
+            await it.submit(slot_of(network), question(1.0))
+            writing.goes_on = False
+        assert network.threads == ["model"]
 
     run(scenario)

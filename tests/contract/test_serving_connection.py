@@ -23,16 +23,31 @@ HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 NOWHERE = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"
 BODY = json.dumps(json_request([[1, 2, 3, 4]])).encode()
 INFER = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n"
+WAY = {"is_direct": True}
+
+
+@pytest.fixture(autouse=True, params=["directly", "by the application"])
+def way(request: pytest.FixtureRequest) -> None:
+    """Whether ordinary inference is answered without the application: every promise holds either way."""
+    WAY["is_direct"] = request.param == "directly"
 
 
 @asynccontextmanager
-async def listening(limits: Limits = DEFAULT) -> AsyncIterator[tuple[int, Harness]]:
-    """Yield the port of a server whose connections are ours, and what is behind it."""
+async def listening(
+    limits: Limits = DEFAULT, *, is_direct: bool | None = None, keep_alive_s: float | None = None
+) -> AsyncIterator[tuple[int, Harness]]:
+    """Yield the port of a server whose connections are ours, and what is behind it; all as in ``process``."""
+    is_direct = WAY["is_direct"] if is_direct is None else is_direct
     async with harness(limits=limits) as it:
         config = uvicorn.Config(it.app, loop="none", ws="none", lifespan="off", log_config=None, access_log=False)
+        config.timeout_keep_alive = config.timeout_keep_alive if keep_alive_s is None else keep_alive_s  # type: ignore[assignment]
         state = ServerState()
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(config, state, {}, limits=limits, responses=it.responses), "127.0.0.1", 0
+            lambda: Connection(
+                config, state, {}, limits=limits, responses=it.responses, direct=it.app.direct if is_direct else None
+            ),
+            "127.0.0.1",
+            0,
         )
         try:
             yield server.sockets[0].getsockname()[1], it
@@ -226,6 +241,9 @@ LIES: dict[str, tuple[list[bytes], list[int]]] = {
     "a chunk that never ends": ([INFER + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"], [400]),
     "a chunk of 2^64": ([INFER + b"Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n"], [400]),
     "an unknown coding": ([INFER + b"Transfer-Encoding: gzip\r\n\r\nx"], [400]),
+    "more digits than a number has": ([INFER + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"], [400]),
+    "thousands of zeros before the length": ([post(BODY, length=0).replace(b": 0", b": " + b"0" * 5000)], [400]),
+    "a JSON part of 5,000 digits": ([post(BODY, b"Inference-Header-Content-Length: " + b"1" * 5000)], [400]),
     "over the limit": ([INFER + b"Content-Length: 99999999999\r\n\r\n"], [413]),
     "over the limit, and asking first": (
         [INFER + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"], [413],
@@ -297,6 +315,137 @@ def test_a_client_that_would_rather_speak_http_2_is_answered_in_http_1_body_and_
     run(scenario)
 
 
+def test_a_head_that_comes_in_one_piece_has_the_limit_of_one_that_drips() -> None:
+    async def scenario() -> None:
+        async with listening(Limits(max_head_bytes=20_000)) as (port, it):
+            await it.serve("m", FakeNetwork())
+            wide = b"X-A: " + b"b" * 25_000
+            many = b"\r\n".join(b"X-%d: %b" % (at, b"b" * 90) for at in range(250))
+            for lines in (wide, many):
+                head, body = one(await say(port, post(BODY, lines)))
+                assert head.startswith(b"HTTP/1.1 431 ")
+                assert "more than 20000 bytes" in body["error"]
+            assert statuses(await say(port, post(BODY, b"X-A: " + b"b" * 18_000), ends=True)) == [200]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("drips", [False, True], ids=["in one piece", "dripping"])
+@pytest.mark.parametrize("method", [b"GET", b"UNSUBSCRIBE"])
+def test_a_target_that_is_longer_than_a_head_may_be_is_told_from_headers_that_are(
+    method: bytes, *, drips: bool
+) -> None:
+    async def scenario() -> None:
+        async with listening(Limits(max_head_bytes=20_000)) as (port, it):
+            whole = method + b" /" + b"a" * 25_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+            begun = whole[:20_004]  # not a byte that stays unread: it would reset the connection
+            parts = [begun[at : at + 300] for at in range(0, len(begun), 300)] if drips else [whole]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for part in parts:
+                writer.write(part)
+                await asyncio.sleep(0)
+            head, body = one(await reader.read())
+            writer.close()
+            assert head.startswith(b"HTTP/1.1 414 ")
+            assert "first line has more than 20000 bytes" in body["error"]
+            assert it.responses == {414: 1}
+            fits = b"GET /" + b"a" * 19_000 + b" HTTP/1.1\r\nHost: x\r\nX-A: " + b"b" * 3000 + b"\r\n\r\n"
+            assert statuses(await say(port, fits)) == [431], "the target is not to blame"
+
+    run(scenario)
+
+
+def test_a_large_body_does_not_count_as_the_head_of_the_request_that_began_behind_it() -> None:
+    async def scenario() -> None:
+        async with listening(Limits(max_head_bytes=20_000)) as (port, it):
+            await it.serve("m", FakeNetwork())
+            spaces = BODY + b" " * 30_000
+            sent = post(spaces) + HEALTH
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HEALTH)
+            await reader.readuntil(b'{"live":true}')
+            writer.write(sent[:-20])
+            await reader.readuntil(b"}]}")
+            writer.write(sent[-20:])
+            assert await reader.readuntil(b'{"live":true}')
+            writer.close()
+            assert 431 not in it.responses
+
+    run(scenario)
+
+
+REASONS: dict[str, tuple[bytes, int, str]] = {
+    "no Host": (b"GET /v2 HTTP/1.1\r\n\r\n", 400, "has 0 Host headers, exactly one is needed"),
+    "two Hosts": (b"GET /v2 HTTP/1.1\r\nHost: x\r\nhost: x\r\n\r\n", 400, "has 2 Host headers"),
+    "two Hosts in HTTP/1.0": (b"GET /v2 HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n", 400, "has 2 Host headers"),
+    "a second coding": (
+        INFER + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501,
+        "Transfer-Encoding 'gzip, chunked' is not chunked",
+    ),
+    "a second coding on a line of its own": (
+        INFER + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 501,
+        "'gzip, chunked' is not chunked",
+    ),
+    "two lengths of the JSON part": (
+        post(BODY, b"Inference-Header-Content-Length: 5", b"Inference-Header-Content-Length: 6"), 400,
+        "2 headers inference-header-content-length that differ",
+    ),
+    "two tokens": (
+        post(BODY, b"Authorization: Bearer a", b"Authorization: Bearer b"), 400, "authorization that differ",
+    ),
+    "chunks in HTTP/1.0": (
+        INFER.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400,
+        "HTTP/1.0 has no Transfer-Encoding: send Content-Length, or HTTP/1.1",
+    ),
+    "a length that is no number": (INFER + b"Content-Length: abc\r\n\r\n", 400, "Invalid character in Content-Length"),
+    "two lengths": (post(BODY, b"Content-Length: 5"), 400, "Duplicate Content-Length"),
+    "a length beside chunks": (
+        post(BODY, b"Transfer-Encoding: chunked"), 400, "Transfer-Encoding can't be present with Content-Length",
+    ),
+    "chunks beside a length": (
+        INFER + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400,
+        "Content-Length can't be present with Transfer-Encoding",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_head_that_could_be_read_in_two_ways_is_refused_with_the_reason(name: str) -> None:
+    async def scenario() -> None:
+        sent, status, reason = REASONS[name]
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            head, body = one(await say(port, sent))
+            assert head.startswith(b"HTTP/1.1 %d " % status), head
+            assert reason in body["error"]
+            assert it.responses[status] == 1
+            before = await say(port, HEALTH + sent)
+            assert statuses(before)[0] == 200, "what came before is answered first"
+
+    run(scenario)
+
+
+def test_the_same_length_of_the_json_part_twice_is_one_length() -> None:
+    async def scenario() -> None:
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            line = b"Inference-Header-Content-Length: %d" % len(BODY)
+            assert statuses(await say(port, post(BODY, line, line), ends=True)) == [200]
+
+    run(scenario)
+
+
+def test_what_stands_behind_a_chunked_body_is_no_header_of_the_request() -> None:
+    async def scenario() -> None:
+        async with listening() as (port, it):
+            await it.serve("m", FakeNetwork())
+            chunks = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+            sent = INFER + chunks + b"Inference-Header-Content-Length: 3\r\n\r\n"
+            assert statuses(await say(port, sent, ends=True)) == [200]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("endless", [b"X-A: b\r\n", b"a"], ids=["many headers", "one header"])
 def test_a_head_without_end_is_cut_off(endless: bytes) -> None:
     async def scenario() -> None:
@@ -356,6 +505,72 @@ def test_an_idle_connection_is_closed_without_a_word() -> None:
             assert statuses(await say(server.sockets[0].getsockname()[1], HEALTH)) == [200]
             server.close()
             await server.wait_closed()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "then"),
+    [
+        (HEALTH, b'{"live":true}', b"\r\n\r\n"),
+        (NOWHERE.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n1"), b"}", b"23456789"),
+    ],
+    ids=["lines without a request", "the rest of a refused body"],
+)
+def test_what_is_no_request_does_not_keep_an_idle_connection(asked: bytes, answered: bytes, then: bytes) -> None:
+    async def scenario() -> None:
+        async with listening(keep_alive_s=0.5) as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(asked)
+            await reader.readuntil(answered)
+            writer.write(then)
+            assert await reader.read() == b""
+            writer.close()
+
+    run(scenario)
+
+
+def test_a_request_that_began_before_the_answer_to_another_has_not_the_time_of_an_idle_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines: list[Connection] = []
+    take = Connection.connection_made
+
+    def taken(line: Connection, transport: asyncio.Transport) -> None:
+        lines.append(line)
+        take(line, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", taken)
+
+    async def scenario() -> None:
+        async with listening() as (port, it):
+            network = FakeNetwork()
+            await it.serve("m", network)
+            network.gate.clear()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post(BODY) + INFER)
+            await until(network.entered.is_set)
+            network.gate.set()
+            await reader.readuntil(b"}]}")
+            await until(lambda: lines[0].timeout_keep_alive_task is not None)
+            network.gate.clear()
+            network.entered.clear()
+            writer.write(post(BODY)[len(INFER) :])
+            await until(network.entered.is_set)
+            assert lines[0].timeout_keep_alive_task is None
+            network.gate.set()
+            await reader.readuntil(b"}]}")
+            writer.close()
+
+    run(scenario)
+
+
+def test_empty_lines_without_end_are_cut_off() -> None:
+    async def scenario() -> None:
+        async with listening(Limits(max_head_bytes=20_000)) as (port, it):
+            head, _ = one(await say(port, b"\r\n" * 10_001))
+            assert head.startswith(b"HTTP/1.1 431 ")
+            assert it.responses == {431: 1}
 
     run(scenario)
 
@@ -430,7 +645,7 @@ def test_the_answers_of_one_connection_are_written_once_each(monkeypatch: pytest
     monkeypatch.setattr(Joining, "write", counted)
 
     async def scenario() -> None:
-        async with listening() as (port, it):
+        async with listening(is_direct=False) as (port, it):
             await it.serve("m", FakeNetwork())
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             for _ in range(3):

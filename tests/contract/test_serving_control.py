@@ -260,6 +260,26 @@ def test_a_load_that_waited_for_an_unload_of_the_whole_model_still_answers() -> 
     run(scenario)
 
 
+def test_an_unload_that_waited_for_another_leaves_what_was_loaded_in_between() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            network = FakeNetwork()
+            await it.serve("m", network)
+            network.gate.clear()
+            asked = asyncio.create_task(it.data.post(INFER, json=json_request([ROW])))
+            await until(network.entered.is_set)
+            first = asyncio.create_task(it.change("m", "unload"))
+            await until(lambda: it.plane.models.get("m").active is None)
+            second = asyncio.create_task(it.change("m", "unload"))
+            await until(lambda: bool(it.plane.models.get("m").changes._waiters))
+            network.gate.set()
+            assert [(await task).status_code for task in (asked, first, second)] == [200, 200, 404]
+            await it.serve("m", FakeNetwork(), version="2", release="r2")
+            assert (await it.data.post(INFER, json=json_request([ROW]))).json()["model_version"] == "2"
+
+    run(scenario)
+
+
 def test_threads_and_releases_do_not_grow_over_many_swaps() -> None:
     async def scenario() -> None:
         import threading  # noqa: PLC0415 - only this test counts threads

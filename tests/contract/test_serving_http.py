@@ -77,6 +77,13 @@ def test_a_model_describes_itself_with_and_without_its_version(prefix: str) -> N
             assert reply.json()["model_version"] == "1"
             stats = (await it.data.get(f"{prefix}/stats")).json()["model_stats"]
             assert (stats[0]["inference_count"], stats[0]["inference_stats"]["success"]["count"]) == (1, 1)
+            (batch,) = stats[0]["batch_stats"]
+            assert (batch["batch_size"], batch["compute_infer"]["count"]) == (1, 1)
+            assert 0 < batch["compute_infer"]["ns"] <= stats[0]["inference_stats"]["compute_infer"]["ns"]
+            await it.data.post(f"{prefix}/infer", json=json_request([ROW] * 40))
+            stats = (await it.data.get(f"{prefix}/stats")).json()["model_stats"]
+            sizes = [(each["batch_size"], each["compute_output"]["count"]) for each in stats[0]["batch_stats"]]
+            assert sizes == [(1, 1), (8, 1), (32, 1)]
 
     run(scenario)
 
@@ -96,6 +103,32 @@ def test_the_server_describes_itself_and_lists_its_models() -> None:
             assert (await it.data.head("/v2/health/live")).status_code == 200
 
     run(scenario)
+
+
+def test_whoever_asks_for_an_unknown_model_is_told_which_ones_answer() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            told = ["none answers", "only 'm0' answers", "2 answer: 'm0', 'm1'"]
+            for number in range(7):
+                for path in ("/v2/models/x", "/v2/models/x/ready"):
+                    reply = await it.data.get(path)
+                    assert reply.status_code == 404
+                    if number < len(told):
+                        assert reply.json() == {"error": f"there is no model 'x'; {told[number]}"}
+                await it.serve(f"m{number}", FakeNetwork(), release=f"r{number}")
+            await it.change("m1", "unload")
+            await load_only(it, "silent")
+            reply = await it.data.post("/v2/models/x/infer", json=json_request([ROW]))
+            known = "6 answer: 'm0', 'm2', 'm3', 'm4', 'm5', …"
+            assert (reply.status_code, reply.json()) == (404, {"error": f"there is no model 'x'; {known}"})
+
+    run(scenario)
+
+
+async def load_only(it: Harness, name: str) -> None:
+    it.loader.networks[name] = FakeNetwork()
+    loaded = await it.change(name, "load", artifact=f"/store/{name}", version="1", release=name)
+    assert loaded.status_code == 200
 
 
 def test_a_model_that_cannot_be_batched_declares_its_whole_shape() -> None:
@@ -332,7 +365,9 @@ def test_a_full_queue_is_a_503_with_retry_after_while_health_and_metrics_still_a
             assert 'nibbled_inference_queue_length{model="m"} 1' in (await it.data.get("/metrics")).text
             network.gate.set()
             assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
-            assert 'outcome="rejected"} 1' in (await it.data.get("/metrics")).text
+            metrics = (await it.data.get("/metrics")).text
+            assert 'outcome="rejected"} 1' in metrics
+            assert 'nibbled_inference_shed_total{model="m"} 1' in metrics
 
     run(scenario)
 
@@ -442,11 +477,27 @@ def test_an_answer_that_is_not_finite_is_counted_and_sent_only_as_bits() -> None
             await it.serve("m", FakeNetwork(bias=float("nan")))
             plain = await it.data.post(INFER, json=json_request([ROW]))
             assert plain.status_code == 500
-            assert "NaN" in plain.json()["error"]
+            assert "output 'logits' holds nan at [0, 0], which JSON cannot express" in plain.json()["error"]
             binary = await it.data.post(INFER, **binary_request([ROW]))
             assert np.isnan(np.frombuffer(binary_answer(binary)[1], "<f4")).all()
             status = (await it.control.get("/v2/control/status")).json()["models"]["m"]
             assert (status["requests"], status["failures"], status["non_finite"]) == (2, 1, 2)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 65_600.0])
+def test_an_answer_that_inputs_made_infinite_is_their_fault_and_not_the_release_s(value: float) -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork(bias=float("inf")))
+            request = binary_request([[value, 0, 0, 0]], parameters={})
+            plain = await it.data.post(INFER, **request)
+            assert plain.status_code == 400
+            assert f"; input 'input' holds {value} at [0, 0]: send numbers of at most 65504" in plain.json()["error"]
+            status = (await it.control.get("/v2/control/status")).json()["models"]["m"]
+            assert (status["requests"], status["failures"], status["non_finite"]) == (1, 0, 0)
+            assert 'nibbled_inference_non_finite_total{model="m"' in (await it.data.get("/metrics")).text
 
     run(scenario)
 

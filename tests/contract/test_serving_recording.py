@@ -188,3 +188,9 @@ def test_releases_that_are_gone_leave_no_graph_behind(method: str, how: str, tmp
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     weights = (tmp_path / "packed.safetensors").stat().st_size
     assert int(done.stdout) < max(weights, 2 << 20) * 3, "twenty of them were loaded"
+
+
+def test_a_long_reason_ends_at_a_sentence_or_with_an_ellipsis() -> None:
+    assert recording.shortened("short") == "short"
+    assert recording.shortened("One sentence. Another. A third one", 30) == "One sentence. Another."
+    assert recording.shortened("x" * 31, 30) == "x" * 29 + "…"

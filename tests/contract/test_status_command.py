@@ -152,7 +152,7 @@ def test_a_failing_agent_is_exit_status_one(config: Path, body: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (f"port = {free_port()}", "no agent answers at http://127.0.0.1:"),
+        pytest.param(f"port = {free_port()}", "no agent answers at http://127.0.0.1:", id="nobody"),
         ("port = 0", "status.port is 0"),
         ("enabled = false", "status.enabled = true"),
     ],

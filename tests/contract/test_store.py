@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent import failpoints
+from agent.adapters import artifacts
 from agent.adapters.artifacts import ArtifactStore
 from agent.contract.errors import ErrorCode
 from agent.deployment.ports import InterruptedStepError, StepError
@@ -258,3 +259,35 @@ def test_the_finished_artifacts_of_a_checkpoint_are_found_by_name_and_nothing_el
     found = store.artifacts(DIGEST)
     assert sorted(found) == ["mixed-0123abcd", "nf4"]
     assert Path(found["nf4"]["artifact"]).read_text() == "nf4"
+
+
+def test_a_source_that_changed_in_the_store_is_deleted_and_told(store: ArtifactStore, watch: WorkWatch) -> None:
+    path = admitted(store, watch)
+    store.verify_again(DIGEST, watch)
+    path.write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(StepError, match=sha256(CONTENT[:-1] + b"?")) as caught:
+        store.verify_again(DIGEST, watch)
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.CHECKSUM_MISMATCH, True)
+    assert store.source(DIGEST) is None
+
+
+def test_a_source_that_cannot_be_read_any_more_is_deleted_too(
+    store: ArtifactStore, watch: WorkWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted(store, watch)
+
+    def worn_out(*_arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(artifacts, "_digest", worn_out)
+    with pytest.raises(StepError, match=r"cannot be read from the store: .*Input/output error"):
+        store.verify_again(DIGEST, watch)
+    assert store.source(DIGEST) is None, "else a deploy would take it for the file that it needs"
+
+
+def test_an_artifact_that_changed_in_the_store_is_not_taken_for_a_finished_one(store: ArtifactStore) -> None:
+    result = {**build(store, "whole"), "artifact_sha256": sha256(b"whole")}
+    published = store.publish(DIGEST, "nf4", result)
+    assert store.built(DIGEST, "nf4", None) == published
+    Path(published["artifact"]).write_text("whale")
+    assert store.built(DIGEST, "nf4", None) is None

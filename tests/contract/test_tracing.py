@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import logging
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from agent.serving.http import HttpApp
 from agent.serving.stats import Timing
-from agent.serving.tracing import Tracer, TracingError
+from agent.serving.tracing import Complaints, Tracer, TracingError
 from tests.fakes.collector import Collector
 from tests.fakes.serving import FakeNetwork, Harness, harness, json_request, run
 
@@ -98,6 +100,33 @@ def test_a_collector_that_does_not_answer_does_not_keep_the_process(collector: C
     assert collector.asked.wait(10)
     assert not collector.spans, "it was not waited for"
     collector.holds.set()
+
+
+def test_a_collector_that_refuses_is_a_line_of_the_log_by_a_stable_name(collector: Collector) -> None:
+    collector.status = 400
+    secret = collector.url.replace("127", "somebody:canary@127") + "?key=canary"
+    with capture_logs() as lines:
+        tracer = Tracer(secret)
+        tracer.record(PARENT, "kanji", "7", 0.1)
+        tracer.close(10)
+    assert [(line["event"], line["log_level"], line["unsaid"]) for line in lines] == [("traces_not_sent", "warning", 0)]
+    assert "400" in lines[0]["detail"]
+    assert "canary" not in str(lines)
+
+
+def test_what_the_sdk_says_again_and_again_is_counted_and_told_once_a_minute() -> None:
+    times = iter((0.0, 1.0, 59.9, 60.0, 119.9, 121.0))
+    Complaints("http://x/?key=canary", lambda: next(times)).take_over()
+    sdk = logging.getLogger("opentelemetry.exporter.made_up")
+    with capture_logs() as lines:
+        for _ in range(5):
+            sdk.error("Failed to send %s to /?key=canary", "x" * 10_000)
+        sdk.info("not worth a line")
+        sdk.error("Exception while exporting Span batch.", exc_info=ValueError("no room"))
+    assert [line["unsaid"] for line in lines] == [0, 2, 1]
+    assert lines[-1]["detail"] == "Exception while exporting Span batch. no room"
+    assert max(len(line["detail"]) for line in lines) == 500
+    assert "canary" not in str(lines)
 
 
 def test_a_trace_header_that_makes_no_sense_begins_a_trace_of_its_own(collector: Collector) -> None:

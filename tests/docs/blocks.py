@@ -29,6 +29,7 @@ PAGES = tuple(
 RUN = ("sh", "python")
 SHOWN = ("output", "json")
 NEEDS = {
+    "aws": "an account at AWS",
     "docker": "a container runtime",
     "jetson": "a Jetson",
     "language-model": "a language model, which is trained first",
@@ -36,6 +37,7 @@ NEEDS = {
     "network": "packages from a package index",
     "root-systemd": "root on a machine that runs systemd",
     "second-machine": "a second machine to log in from",
+    "token": "an administrator's token, which the first steps do not set",
     "two-machines": "a broker with certificates on another machine, and a password that is typed",
 }
 """Everything that may keep a block from being run by the tests, as words after "it needs"."""

@@ -58,7 +58,8 @@ class Place:
             "NIBBLED_STATUS__TOKEN_FILE": str(tokens),
             "NIBBLED_SERVING__HTTP_PORT": str(self.ports[8000]),
         }
-        return Agent(NAME, self.keys_dir.parent, self.broker.port, self.keys_dir, environment=environment)
+        module = "tests.e2e.harness.synchronised_agent"  # whatever the clock of the machine that tests
+        return Agent(NAME, self.keys_dir.parent, self.broker.port, self.keys_dir, module, environment)
 
     def surroundings(self) -> Surroundings:
         """Return what is different for a page: names that lead nowhere, ports that are taken, folders of root."""

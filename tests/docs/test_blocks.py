@@ -11,10 +11,12 @@ import pytest
 from agent import settings
 from agent.cli import main as nibbled
 from agent.contract import toml
+from agent.fleet import profile
 from agent.fleet.cli import main as nibblectl
 from tests.docs.blocks import NEEDS, PAGES, ROOT, RUN, SHOWN, Block, blocks, commands, differs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from click import Command, Group
@@ -83,9 +85,14 @@ def test_every_target_extra_and_command_that_a_page_names_exists(page: Path) -> 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "toml"], ids=str)
 def test_settings_that_a_page_shows_are_accepted(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "nibbled.toml"
-    head = "" if "device_id" in block.text else 'device_id = "box-17"\n'
-    file.write_text(f"{head}{block.text}", encoding="utf-8")
-    assert settings.load(file).device_id == "box-17"
+    if "[profiles." in block.text:  # the operator's
+        file.write_text(block.text, encoding="utf-8")
+        known = {str(option.name): False for option in nibblectl.params}
+        assert all(profile.settings(file, name, known) for name in profile.names(file))
+    else:
+        head = "" if "device_id" in block.text else 'device_id = "box-17"\n'
+        file.write_text(f"{head}{block.text}", encoding="utf-8")
+        assert settings.load(file).device_id == "box-17"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,9 @@ def test_an_info_string_that_says_nothing_known_is_an_error(info: str, tmp_path:
 
 
 def options(group: Group, name: str) -> set[str]:
-    """Return the options of a command, and of the program, which may stand before it."""
+    """Return the options of a command and those below it, and of the program, which may stand before it."""
     command: Command = group.commands[name]
-    return {option for each in (command, group) for parameter in each.params for option in parameter.opts} | {"--help"}
+    below: Iterable[Command] = getattr(command, "commands", {}).values()
+    return {option for each in (command, group, *below) for parameter in each.params for option in parameter.opts} | {
+        "--help"
+    }

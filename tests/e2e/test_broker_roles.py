@@ -6,13 +6,17 @@ is followed by an allowed one on the same listener's way, and only the second ma
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
+from agent.fleet.cli import main as nibblectl
 from tests.e2e.harness.device import ROOT
 from tests.e2e.harness.secure_broker import PASSWORD, Listener, SecureBroker, fresh_text
 from tests.fakes.authority import Authority
@@ -24,7 +28,8 @@ pytestmark = [pytest.mark.e2e]
 
 DEVICE_TOPICS = ("op/d-1", "reported", "presence", "capabilities", "health", "telemetry", "event", "log/l-1")
 PEOPLE_TOPICS = ("cmd/status", "desired")
-A, B, GROUP = "edge/v1/box-a", "edge/v1/box-b", "edge/v1/_group/north/desired"
+A, B = "edge/v1/box-a", "edge/v1/box-b"
+GROUP, HALT = "edge/v1/_group/north/desired", "edge/v1/_group/north/halt"
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +60,11 @@ def arrives(broker: SecureBroker, listener: Listener, who: str, topic: str) -> b
 WRITES = {
     "box-a": [f"{A}/{name}" for name in DEVICE_TOPICS],
     "operator": [f"{root}/{name}" for root in (A, B) for name in PEOPLE_TOPICS],
-    "fleet": [*(f"{root}/{name}" for root in (A, B) for name in PEOPLE_TOPICS), GROUP],
+    "fleet": [*(f"{root}/{name}" for root in (A, B) for name in PEOPLE_TOPICS), GROUP, HALT],
     "auditor": [],
 }
-TOPICS = [*(f"{root}/{name}" for root in (A, B) for name in (*DEVICE_TOPICS, *PEOPLE_TOPICS)), GROUP, "edge/v1", "x"]
+TOPICS = [*(f"{root}/{name}" for root in (A, B) for name in (*DEVICE_TOPICS, *PEOPLE_TOPICS))]
+TOPICS += [GROUP, HALT, "edge/v1", "x"]
 
 
 @pytest.mark.parametrize("who", WRITES)
@@ -69,7 +75,7 @@ def test_a_role_writes_its_own_topics_and_no_others(
     assert arrives(broker, everything, who, topic) == (topic in WRITES[who])
 
 
-READS = [f"{A}/cmd/status", f"{A}/desired", GROUP]
+READS = [f"{A}/cmd/status", f"{A}/desired", GROUP, HALT]
 FORBIDDEN = [f"{B}/cmd/status", f"{B}/desired"]
 
 
@@ -78,7 +84,7 @@ def test_a_device_reads_what_it_is_told_and_nothing_that_others_are_told(broker:
     for who, root, text in (("box-a", A, own), ("box-b", B, foreign)):
         broker.publish(who, f"{root}/op/d-1", text, "-r")  # before: it would take the listener's place on the broker
     listener = Listener(
-        broker, "box-a", f"{A}/#", f"{B}/#", "edge/v1/+/cmd/+", "edge/v1/#", "#", GROUP, retained=f"{A}/desired"
+        broker, "box-a", f"{A}/#", f"{B}/#", "edge/v1/+/cmd/+", "edge/v1/#", "#", GROUP, HALT, retained=f"{A}/desired"
     )
     try:
         texts = {topic: fresh_text() for topic in (*FORBIDDEN, *READS)}
@@ -132,6 +138,49 @@ def test_nobody_gets_in_without_proof_of_who_he_is(
 def _foreign(factory: pytest.TempPathFactory) -> list[str]:
     certificate, key = Authority(factory.mktemp("foreign")).issue("box-a")
     return ["--cert", str(certificate), "--key", str(key)]
+
+
+@pytest.mark.parametrize(
+    ("who", "told"),
+    [
+        (
+            "fleet",
+            {"commands": "ok", "groups": "may write their wanted state, and", "roles": "ok", "encryption": "ok"},
+        ),
+        (
+            "operator",
+            {
+                "commands": "ok",
+                "groups": "may not write",
+                "roles": "ok",
+                "encryption": "ok",
+            },
+        ),
+        (
+            "auditor",
+            {
+                "commands": "warning",
+                "groups": "may not write",
+                "roles": "ok",
+                "encryption": "ok",
+            },
+        ),
+    ],
+)
+def test_nibblectl_s_doctor_tells_what_a_login_may_do(broker: SecureBroker, who: str, told: dict[str, str]) -> None:
+    login = ["--host", "localhost", "--port", str(broker.people_port), "--ca-file", str(broker.ca_file)]
+    done = CliRunner().invoke(nibblectl, [*login, "--username", who, "--password", PASSWORD, "--json", "doctor"])
+    assert done.exit_code == 0, done.output
+    found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    for name, words in told.items():
+        assert found[name]["state"] == words or found[name]["detail"].startswith(words), found[name]
+
+
+def test_nibblectl_s_doctor_says_that_the_broker_lets_nobody_in(broker: SecureBroker) -> None:
+    login = ["--host", "localhost", "--port", str(broker.people_port), "--ca-file", str(broker.ca_file)]
+    done = CliRunner().invoke(nibblectl, [*login, "--username", "nobody", "--password", "guess", "doctor"])
+    assert done.exit_code == 4
+    assert re.search(r"^failed +broker +broker localhost:\d+: Not authorized$", done.stdout, re.MULTILINE)
 
 
 def test_nibblectl_says_that_the_broker_refuses_a_command(broker: SecureBroker) -> None:

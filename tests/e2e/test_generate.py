@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
+import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +28,8 @@ openai = pytest.importorskip("openai", reason="the extra 'dev' is not installed"
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = "25"
-"""Enough to leave the uniform distribution; `make demo-lm` teaches it for longer."""
+STEPS = "60"
+"""Enough that 4 bits change few answers: with 25 that hung on the corpus, which grows with what is installed."""
 PROMPT = "Return a copy of"
 LONG = 400
 
@@ -42,7 +45,16 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def archive(learnt: Path, world: World) -> HostedFile:
-    return world.files.host("lm.tar", (learnt / "lm.tar").read_bytes())
+    """Host the model with an end that no text comes to: how long a text is must not hang on what was learnt."""
+    folder = learnt / "lm"
+    no_token = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**told, "eos_token_id": no_token}), encoding="utf-8")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(folder, arcname="lm")
+    return world.files.host("lm.tar", packed.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +129,14 @@ def test_two_streams_advance_side_by_side(writer: Device) -> None:
 
             async def read(number: int) -> None:
                 stream = await client.completions.create(
-                    model=MODEL, prompt=PROMPT, max_tokens=60, temperature=1, seed=number, stream=True
+                    model=MODEL, prompt=PROMPT, max_tokens=LONG, temperature=1, seed=number, stream=True
                 )
                 async for _ in stream:
                     note(number)
 
             await asyncio.gather(read(1), read(2))
-        switches = sum(before != after for before, after in itertools.pairwise(order))
-        assert switches > len(order) // 4, order
+        # One after the other would be one switch, however the pieces are read.
+        assert sum(before != after for before, after in itertools.pairwise(order)) > 1
 
     asyncio.run(scenario())
 

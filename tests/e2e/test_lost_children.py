@@ -68,3 +68,20 @@ def test_a_killed_builder_fails_its_operation_only(device: Device, world: World)
     assert (device.agent.is_running, device.agent.pid) == (True, supervisor)
     assert operator.served() == before
     assert world.images.accuracy(device.agent.url, MODEL) == accuracy
+
+
+def test_a_server_that_dies_during_a_build_is_back_before_its_end(device: Device, world: World) -> None:
+    operator = device.operator
+    accuracy = world.images.accuracy(device.agent.url, MODEL)
+    operation = operator.send("set_method", model=MODEL, method="int8")
+    operator.reaches(operation, "building", with_progress=True)
+    (builder,), (server,) = device.agent.children(BUILDER), device.agent.children(SERVER)
+    builder.send(signal.SIGSTOP)  # the build lasts until it is let go on
+    server.send(signal.SIGKILL)
+    assert server.has_ended(DEATH_S)
+    server.close()
+    assert world.images.accuracy(device.agent.url, MODEL) == accuracy, "asked while nothing of the build moves"
+    assert operator.subscriber.on(operator.topic(f"op/{operation}"))[-1]["phase"] == "building"
+    builder.send(signal.SIGCONT)
+    builder.close()
+    assert operator.result(operation)["state"] == "succeeded"

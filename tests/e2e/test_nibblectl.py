@@ -83,7 +83,10 @@ def test_why_an_operation_waits_is_shown_to_people_and_to_programs(shell: Shell,
     )
     shell.clock.discipline(is_set=False)
     manifest = shell.signed(world, expires=tomorrow)
-    why = f"deferred: the clock is not synchronised, and this cannot be judged without: expires {tomorrow}"
+    why = (
+        f"deferred: the clock is not synchronised, and this cannot be judged without: expires {tomorrow}; "
+        "it goes on when the clock is set; what has no date need not wait"
+    )
 
     waiting = shell.run("--wait", "2", "deploy", "kanji", manifest, "--method", "nf4")
     first, second, *_again = waiting.stdout.splitlines()
@@ -126,9 +129,9 @@ def test_the_status_is_a_few_lines_for_people_and_everything_for_programs(servin
     assert told.returncode == 0
     assert told.stdout.startswith(f"{DEVICE} is online, nibbled ")
     assert re.search(r"^kanji v\d as nf4: serving since ", told.stdout, re.MULTILINE)
-    assert len(told.stdout.splitlines()) < 10
+    assert len(told.stdout.splitlines()) < 15
     found = json.loads(serving.run("--json", "status").stdout)
-    assert set(found) == {"presence", "reported", "capabilities"}
+    assert set(found) == {"presence", "reported", "capabilities", "health", "operations"}
     assert found["reported"]["models"]["kanji"]["method"] == "nf4"
 
 
@@ -139,6 +142,78 @@ def test_an_operation_that_fails_is_status_1_and_an_unknown_one_is_called_that(s
     unknown = serving.run("follow", "deploy-never")
     assert (unknown.returncode, unknown.stdout) == (4, "")
     assert f"{DEVICE} says nothing of an operation deploy-never: is the id right?" in unknown.stderr
+
+
+def test_settings_are_changed_by_name_shown_and_taken_back(serving: Shell) -> None:
+    changed = serving.run("config", "health.interval_s=2", "memory.reserve=65MiB")
+    assert changed.returncode == 0, changed.stdout + changed.stderr
+    assert sorted(serving.run("config").stdout.splitlines()) == [
+        "health.interval_s=2.0",
+        f"memory.reserve={65 * 2**20}",
+    ]
+    wrong = serving.run("config", "health.interval_s=never")
+    assert (wrong.returncode, "bad_request" in wrong.stdout) == (1, True)
+    assert serving.run("config", "health.interval_s=", "memory.reserve=").returncode == 0
+    assert json.loads(serving.run("--json", "config").stdout) == {}
+
+
+def test_the_log_comes_by_level_and_by_operation(serving: Shell) -> None:
+    operation = json.loads(serving.run("--json", "--no-wait", "rollback", "digits").stdout)["id"]
+    assert serving.run("follow", operation).returncode == 1
+    told = serving.run("logs", "--since", "1h", "--id", operation, "--json")
+    assert told.returncode == 0, told.stderr
+    entries = [json.loads(line) for line in told.stdout.splitlines()]
+    assert "command" in {entry["event"] for entry in entries}
+    assert {entry["id"] for entry in entries} == {operation}
+    assert re.search(rf" info command .*id={operation}", serving.run("logs", "--id", operation).stdout)
+    assert serving.run("logs", "--id", operation, "--level", "critical").stdout == ""
+
+
+def test_methods_are_compared_on_the_device_and_shown_as_a_table(serving: Shell) -> None:
+    done = serving.run("compare", "kanji", "nf4", "int8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    head, nf4, int8 = done.stdout.splitlines()[-3:]
+    assert head.split() == ["method", "fits", "takes", "agrees", "accuracy", "p50", "passes", "what"]
+    assert [line.split()[:2] for line in (nf4, int8)] == [["nf4", "yes"], ["int8", "yes"]]
+
+
+def test_what_happened_and_what_happens_is_shown(serving: Shell) -> None:
+    with serving.popen("events", "--follow", "--event", "command_rejected", "--count", "1", "--json") as following:
+        for _ in range(10):  # the trail is not kept: the first commands may come before somebody listens
+            if following.poll() is not None:
+                break
+            assert serving.run("--no-wait", "rollback", "digits").returncode == 0
+        following.terminate()
+        assert following.stdout is not None
+        event = json.loads(following.stdout.read())
+    assert (event["device"], event["event"], event["command"]) == (DEVICE, "command_rejected", "rollback")
+    lines = serving.run("events").stdout.splitlines()
+    assert any(re.search(rf" {DEVICE} rollback-\w+ rollback digits \w+ unknown_model: ", line) for line in lines)
+
+
+def test_a_model_is_asked_through_the_device_s_own_port(serving: Shell) -> None:
+    url = ("--url", serving.agent.url)
+    done = serving.run("infer", "kanji", "--zeros", *url)
+    assert done.returncode == 0, done.stderr
+    model, output, row = done.stdout.splitlines()
+    assert model.startswith("kanji v")
+    assert re.fullmatch(r"\S+ FP32 \[1, 208\]", output)
+    assert row.startswith("  row 0: class ")
+    unknown = serving.run("infer", "digits", "--zeros", *url)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "HTTP 404: " in unknown.stderr
+    nobody = serving.run("infer", "kanji", "--zeros", "--url", "http://127.0.0.1:1")
+    assert (nobody.returncode, "Connection refused" in nobody.stderr) == (4, True)
+
+
+def test_the_device_shows_itself_with_health_and_hardware(serving: Shell) -> None:
+    told = json.loads(serving.run("show", DEVICE, "--listen", "60", "--json").stdout)
+    assert told["health"]["status"] in ("ok", "degraded")
+    assert "hardware" in told["capabilities"]
+    report = json.loads(serving.run("report", "--json").stdout)
+    (group,) = [each for each in report["by_method"] if each["method"] == "nf4"]
+    assert group["figures"]["latency_p50_ms"]["count"] == 1
+    assert group["figures"]["peak_error"]["count"] == 1
 
 
 def test_a_device_that_never_was_is_told_at_once_and_is_sent_nothing(shell: Shell, world: World) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +25,7 @@ def device(start_device: StartDevice) -> Iterator[Device]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NIBBLED_MQTT__PROTOCOL", "3.1.1")
         patch.setenv("NIBBLED_MQTT__GROUPS", '["one", "two", "three"]')
-        yield start_device("old")
+        yield start_device("old", module="tests.e2e.harness.synchronised_agent")
 
 
 def test_a_deploy_runs_through_and_answers_where_the_body_says(device: Device, world: World) -> None:
@@ -71,3 +73,26 @@ def test_a_command_left_retained_runs_once_at_most_however_often_it_is_replayed(
         assert told["error"]["code"] == "retained_command"
         assert operator.served()["since"] == since
     operator.clear("set_method")
+
+
+def test_states_of_operations_that_ended_long_ago_are_cleared(device: Device) -> None:
+    """A broker of MQTT 3.1.1 keeps them for ever; the time of an end is set back in the journal for it."""
+    operator = device.operator
+    old, young = (operator.send("undeploy", model="none-such") for _ in range(2))
+    for operation in (old, young):
+        assert operator.result(operation)["state"] == "rejected"
+    device.agent.terminate()
+    with contextlib.closing(sqlite3.connect(device.agent.directory / "state" / "journal.db")) as db, db:
+        (record,) = db.execute("SELECT record FROM operation WHERE id = ?", (old,)).fetchone()
+        body = json.loads(record)
+        body["facts"]["ended_at"] = "2026-01-01T00:00:00.000Z"
+        db.execute("UPDATE operation SET record = ? WHERE id = ?", (json.dumps(body), old))
+    mark = operator.mark()
+    device.agent.start()
+    device.agent.logged("states_cleared")
+    assert operator.result(operator.send("status"))["state"] == "succeeded"
+    cleared = [message.topic for message in operator.subscriber.all(since=mark) if not message.text]
+    assert cleared == [operator.topic(f"op/{old}")]
+    again = operator.mark()
+    operator.send("undeploy", id=old, model="none-such")
+    assert operator.result(old, since=again)["error"]["code"] == "unknown_model", "the id is still known"

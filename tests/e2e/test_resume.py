@@ -96,3 +96,11 @@ def test_a_trial_that_nobody_watched_is_rolled_back(device: Device, world: World
     assert error["kept"].endswith(before["method"])
     assert operator.served() == before
     assert world.images.accuracy(device.agent.url, MODEL) >= before["accuracy"] - 0.02
+
+
+@pytest.mark.usefixtures("first")
+def test_what_was_served_serves_again_before_the_self_test_begins(device: Device) -> None:
+    device.agent.terminate()
+    device.agent.start()
+    begun = device.agent.logged("self_test_started", timeout_s=60.0)
+    assert device.agent.logged("activated")["timestamp"] < begun["timestamp"]

@@ -7,24 +7,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.artifacts import ArtifactStore
-from agent.contract.desired import OWN, DesiredMessage
+from agent.contract.desired import OWN, DesiredMessage, HaltMessage, RetainedMessage
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
-from agent.deployment.answering import Answering
-from agent.deployment.engine import Engine
-from agent.deployment.foresight import Foresight
-from agent.deployment.guard import MemoryGuard
-from agent.deployment.inbox import Connected, Overhearing, Remembered, ServerLost
-from agent.deployment.intake import CommandMessage, Intake
-from agent.deployment.keeper import Keeper
+from agent.core import Core
+from agent.deployment.inbox import Connected, Echoed, Overhearing, Remembered, ServerLost
+from agent.deployment.intake import CommandMessage
 from agent.deployment.limits import LimitedDevice
-from agent.deployment.lookout import Lookout
-from agent.deployment.losses import Losses
-from agent.deployment.planner import Planner
 from agent.deployment.ports import Ports
-from agent.deployment.pursuit import Pursuit
-from agent.deployment.reporting import Reporting
-from agent.deployment.steps import Steps
 from agent.live import LiveSettings
 from agent.logbook import Logbook
 from agent.planning.model_types import MODEL_TYPES
@@ -38,11 +28,9 @@ from tests.fakes.runner import InlineRunner
 from tests.fakes.server import FakeServer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from agent.deployment.machine import Operation
-    from agent.deployment.models import Served
     from agent.deployment.phases import Phase
     from agent.deployment.ports import Signatures
 
@@ -75,6 +63,9 @@ class Box:
         self.policy = Policy()
         self.settings = Settings(deployment=Deployment(soak_s=0.0))
         self.fixed: tuple[str, ...] = ()
+        self.quiet_s = 0.0
+        self.connections = 0
+        self.retained: dict[tuple[type[RetainedMessage], str], bytes] = {}
         self.statuses = 0
         self.answered: deque[dict[str, str]] = deque(maxlen=20)
         self.logbook = Logbook()
@@ -85,62 +76,33 @@ class Box:
         self.server = FakeServer()
         self.journal = FaultyJournal(self._root / "journal.db")
         self.store = ArtifactStore(self._root)
-        self.transport = RecordingTransport(self.journal, self.broker)
-        self.live = LiveSettings(self.settings, self.journal.config(), fixed=self.fixed)
+        self.transport = RecordingTransport(self.journal, self.broker, self.connections)
+        trust = self.settings.trust.model_copy(update={"require_signature": self._signatures is not None})
+        settings = self.settings.model_copy(update={"trust": trust})
+        self.live = LiveSettings(settings, self.journal.config(), fixed=self.fixed)
         device = LimitedDevice(self.device, reserve_bytes=self.live.reserve_bytes, limit_bytes=self.live.limit_bytes)
-        self.lookout = Lookout(
-            device,
-            self.clock,
-            interval_s=lambda: LOOK_S,
-            is_wanted=lambda: self.live.current.watch.mode != "off",
-            post=lambda seen: self.engine.post(seen),  # noqa: PLW0108 - made below
-        )
-        ports = Ports(self.clock, self.sources, self.store, self.builder, device, self.server, self.lessons)
-        planner = Planner(ports, lambda: self.policy)
-        self.guard = MemoryGuard(Foresight(planner).would_choose, self.live.watch_policy, on_alarm=self._count_status)
-        self.keeper = Keeper(
-            self.journal,
-            self.server,
-            self.store,
-            self.runner,
-            on_change=lambda: self.answered.append(self.server.answers()),
-        )
-        self.reporting = Reporting(
-            TOPICS,
-            self.clock,
-            boot_id="boot",
-            agent="0",
-            facts=self._facts,
-            selected=self.keeper.selected,
-        )
-        self.losses = Losses(self.journal, self.reporting, self.transport, self.clock)
-        self.pursuit = Pursuit(self.journal, self.live, self.reporting, self.settings.mqtt.groups)
-        self.engine = Engine(
+        self.core = core = Core(
+            self.live,
+            Ports(self.clock, self.sources, self.store, self.builder, device, self.server, self.lessons),
             journal=self.journal,
             transport=self.transport,
-            intake=Intake(
-                self.journal,
-                self._signatures or FakeTrust(),
-                self.clock,
-                Identity("box-1"),
-                self.live,
-                require_signature=self._signatures is not None,
-                model_types=frozenset({*MODEL_TYPES, "auto"}),
-                generation=lambda: self.pursuit.generation,
-            ),
-            answering=Answering(
-                self.journal, self.reporting, self.live, self.logbook, self.clock, on_status=self._count_status
-            ),
-            pursuit=self.pursuit,
-            guard=self.guard,
-            steps=lambda: Steps(ports, planner, soak_s=self.live.current.deployment.soak_s),
+            signatures=self._signatures or FakeTrust(),
+            logs=self.logbook,
             runner=self.runner,
-            reporting=self.reporting,
-            keeper=self.keeper,
-            losses=self.losses,
-            clock=self.clock,
-            total_s=lambda: self.live.current.deployment.total_s,
+            server_runner=self.runner,
+            topics=TOPICS,
+            identity=Identity("box-1"),
+            boot_id="boot",
+            agent="0",
+            model_types=frozenset({*MODEL_TYPES, "auto"}),
+            policy=lambda: self.policy,
+            facts=self._facts,
+            on_serving=lambda: self.answered.append(self.server.answers()),
+            on_status=self._count_status,
+            quiet_s=self.quiet_s,
         )
+        self.engine, self.keeper, self.guard = core.engine, core.keeper, core.guard
+        self.lookout, self.losses = core.lookout, core.losses
         self.server.on_exit = lambda detail: self.engine.post(ServerLost(detail))
 
     def reboot(self) -> None:
@@ -152,9 +114,16 @@ class Box:
         self.connect()
 
     def connect(self) -> None:
-        """Connect anew; what the broker retains of operations comes along if it is asked for."""
+        """Connect anew; what the broker retains of groups and, if it is asked for, of operations comes along."""
         is_owed = self.losses.is_owed
+        self.connections += 1
+        self.transport.number = self.connections
         self.engine.post(Connected())
+        for kind in (HaltMessage, DesiredMessage):  # in the order in which they are subscribed to
+            for group in self.settings.mqtt.groups:
+                if (kind, group) in self.retained:
+                    self._tell(kind, group, self.retained[kind, group], is_replayed=True)
+        self.engine.post(Echoed(self.connections))
         if is_owed:
             self.engine.post(Overhearing(is_granted=True))
             for operation_id, payload in self.broker.retained_operations(TOPICS):
@@ -169,11 +138,33 @@ class Box:
         return acknowledged
 
     def want(self, generation: int, source: str = OWN, *, is_replayed: bool = False, **document: Any) -> list[str]:
-        """Let a wanted state arrive; the returned list gets a word when the agent acknowledges it."""
+        """Let a wanted state arrive; the returned list gets a word when the agent acknowledges it.
+
+        Of a group it is retained, and reaches a device without a connection with the next one.
+        """
+        payload = json.dumps({"schema": 1, "generation": generation, **document}).encode()
+        return self._publish(DesiredMessage, source, payload, is_replayed=is_replayed)
+
+    def halt(self, group: str, halt: dict[str, Any] | bytes | None = None, **fields: Any) -> list[str]:
+        """Let a group's halt arrive, by its fields or as it is, or its end for ``b""``; as ``want`` does."""
+        payload = halt if isinstance(halt, bytes) else json.dumps({"schema": 1, **(halt or {}), **fields}).encode()
+        return self._publish(HaltMessage, group, payload)
+
+    def _publish(
+        self, kind: type[RetainedMessage], source: str, payload: bytes, *, is_replayed: bool = False
+    ) -> list[str]:
+        if source != OWN:
+            self.retained[kind, source] = payload
+            if not payload:
+                del self.retained[kind, source]
+        if source != OWN and not self.transport.is_connected:
+            return []
+        return self._tell(kind, source, payload, is_replayed=is_replayed)
+
+    def _tell(self, kind: type[RetainedMessage], source: str, payload: bytes, *, is_replayed: bool) -> list[str]:
         acknowledged: list[str] = []
-        body = {"schema": 1, "generation": generation, **document}
-        payload = json.dumps(body).encode()
-        self.engine.post(DesiredMessage(source, payload, is_replayed, lambda: acknowledged.append("ack")))
+        heard = kind(source, payload, is_replayed, lambda: acknowledged.append("ack"), self.connections)
+        self.engine.post(heard)
         return acknowledged
 
     def deploy(self, operation_id: str, content: bytes = CONTENT, url: str = URL, **fields: Any) -> list[str]:
@@ -227,10 +218,10 @@ class Box:
         assert (told and (told["version"], told["method"])) == (current and (current.version, current.method))
         return current.id if current else None
 
-    def _facts(self, served: Mapping[str, Served]) -> dict[str, Any]:
-        capabilities: dict[str, Any] = {"methods": {}, "model_types": [], "versions": {}}
-        wanted = self.pursuit.facts(served)
-        return {"memory": {}, "trust": {}, "config": self.live.overrides(), "capabilities": capabilities, **wanted}
+    def _facts(self) -> dict[str, Any]:
+        identity: dict[str, Any] = {"hardware": None, "groups": [], "labels": {}}
+        capabilities: dict[str, Any] = {"methods": {}, "model_types": [], "versions": {}, **identity}
+        return {"memory": {}, "trust": {}, "capabilities": capabilities}
 
     def _drain(self) -> None:
         while not self.engine._inbox.is_empty():

@@ -47,10 +47,15 @@ class FakeBroker:
 class RecordingTransport:
     """Hands the outbox to the broker; while ``is_connected`` is False nothing leaves."""
 
-    def __init__(self, journal: SqliteJournal, broker: FakeBroker) -> None:
+    def __init__(self, journal: SqliteJournal, broker: FakeBroker, number: int) -> None:
         self._journal = journal
         self._broker = broker
         self.is_connected = True
+        self.number = number
+
+    @property
+    def connection(self) -> int | None:
+        return self.number if self.is_connected else None
 
     def publish(self, report: Report) -> None:
         if self.is_connected:

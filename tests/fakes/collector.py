@@ -15,6 +15,7 @@ class Collector:
     def __init__(self) -> None:
         self.spans: dict[str, Any] = {}
         self.raw = b""
+        self.status = 200
         self.asked = threading.Event()
         self.holds = threading.Event()
         self.holds.set()
@@ -31,7 +32,7 @@ class Collector:
                 for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                     for scope in resource.scope_spans:
                         collector.spans |= {span.name: span for span in scope.spans}
-                self.send_response(200)
+                self.send_response(collector.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 

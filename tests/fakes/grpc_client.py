@@ -67,10 +67,12 @@ async def grpc_harness(
         path = folder / "grpc.sock"
         server = GrpcServer(base.plane, listener, path, max_body_bytes, repository=base.repository, **given)
         await server.start()
-        async with channel_to(f"127.0.0.1:{listener.getsockname()[1]}", trusted) as channel:
-            yield GrpcHarness(base, server, channel, listener.getsockname()[1])
-        await server.stop(0)
-    listener.close()
+        try:
+            async with channel_to(f"127.0.0.1:{listener.getsockname()[1]}", trusted) as channel:
+                yield GrpcHarness(base, server, channel, listener.getsockname()[1])
+        finally:
+            await server.stop(0)
+            listener.close()
 
 
 def channel_to(address: str, trusted: bytes | None = None) -> Any:

@@ -56,6 +56,16 @@ class FaultyJournal(SqliteJournal):
         super().adopt(*arguments)
         self._after()
 
+    def defer(self, *arguments: Any) -> None:
+        self._before()
+        super().defer(*arguments)
+        self._after()
+
+    def halt(self, *arguments: Any) -> None:
+        self._before()
+        super().halt(*arguments)
+        self._after()
+
     def settle(self, outcomes: Mapping[str, str]) -> None:
         self._before()
         super().settle(outcomes)

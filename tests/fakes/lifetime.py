@@ -59,7 +59,7 @@ def live(folder: Path) -> dict[str, Any]:
         "descriptors_before": descriptors,
         "descriptors": _descriptors(),
         "open": len(box.engine.open_operations),
-        "watches": len(box.engine._watches),
+        "watches": len(box.engine._performing._watches),
         "artifacts": len(list((folder / "artifacts").iterdir())),
         "finished": len(box.journal.recent_operations(KEEP_FINISHED)),
     }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 FIGURES = {
-    "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=8 * GIB, free=4 * GIB),
+    "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=8 * GIB, free=3 * GIB, used=5 * GIB),
     "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=37),
     "nvmlDeviceGetPowerUsage": 12_345,
     "nvmlDeviceGetCudaComputeCapability": (8, 6),
@@ -30,7 +30,7 @@ UNKNOWN = pynvml.NVML_ERROR_UNKNOWN
 
 def memory(total: int, free: int) -> Any:
     """Return an answer to ``nvmlDeviceGetMemoryInfo``."""
-    return SimpleNamespace(total=total, free=free)
+    return SimpleNamespace(total=total, free=free, used=total - free)
 
 
 class FakeNvml:

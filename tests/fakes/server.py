@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.contract.errors import ErrorCode
-from agent.deployment.ports import StepError
+from agent.deployment.ports import RestoreError, StepError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,9 +22,12 @@ GOOD_CANARY = {
     "accuracy": None,
     "latency_ms": {"p50": 1.5},
 }
+DAMAGED = b"damaged"
+"""An artifact with this content cannot be loaded."""
 BASE_RSS_BYTES = 300 << 20
 LOAD_FIGURES = {
     "load_ms": 2.0,
+    "warm_up_ms": 1.0,
     "max_batch_rows": 32,
     "warm_up_rows": 32,
     "rss_before_bytes": BASE_RSS_BYTES,
@@ -107,11 +111,18 @@ class FakeServer:
 
     def restore(self, served: Mapping[str, Served]) -> None:
         self._enter("restore", starts=True)
+        failures = {}
         for name, item in served.items():
+            if item.current.id not in self._held.get(name, {}) and _is_damaged(item.current):
+                failures[name] = _refusal(name, item.current)
+                self._held.pop(name, None)
+                continue
             self._held.setdefault(name, {}).setdefault(item.current.id, False)
             self._point(name, item.current.id)
-        self._held = {name: {item.current.id: True} for name, item in served.items()}
+        self._held = {name: {item.current.id: True} for name, item in served.items() if name not in failures}
         self._gaps.clear()
+        if failures:
+            raise RestoreError(failures)
 
     def load(self, model: str, release: Release, *, unload_first: bool = False) -> dict[str, Any]:
         if unload_first and release.id not in self._held.get(model, {}):
@@ -119,6 +130,8 @@ class FakeServer:
             self._gaps |= {model} & set(self.answers())
             self._held.pop(model, None)
         self._enter("load", starts=True)
+        if _is_damaged(release):
+            raise _refusal(model, release)
         self._held.setdefault(model, {}).setdefault(release.id, False)
         gap_ms = self.gap_ms if model in self._gaps else 0.0
         return {**self.load_figures, "resident_bytes": release.resident_bytes, "gap_ms": gap_ms}
@@ -167,3 +180,12 @@ class FakeServer:
     def _point(self, model: str, release: str) -> None:
         self._held[model] = {name: name == release for name in self._held[model]}
         self._gaps.discard(model)
+
+
+def _is_damaged(release: Release) -> bool:
+    artifact = Path(release.artifact)
+    return artifact.is_file() and artifact.read_bytes() == DAMAGED
+
+
+def _refusal(model: str, release: Release) -> StepError:
+    return StepError(ErrorCode.LOAD_FAILED, f"load of {model}: {release.id} is damaged")

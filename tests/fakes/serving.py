@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -59,6 +60,7 @@ class FakeNetwork:
     no_text: str = "it answers tensors"
     unpacked_bytes: int = 0
     joined_rows: int = SERVED_ROWS
+    row_s: float = math.inf
     needs_unpacked_bytes: int = 96
     calls: list[int] = field(default_factory=list)
     warm_up_rows: int = 0

@@ -105,6 +105,10 @@ class Box:
         found = [path.name for path in (self.state_dir / "downloads").iterdir()]
         return found + [path.name for path in (self.state_dir / "artifacts").glob("*/*.tmp")]
 
+    def keeps_nothing_half_made(self) -> None:
+        """Wait until the store has nothing half made: it is swept after the report of an operation's end."""
+        eventually(lambda: not self.half_made(), "the store has nothing half made")
+
     def status(self, timeout_s: float = 15.0) -> JsonObject:
         """Ask for a report of health and return it."""
         mark = self.operator.mark()

@@ -67,7 +67,7 @@ class Before:
         assert (self._box.agent.is_running, self._box.agent.pid) == (True, self.pid)
         assert self.still_answers()
         assert self._box.operator.served() == self.served
-        eventually(lambda: self._box.half_made() == [], f"half made: {self._box.half_made()}")
+        self._box.keeps_nothing_half_made()
         eventually(lambda: self._box.stored_bytes() <= self.stored, "the store is back at its size")
 
 
@@ -157,7 +157,7 @@ def test_a_command_that_finds_no_room_in_the_journal_is_answered_when_there_is_s
     ends = {body["state"] for body in box.operator.history(operation, since=mark)} - RUNNING
     assert ends == {"succeeded"}
     assert box.answers() == before.version
-    assert box.half_made() == []
+    box.keeps_nothing_half_made()
 
 
 @pytest.mark.minutes
@@ -200,5 +200,5 @@ def test_a_disk_that_refuses_every_write_leaves_the_model_answering_and_the_agen
     ends = {body["state"] for body in box.operator.history(operation, since=mark)} - RUNNING
     assert ends == {report["state"]}
     eventually(lambda: bool(box.answers()), "the model answers")
-    eventually(lambda: box.half_made() == [], "nothing half made is left")
+    box.keeps_nothing_half_made()
     box.serve(file=host(world, "after.pt"), gate=GATE)

@@ -126,7 +126,7 @@ def test_where_nothing_fits_the_operation_is_refused_with_the_numbers(box: Box, 
     assert "according to cgroup" in report["error"]["detail"]
     assert "reserve 700 MiB" in report["error"]["detail"]
     assert box.answers() == version
-    assert box.half_made() == []
+    box.keeps_nothing_half_made()
 
 
 def test_a_builder_that_the_kernel_kills_for_memory_ends_its_operation_alone(box: Box, group: Group) -> None:
@@ -148,7 +148,7 @@ def test_a_builder_that_the_kernel_kills_for_memory_ends_its_operation_alone(box
     server.close()
     assert box.operator.served() == served
     assert box.answers() == version
-    assert box.half_made() == []
+    box.keeps_nothing_half_made()
 
 
 def test_a_server_that_the_kernel_kills_for_memory_comes_back_with_what_it_served(

@@ -142,7 +142,7 @@ def test_a_stopped_builder_is_ended_by_the_operation_s_time(box: Box) -> None:
     assert (report["state"], report["error"]["code"]) == ("timed_out", "timed_out")
     assert "8 s" in report["error"]["detail"]
     assert box.answers() == version
-    assert box.half_made() == []
+    box.keeps_nothing_half_made()
 
 
 def test_the_watchdog_is_fed_through_a_build_and_by_no_agent_that_is_stopped(box: Box, manager: Manager) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.fleet import keys
 from tests.fakes.box import Box
 
 if TYPE_CHECKING:
@@ -27,3 +28,17 @@ def serving_box(box: Box) -> Box:
     box.settle()
     assert (box.serving() or "").endswith("-nf4")
     return box
+
+
+@pytest.fixture
+def trust(tmp_path: Path) -> Path:
+    """A directory of trusted keys."""
+    directory = tmp_path / "trust.d"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def private(trust: Path) -> Path:
+    """The private half of a key that is trusted."""
+    return keys.generate(trust, "fleet")[0]

@@ -133,9 +133,9 @@ def test_a_matrix_from_afar_is_what_is_planned_by_until_it_is_taken_back(box: Bo
 
 
 def test_a_soak_that_was_changed_counts_for_the_next_trial(box: Box) -> None:
-    assert box.engine._steps()._soak_s == 0.0
+    assert box.engine._performing._steps()._soak_s == 0.0
     set_config(box, "c-1", {"deployment": {"soak_s": 0.25}})
-    assert box.engine._steps()._soak_s == 0.25
+    assert box.engine._performing._steps()._soak_s == 0.25
 
 
 def test_a_change_that_did_not_reach_the_disk_is_not_in_force(box: Box) -> None:

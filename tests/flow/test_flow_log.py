@@ -65,14 +65,15 @@ def test_a_build_says_which_method_it_is_about_in_the_log_and_in_its_progress(
         moved.extend([message] if isinstance(message, Moved) else [])
         post(message)
 
-    monkeypatch.setattr(box.engine, "post", listen)
+    monkeypatch.setattr(box.engine._performing, "_post", listen)
     box.builder.gates = {name: {**GOOD_GATE, "agreement": 0.5, "inputs": "dataset"} for name in ("nf4", "mixed")}
     box.deploy("d-1")
     box.settle()
     assert box.report("d-1")["decision"]["method"] == "int8"
     begun = [line["method"].partition("-")[0] for line in lines if line["event"] == "building"]
     assert begun == ["nf4", "mixed", "int8"], "a mix has in its name what was demanded of it"
-    assert [each.progress.method for each in moved if each.phase is Phase.BUILDING] == ["nf4", "mixed", "int8"]
+    named = [each.progress.method for each in moved if each.phase is Phase.BUILDING]
+    assert named == ["nf4", "mixed", "int8"]
     told = [body for body in box.broker.bodies(TOPICS.operation("d-1")) if body["progress"]]
     assert told == [], "what is heard of a phase after its end is no progress of the next one"
     box.journal.close()

@@ -24,18 +24,6 @@ FILE = {"name": "kanji.pt", "url": URL, "sha256": sha256(CONTENT), "size": len(C
 
 
 @pytest.fixture
-def trust(tmp_path: Path) -> Path:
-    directory = tmp_path / "trust.d"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
-def private(trust: Path) -> Path:
-    return keys.generate(trust, "fleet")[0]
-
-
-@pytest.fixture
 def box(tmp_path: Path, trust: Path) -> Iterator[Box]:
     box = Box(tmp_path, KeyDirectory(trust))
     yield box

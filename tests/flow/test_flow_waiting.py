@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.deployment.inbox import Started
+from agent.deployment.intake import Intake
+from agent.deployment.machine import Judged, Operation
 from agent.deployment.phases import LINES, RULES, OnFailure, Phase
 from agent.settings import Deployment, Settings
 from tests.fakes.box import TOPICS, Box, deploy_body
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.fakes.server import DAMAGED
 
 MANY = 50
 
@@ -80,6 +82,65 @@ def test_an_operation_whose_turn_does_not_come_in_time_expires(box: Box) -> None
     box.settle()
     assert box.report("patient")["state"] == "succeeded"
     assert box.report("busy")["state"] == "succeeded"
+
+
+def test_of_several_whose_time_is_over_each_expires_once(serving_box: Box) -> None:
+    """The end of the first lets a repair begin, and with it everything that is over is looked at in between."""
+    box = serving_box
+    hold(box)
+    over: dict[str, Any] = {"expires_at": "2026-11-23T10:41:00Z"}
+    box.send("set_method", {"id": "late", "model": "kanji", "method": "int8", **over})
+    box.deploy("later", model="kana", **over)
+    Path(box.journal.served()["kanji"].current.artifact).write_bytes(DAMAGED)
+    box._drain()
+    box.reboot()
+    box.runner.pump()  # the server cannot load kanji, whose repair waits for what is about to replace it
+    box.clock.advance(3600)
+    box.settle()
+    assert [each for each in ended(box) if each.startswith("late")] == ["late", "later"]
+    assert len([each for each in ended(box) if each.startswith("repair-")]) == 1
+
+
+def test_what_waits_for_the_clock_ends_once_though_its_time_runs_out_meanwhile(
+    serving_box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, reconsider = serving_box, Intake.reconsider
+
+    def slowly(intake: Intake, operation: Operation) -> Judged | None:
+        if box.clock.synchronised:
+            box.clock.advance(3600)
+        return reconsider(intake, operation)
+
+    monkeypatch.setattr(Intake, "reconsider", slowly)
+    box.clock.synchronised = False
+    for name, end in (("patient", "2999-01-01T00:00:00Z"), ("late", "2026-11-23T10:41:00Z")):
+        box.send("set_method", {"id": name, "model": "kanji", "method": "int8", "expires_at": end})
+    box._drain()
+    assert [box.report(name)["state"] for name in ("patient", "late")] == ["accepted", "accepted"]
+    box.clock.synchronised = True
+    box.settle()
+    box.engine.turn(wait_s=0)
+    box.settle()
+    assert ended(box).count("late") == 1
+    assert box.report("late")["state"] == "expired"
+
+
+def test_what_begins_while_others_are_superseded_goes_on(box: Box) -> None:
+    """A repair that is begun when the first of them ends lets the next one begin."""
+    box.deploy("before", model="kana", method="nf4")
+    box.settle()
+    Path(box.journal.served()["kana"].current.artifact).write_bytes(DAMAGED)
+    how: dict[str, dict[str, Any]] = {"old": {"method": "nf4"}, "urgent": {"method": "fp4", "priority": 5}}
+    for body in (deploy_body(name, **how.get(name, {"method": "int8"})) for name in ("old", "urgent", "new")):
+        box.journal.save(Operation(body["id"], "deploy", "kanji", body["id"], {"schema": 1, **body}), [])
+    box._start()
+    box.engine._operations.take_up()
+    box.keeper.restore("boot")
+    box.runner.pump()  # the server is known before the waiting operations are looked at
+    box.engine.handle(Started())
+    box.connect()
+    box.settle()
+    assert [box.report(name)["state"] for name in ("old", "urgent", "new")] == ["superseded", "succeeded", "succeeded"]
 
 
 def test_what_has_begun_does_not_expire(box: Box) -> None:

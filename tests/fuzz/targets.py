@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agent.adapters.signatures import KeyDirectory
 from agent.contract.commands import COMMANDS
-from agent.contract.desired import OWN, DesiredMessage
+from agent.contract.desired import OWN, DesiredMessage, HaltMessage, RetainedMessage
 from agent.contract.manifest import PAYLOAD_TYPE, pae
 from agent.deployment.intake import CommandMessage
+from agent.settings import Deployment, Mqtt, Settings
 from tests.fakes.box import MAX_TURNS, Box, deploy_body
 from tests.fuzz.mutators import mutated_bytes, mutated_json
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from agent.deployment.ports import Signatures
 
+GROUP = "lab"
 LIVES = 200
 """Inputs that one device takes in before the next one is made: earlier inputs change what later ones meet."""
 WORDS = (
@@ -39,7 +41,8 @@ WORDS = (
     "expires", "allow_downgrade", "model_type", "source_dtype", "expires_at", "expected_generation", "response_topic",
     "correlation_id", "priority", "operation", "config", "health", "interval_s", "generation", "keep", "max_bytes",
     "since", "soak_s", "payloadType", "payload", "signatures", "keyid", "sig", "dtype", "shape", "data_offsets",
-    "__metadata__", "memory", "reserve", "budget", "deployment", "matrix",
+    "__metadata__", "memory", "reserve", "budget", "deployment", "matrix", "rollout", "percent", "start", "stages",
+    "after_s", "spread_s", "reason", "signature",
 )  # fmt: skip
 
 
@@ -77,7 +80,7 @@ class _OnDevice:
             return mutated_bytes(data, draw, most)
         return (data[:1] + mutated_json(data[1:], draw, WORDS))[:most]
 
-    def _give(self, message: CommandMessage | DesiredMessage, told: list[str]) -> None:
+    def _give(self, message: CommandMessage | RetainedMessage, told: list[str]) -> None:
         """Let a message arrive and the device come to rest; it must have been acknowledged once."""
         if self._left == 0:
             self._renew()
@@ -99,6 +102,8 @@ class _OnDevice:
             shutil.rmtree(root)
         root.mkdir()
         self._box = Box(root, self.signatures)
+        self._box.settings = Settings(mqtt=Mqtt(groups=(GROUP,)), deployment=Deployment(soak_s=0.0))
+        self._box.reboot()
         self._lives += 1
         self._box.clock.synchronised = self._lives % 4 > 0
         if self.signatures is None:
@@ -108,9 +113,10 @@ class _OnDevice:
 
 
 class Commands(_OnDevice):
-    """The first byte says which command, or that the rest is a wanted state."""
+    """The first byte says which command, or that the rest is a wanted state, of the device or a group, or a halt."""
 
     names = (*sorted(COMMANDS), "nonsense")
+    retained = ((DesiredMessage, OWN), (DesiredMessage, GROUP), (HaltMessage, GROUP))
 
     def seeds(self) -> list[bytes]:
         gate = {
@@ -134,15 +140,23 @@ class Commands(_OnDevice):
         ]
         wanted = {"kanji": {**fields["deploy"], "method": "nf4"}, "kana": None}
         document = {"schema": 1, "generation": 7, "models": wanted, "config": fields["set_config"]["config"]}
-        return [*found, bytes([len(self.names)]) + json.dumps(document).encode()]
+        stages = [{"percent": 5, "after_s": 0}, {"percent": 100, "after_s": 3600}]
+        rollout = {"id": "r", "start": "2026-11-23T10:00:00Z", "stages": stages, "spread_s": 60}
+        halt = {"schema": 1, "generation": 7, "reason": "stop"}
+        told = (document, {**document, "rollout": rollout}, halt)
+        return [
+            *found,
+            *(bytes([len(self.names) + kind]) + json.dumps(each).encode() for kind, each in enumerate(told)),
+        ]
 
     def __call__(self, data: bytes) -> None:
         if not data:
             return
         told: list[str] = []
-        kind, payload = data[0] % (len(self.names) + 1), data[1:]
-        if kind == len(self.names):
-            self._give(DesiredMessage(OWN, payload, data[0] > 127, lambda: told.append("ack")), told)
+        kind, payload = data[0] % (len(self.names) + len(self.retained)), data[1:]
+        if kind >= len(self.names):
+            make, source = self.retained[kind - len(self.names)]
+            self._give(make(source, payload, data[0] > 127, lambda: told.append("ack")), told)
             return
         message = CommandMessage(
             self.names[kind], payload, is_retained=data[0] > 191, acknowledge=lambda: told.append("ack")
@@ -212,7 +226,7 @@ def settle(box: Box) -> None:
     for _ in range(MAX_TURNS):
         while (message := engine._inbox.get(0.0)) is not None:
             engine.handle(message)
-        engine._check_deadlines()
+        engine._operations.check_deadlines()
         engine._check_deferred()
         engine._converge()
         if engine._inbox.is_empty() and not box.runner.pump():

@@ -28,7 +28,7 @@ def test_a_configuration_loads(name: str) -> None:
 
 
 def test_there_is_one_for_every_kind_of_device_and_no_other() -> None:
-    assert {file.stem for file in CONFIGS.glob("*.toml")} == {*DEVICES, "nibbled", "matrix"}
+    assert {file.stem for file in CONFIGS.glob("*.toml")} == {*DEVICES, "nibbled", "matrix", "rollout"}
 
 
 @pytest.mark.parametrize("name", DEVICES)

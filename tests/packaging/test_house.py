@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.contract.errors import ErrorCode
+from agent.quantization.errors import ALL
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "agent").rglob("*.py"))
 MAX_LINES = 400
@@ -45,6 +48,13 @@ def test_the_pure_core_needs_no_disk_network_or_database(module: str) -> None:
     done = run("-c", f"import {module}, sys; print(sorted(set({foreign}) & set(sys.modules)))")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_every_error_code_of_the_contract_is_raised_somewhere() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    named = set(re.findall(r"\bErrorCode\.([A-Z_]+)\b", sources))
+    raised = {error.code for error in ALL if re.search(rf"\braise {error.__name__}\(", sources)}
+    assert [code.value for code in ErrorCode if code.name not in named and code.value not in raised] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -7,20 +7,31 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.packaging.test_systemd import UNITS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TREE = UNITS.parent
 needs_root = pytest.mark.skipif(
     (os.geteuid() != 0 or shutil.which("systemd-sysusers") is None) and "CI" not in os.environ,
     reason="the installer needs root and systemd-sysusers",
 )
+
+
+SETTINGS = """
+import os
+
+class ConfigError(Exception):
+    pass
+
+def load(path):
+    if "refuse = this" in path.read_text():
+        raise ConfigError(f"{path}: refuse")
+    if unknown := [name for name in os.environ if name.startswith("NIBBLED_")]:
+        raise ConfigError(f"environment: {unknown}")
+"""
 
 
 def wheel(folder: Path, version: str, *, needs: str = "") -> Path:
@@ -30,9 +41,11 @@ def wheel(folder: Path, version: str, *, needs: str = "") -> Path:
     files = {
         "agent/__init__.py": f'__version__ = "{version}"\n',
         "agent/cli.py": f'def main():\n    print("nibbled, version {version}")\n',
+        "agent/settings.py": SETTINGS,
+        f"nibbled-{version}.data/data/share/man/man1/nibbled.1": f".TH nibbled 1 {version}\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: nibbled\nVersion: {version}\n{needs}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "[console_scripts]\nnibbled = agent.cli:main\n",
+        f"{info}/entry_points.txt": "[console_scripts]\nnibbled = agent.cli:main\nnibblectl = agent.cli:main\n",
     }
     files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
     with zipfile.ZipFile(folder / f"nibbled-{version}-py3-none-any.whl", "w") as archive:
@@ -118,6 +131,40 @@ def test_a_version_that_cannot_be_installed_leaves_the_old_one_in_use(root: Path
 
 
 @needs_root
+def test_a_configuration_that_the_version_refuses_keeps_it_out_of_use_below_a_root_too(
+    root: Path, tmp_path: Path
+) -> None:
+    (root / "etc/nibbled").mkdir()
+    (root / "etc/nibbled/nibbled.toml").write_text("refuse = this\n")
+    done = install(root, "--wheelhouse", str(wheel(tmp_path / "wheels", "1.0.0")))
+    assert done.returncode == 1
+    assert f"install: {root}/etc/nibbled/nibbled.toml: refuse" in done.stderr
+    assert "version 1.0.0 is installed and not in use" in done.stderr
+    assert not (root / "opt/nibbled/bin").exists()
+
+
+@needs_root
+def test_a_version_that_refuses_the_configuration_is_not_switched_to_either(root: Path, tmp_path: Path) -> None:
+    for version in ("1.0.0", "2.0.0"):
+        assert install(root, "--wheelhouse", str(wheel(tmp_path / version, version))).returncode == 0
+    (root / "etc/nibbled/nibbled.toml").write_text("refuse = this\n")
+    done = install(root, "--switch", "1.0.0")
+    assert done.returncode == 1
+    assert "version 1.0.0 is installed and not in use: it refuses /etc/nibbled/nibbled.toml" in done.stderr
+    assert in_use(root) == "versions/2.0.0/bin"
+
+
+@needs_root
+def test_variables_of_the_shell_that_installs_are_not_taken_for_those_of_the_service(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIBBLED_PROFILE", "site")
+    done = install(root, "--wheelhouse", str(wheel(tmp_path / "wheels", "1.0.0")))
+    assert done.returncode == 0, done.stderr
+    assert in_use(root) == "versions/1.0.0/bin"
+
+
+@needs_root
 def test_credentials_and_nodes_that_are_there_get_their_lines(root: Path, tmp_path: Path) -> None:
     wheels = str(wheel(tmp_path / "wheels", "1.0.0"))
     assert install(root, "--wheelhouse", wheels).returncode == 0
@@ -138,6 +185,40 @@ def test_credentials_and_nodes_that_are_there_get_their_lines(root: Path, tmp_pa
     assert not (dropins / "10-credentials.conf").exists()
 
 
+@needs_root
+def test_programs_and_their_man_pages_are_found_and_are_those_of_the_version_in_use(root: Path, tmp_path: Path) -> None:
+    links = [root / "usr/local/bin/nibbled", root / "usr/local/share/man/man1/nibbled.1"]
+    foreign = root / "usr/local/bin/nibblectl"
+    foreign.parent.mkdir(parents=True)
+    foreign.symlink_to("/somewhere/else")
+
+    def found() -> list[Path]:
+        # What a shell on the device would open: the links are the device's own paths.
+        return [(root / str(link.readlink()).lstrip("/")).resolve().relative_to(root.resolve()) for link in links]
+
+    for version in ("1.0.0", "2.0.0"):
+        done = install(root, "--wheelhouse", str(wheel(tmp_path / version, version)))
+        assert "kept /usr/local/bin/nibblectl, which is not this one" in done.stdout
+    folder = Path("opt/nibbled/versions/2.0.0")
+    assert found() == [folder / "bin/nibbled", folder / "share/man/man1/nibbled.1"]
+    assert install(root, "--switch", "1.0.0").returncode == 0
+    assert (root / found()[1]).read_text() == ".TH nibbled 1 1.0.0\n"
+    assert install(root, "--uninstall").returncode == 0
+    assert not any(link.is_symlink() for link in links)
+    assert foreign.is_symlink()
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
+def test_the_package_brings_a_page_for_every_command_and_links_to_the_programs(tmp_path: Path) -> None:
+    build = [TREE / "deploy" / "deb" / "build.sh", wheel(tmp_path / "wheels", "1.0.0"), tmp_path]
+    made = subprocess.run(list(map(str, build)), capture_output=True, text=True, check=True).stdout.strip()
+    listed = subprocess.run(["dpkg-deb", "--contents", made], capture_output=True, text=True, check=True).stdout
+    for page in (TREE / "docs" / "man").iterdir():
+        assert f"./usr/share/man/man1/{page.name}.gz\n" in listed
+    assert "./usr/bin/nibbled -> /opt/nibbled/bin/nibbled\n" in listed
+    assert "./usr/bin/nibblectl -> /opt/nibbled/bin/nibblectl\n" in listed
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -145,6 +226,13 @@ def test_credentials_and_nodes_that_are_there_get_their_lines(root: Path, tmp_pa
         (["--profile"], "--profile needs a value"),
         (["--prefix", "/opt"], "expected a folder of its own"),
         (["--python", "/bin/false"], "no Python 3.10 to 3.13"),
+        (["--purge"], "--purge goes with --uninstall"),
+        (["--profile", "matrix"], "no profile matrix"),
+        (["--profile", "rollout"], "there are: agx-orin cloud-gpu cpu-dev desktop-gpu nibbled orin-nano thor\n"),
+        (["--profile", "profiles"], "no profile profiles"),
+        (["--profile", "../configs/thor"], "no profile ../configs/thor"),
+        (["--device-id", "box 17"], "--device-id box 17: expected 1 to 64 of"),
+        (["--device-id", 'a|b"c'], '--device-id a|b"c: expected 1 to 64 of'),
     ],
 )
 @needs_root
@@ -157,6 +245,6 @@ def test_what_it_cannot_do_it_refuses_in_a_sentence(root: Path, arguments: list[
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None and "CI" not in os.environ, reason="shellcheck is not installed")
 def test_the_scripts_are_sound() -> None:
-    scripts = [*(TREE / "deploy").glob("*.sh"), *(TREE / "deploy" / "deb").glob("*.sh"), TREE / ".ci" / "run"]
+    scripts = [*(TREE / "deploy").glob("*.sh"), *(TREE / "deploy").glob("d*/*.sh"), TREE / ".ci" / "run"]
     done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +13,9 @@ from agent.deployment.convergence import ORIGIN, Goal, goals, is_met, merge, ste
 from agent.deployment.machine import Operation
 from agent.deployment.models import Release, Served
 from agent.deployment.phases import RULES, Phase, State
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 MODELS = ("kanji", "kana", "digits")
 METHODS = ("nf4", "fp4")
@@ -47,9 +50,9 @@ class Miniature:
         assert wanted is not None
         self.goals = goals(wanted, {*self.served, *(str(each.model) for each in self.open.values())}, {})
 
-    def step(self, room: int) -> bool:
+    def step(self, room: int, held: Collection[str] = ()) -> bool:
         """Follow one course; return whether there was anything to do."""
-        course = steer(self.goals, list(self.open.values()), self.served, room=room)
+        course = steer(self.goals, list(self.open.values()), self.served, room=room, held=held)
         for goal in course.met:
             self.decide(goal.operation_id, State.SUCCEEDED)
         for operation_id in course.supersede:
@@ -142,6 +145,32 @@ def test_a_reboot_at_any_point_begins_nothing_twice(
     rebooted.step(2)
     assert all(name in rebooted.open for name in kept)
     settle(rebooted, lambda: data.draw(ends), 2)
+
+
+@given(documents, documents, st.sampled_from([State.ACCEPTED, State.RUNNING]), st.data())
+def test_what_is_held_does_not_begin_and_holds_up_nothing_else(
+    own: dict[str, Any], group: dict[str, Any], state: State, data: st.DataObject
+) -> None:
+    merged = merge({OWN: Desired(generation=1, **own), "lab": Desired(generation=1, **group)}, ("lab",))
+    assert merged is not None
+    device = Miniature(goals=goals(merged, MODELS, {}))
+    of_group = [goal for goal in device.goals if merged.asking(goal)]
+    assert all(goal.model not in (own["models"] or {}) for goal in of_group), "the device's own word is no group's"
+    held = {goal.operation_id for goal in of_group}
+    for name in sorted(data.draw(st.sets(st.sampled_from(sorted(held)))) if held else ()):
+        goal = next(goal for goal in of_group if goal.operation_id == name)
+        device.open[name] = Operation(name, goal.command, goal.model, "", goal.fields, state, origin=ORIGIN)
+    waiting = set(device.open) if state is State.ACCEPTED else set()
+    for _ in range(WORST):
+        moved = device.step(4, held)
+        free = [name for name in device.open if name not in waiting]
+        if not moved and not free:
+            break
+        for name in free[:1]:
+            device.end(name, State.SUCCEEDED)
+    assert held.isdisjoint(device.begun)
+    left = {goal.operation_id for goal in device.goals if goal.outcome is None}
+    assert waiting <= left <= held
 
 
 @given(st.lists(documents, min_size=2, max_size=2))

@@ -16,10 +16,14 @@ from tests.torture.vehicles import (
     BOOT,
     BUSY,
     DAMAGED,
+    DEFER,
+    DEFER_BUSY,
     DEPLOY,
     DESIRED,
     DISCONNECT,
     FOLLOWED,
+    HALT,
+    HALT_BUSY,
     MEND,
     MET,
     MET_BUSY,
@@ -47,6 +51,8 @@ _VEHICLES = {
     "store.mend.fsync": MEND,
     "journal.queue": ASK,
     "journal.adopt": DESIRED,
+    "journal.defer": DEFER,
+    "journal.halt": HALT,
     "journal.settle": MET,
     "journal.note": DESIRED,
     "store.aside.rename": REMEASURE,
@@ -77,6 +83,8 @@ _BUSY = ("journal.save", "journal.queue", "journal.acknowledged", "mqtt.report.p
 _BUILDING = {
     **dict.fromkeys((*_BUSY, "mqtt.telemetry.publish"), BUSY),
     **{place: MIX if place.startswith("mix") else DEPLOY for place, role in PLACES.items() if role == BUILDER},
+    "journal.defer": DEFER_BUSY,
+    "journal.halt": HALT_BUSY,
     "journal.settle": MET_BUSY,
     **dict.fromkeys(("journal.adopt", "journal.note"), SETTINGS_BUSY),
     **dict.fromkeys(("served_copy.rename", "served_copy.fsync"), FOLLOWED),
@@ -108,6 +116,7 @@ TIMES = {
     "journal.file.rename": 3,
     "journal.file.fsync": 3,
     "mix.rename": 2,
+    "journal.halt": 2,
 }
 """How often these are passed for one file, or one artifact."""
 

@@ -11,6 +11,8 @@ PLACES = {
     "journal.save": SUPERVISOR,
     "journal.acknowledged": SUPERVISOR,
     "journal.adopt": SUPERVISOR,
+    "journal.defer": SUPERVISOR,
+    "journal.halt": SUPERVISOR,
     "journal.settle": SUPERVISOR,
     "journal.note": SUPERVISOR,
     "journal.recover": SUPERVISOR,

@@ -43,6 +43,9 @@ class Rig:
         name: of the device.
         popen: starts its processes.
         environment: of these, besides what arms them.
+
+    Attributes:
+        group: one that only this device is in.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Rig:
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.world = world
+        self.group = name
         self.directory = world.root / name
         self.points = self.directory / "points"
         self.points.mkdir(parents=True)
@@ -63,7 +67,7 @@ class Rig:
             self.directory,
             world.broker.port,
             world.keys_dir,
-            environment={**armed, **environment},
+            environment={**armed, "NIBBLED_MQTT__GROUPS": f'["{name}"]', **environment},
             popen=popen,
         )
         self.operator = Operator(name, world.broker.port, world.subscriber, world.signer, world.datasets[0])

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.e2e.harness.mqtt import publish, take_over
+from tests.e2e.harness.mqtt import clear, publish, take_over
 from tests.e2e.harness.operator import MODEL
 from tests.torture.arming import MODULES
 from tests.torture.forking import quiet
@@ -114,10 +114,16 @@ def _await_builder(rig: Rig, operation: str) -> None:
 
 @contextlib.contextmanager
 def _builder(rig: Rig, operation: str) -> Iterator[Process | None]:
-    """Wait for the builder of an operation; None if it ends without one."""
+    """Wait for the builder of an operation; None if it ends without one.
+
+    The same program tests the methods at a start and looks into checkpoints while planning: it is this operation's
+    builder once that is said to build.
+    """
     with contextlib.ExitStack() as held:
         while rig.agent.is_running and not rig.has_ended(operation, 0):
-            builders = rig.agent.children(MODULES[BUILDER])
+            state = rig.last(rig.operator.topic(f"op/{operation}"))
+            is_building = state is not None and state.get("phase") == "building"
+            builders = rig.agent.children(MODULES[BUILDER]) if is_building else []
             for each in builders:
                 held.callback(each.close)
             if builders:
@@ -206,6 +212,50 @@ def _publish(rig: Rig, document: JsonObject) -> None:
     publish(rig.world.broker.port, rig.operator.topic("desired"), text, is_retained=True)
 
 
+def deferred(rig: Rig) -> str:
+    """Publish a document of a group that this device is outside of, and change the method."""
+    _defer(rig)
+    return switch(rig)
+
+
+def halted(rig: Rig) -> str:
+    """Halt the group and lift that again, and change the method."""
+    _halt(rig)
+    return switch(rig)
+
+
+def deferred_while_building(rig: Rig) -> str:
+    """Deploy another model, and while it is built publish a group's document that is not for this device."""
+    operation = _building_another(rig)
+    _defer(rig)
+    return operation
+
+
+def halted_while_building(rig: Rig) -> str:
+    """Deploy another model, and while it is built halt the group and lift that again."""
+    operation = _building_another(rig)
+    _halt(rig)
+    return operation
+
+
+def _defer(rig: Rig) -> None:
+    document = {"schema": 1, "generation": rig.number(), "rollout": {"id": "nobody", "percent": 0}}
+    _tell_group(rig, "desired", json.dumps(document))
+
+
+def _halt(rig: Rig) -> None:
+    _tell_group(rig, "halt", json.dumps({"schema": 1, "reason": "torture"}))
+    clear(rig.world.broker.port, _group_topic(rig, "halt"))
+
+
+def _tell_group(rig: Rig, kind: str, text: str) -> None:
+    publish(rig.world.broker.port, _group_topic(rig, kind), text, is_retained=True)
+
+
+def _group_topic(rig: Rig, kind: str) -> str:
+    return f"edge/v1/_group/{rig.group}/{kind}"
+
+
 def started(rig: Rig) -> str:
     """Start the agent, then change the method."""
     rig.boot()
@@ -224,11 +274,12 @@ def _killed(rig: Rig) -> None:
 
 
 def _of_an_older_agent(rig: Rig) -> None:
-    """Take the journal back to its second version, as an agent before the last upgrade left it."""
+    """Take the journal back to its second version, as an agent two upgrades ago left it."""
     rig.agent.kill()
     with quiet, contextlib.closing(sqlite3.connect(rig.state_dir / "journal.db")) as database, database:
-        for table in ("desired", "goal", "note"):
+        for table in ("desired", "goal", "note", "used", "waiting", "halt"):
             database.execute(f"DROP TABLE {table}")
+        database.execute("ALTER TABLE operation DROP COLUMN is_cleared")
         database.execute("PRAGMA user_version = 2")
 
 
@@ -261,6 +312,10 @@ BUSY = Vehicle("busy", asked_while_building)
 FOLLOWED = Vehicle("followed", followed_while_building)
 MET_BUSY = Vehicle("met while building", met_while_building)
 SETTINGS_BUSY = Vehicle("settings while building", settings_wanted_while_building)
+DEFER = Vehicle("defer", deferred)
+HALT = Vehicle("halt", halted)
+DEFER_BUSY = Vehicle("defer while building", deferred_while_building)
+HALT_BUSY = Vehicle("halt while building", halted_while_building)
 STOP = Vehicle("stop", stopped)
 DAMAGED = Vehicle("damaged", started, _spoilt)
 UPGRADE = Vehicle("upgrade", started, _of_an_older_agent)

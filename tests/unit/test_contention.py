@@ -53,7 +53,7 @@ def test_a_session_that_stood_for_long_was_not_disputed(contention: Contention) 
 
 def test_takeovers_that_nobody_names_are_waited_for_too(contention: Contention) -> None:
     assert waits(contention, SHORT_S - 1, ENDED, 8) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
-    assert waits(contention, SHORT_S, ENDED, 1) == [1.0]
+    assert waits(contention, SHORT_S, ENDED, 1) == [3.0]
 
 
 def test_a_refused_connection_has_not_ended(contention: Contention) -> None:
@@ -78,7 +78,7 @@ def test_a_birth_of_somebody_else_shows_a_takeover_that_nobody_names(contention:
     contention.heard(b"an earlier process's")
     contention.said(b"mine")
     contention.heard(b"mine")
-    assert waits(contention, 100.0, ENDED, 1) == [1.0]
+    assert waits(contention, 100.0, ENDED, 1) == [3.0]
     found: list[float | None] = []
     for _ in range(3):
         contention.heard(b"another's")
@@ -95,7 +95,7 @@ def test_births_of_an_earlier_process_and_its_own_show_nothing(contention: Conte
         contention.said(birth)
         contention.heard(birth)
     contention.heard(b"first")
-    assert waits(contention, 100.0, ENDED, 1) == [1.0]
+    assert waits(contention, 100.0, ENDED, 1) == [3.0]
     assert contention.alarm(101.0) is None
 
 
@@ -113,3 +113,18 @@ def test_only_the_last_birth_s_return_proves_that_this_connection_may_write_and_
             contention.heard(each)
         proofs.append(contention.has_heard_last)
     assert proofs == [True, False, True]
+
+
+def test_a_fleet_that_lost_its_broker_comes_back_scattered() -> None:
+    fleet = [Contention(f"box-{number}") for number in range(200)]
+    for box in fleet:
+        box.began(0.0)
+    first = [box.ended(100.0, ENDED) for box in fleet]
+    assert all(wait is not None and 0.5 <= wait <= 3.0 for wait in first)
+    assert len(set(first)) > len(fleet) / 2
+
+
+def test_each_connection_that_fails_doubles_the_wait_up_to_a_minute(contention: Contention) -> None:
+    assert [contention.failed() for _ in range(7)] == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    contention.began(0.0)
+    assert contention.failed() == 2.0

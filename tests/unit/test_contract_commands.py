@@ -79,8 +79,9 @@ def test_at_most_five_complaints_are_made_and_the_rest_counted() -> None:
     ("payload", "words"),
     [
         (b"", "not JSON: Expecting value at line 1 column 1"),
-        (b"[1]", "a JSON list, expected an object"),
-        (b'"x"', "a JSON str"),
+        (b"[1]", "a JSON array, expected an object"),
+        (b'"x"', "a JSON string"),
+        (b"null", "the payload is JSON null, expected an object"),
         (b"\xff\xfe", "not UTF-8 at byte 0"),
         (b'{"id":"a","id":"b"}', "key 'id' occurs twice"),
         (b'{"a":{"b":1,"b":1}}', "key 'b' occurs twice"),

@@ -106,9 +106,12 @@ def test_crashes_in_ten_minutes_decide_what_is_tried(ages: list[float], expected
 def test_each_mode_selects_less() -> None:
     alone = Served("kana", NEW)
     served = {"kanji": SERVED, "kana": alone}
-    assert select(served, Mode.CURRENT) == served
-    assert select(served, Mode.LAST_GOOD) == {"kanji": replace(SERVED, current=release("older")), "kana": alone}
-    assert select(served, Mode.SAFE) == {}
+    assert select(served, Mode.CURRENT, {}) == served
+    assert select(served, Mode.LAST_GOOD, {}) == {
+        "kanji": replace(SERVED, current=release("older"), previous=None),
+        "kana": alone,
+    }
+    assert select(served, Mode.SAFE, {}) == {}
 
 
 def test_files_stay_for_what_is_served_what_was_served_and_what_is_worked_on() -> None:

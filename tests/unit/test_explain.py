@@ -88,3 +88,20 @@ def test_a_record_of_another_form_is_told_by_its_reason_alone() -> None:
     assert explain({"scenario": 7, "reason": "because"}) == ["because"]
     assert explain({"evidence": [3]}) == []
     assert explain({}) == []
+
+
+def test_where_no_method_passes_nothing_is_kept() -> None:
+    evidence = [
+        {"method": name, "passes": False, "complaints": ["too little"], "agreement": 0.1} for name in ("nf4", "fp16")
+    ]
+    told = explain({"method": "fp16", "overruled": True, "evidence": evidence})
+    assert told[-1] == "Nothing is kept: no method passes."
+
+
+def test_what_an_operation_that_failed_was_to_keep_is_not_said_to_be_kept() -> None:
+    evidence = [{"method": "nf4", "passes": True, "complaints": [], "agreement": None, "cosine": 0.99}]
+    record = {"method": "nf4", "evidence": evidence}
+    assert explain(record)[-1] == "Kept: nf4, as planned."
+    assert explain(record, has_failed=True)[-1] == "It was to be nf4, as planned."
+    overruled = {**record, "overruled": ["nf4-dq: agreement"]}
+    assert explain(overruled, has_failed=True)[-1].startswith("It was to be nf4 (4 bits a weight")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.fleet import cli
 from agent.fleet.client import FleetClient
+from agent.fleet.sending import follow_operation
+from agent.fleet.target import Target
 from agent.fleet.words import operation_lines, presence_line, status_lines
 
 if TYPE_CHECKING:
@@ -81,9 +81,11 @@ def test_a_status_without_models_and_with_figures_missing_is_still_one() -> None
     told: dict[str, Any] = {"presence": ONLINE, "reported": bare, "capabilities": {"methods": {}}}
     assert list(status_lines("box", told))[1:] == [
         "no model is served",
-        "methods that work: none",
+        "methods that work: not known yet, the self-test is still running",
         "as of 2026-11-29T08:02:00.000Z; everything that it said: --json",
     ]
+    told["capabilities"] = {"methods": {"nf4": {"ok": False, "detail": "no kernel"}}}
+    assert list(status_lines("box", told))[2:4] == ["methods that work: none", "  nf4 does not: no kernel"]
     told["reported"] = {**bare, "models": {"kanji": model}}
     assert list(status_lines("box", told))[1] == "kanji 2 as nf4: serving since an unknown time"
 
@@ -100,6 +102,5 @@ class Said(FleetClient):
 
 
 def test_what_is_said_twice_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(cli.Target))
-    assert cli._follow(cli.Target(**{**nothing, "as_json": False, "wait_s": 1.0}), Said(), "d-1") == 0
+    assert follow_operation(Target(wait_s=1.0), Said(), "d-1") == 0
     assert capsys.readouterr().out == "d-1 running building\nd-1 succeeded\n"

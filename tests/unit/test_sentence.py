@@ -39,3 +39,18 @@ def test_it_says_what_is_served_what_goes_on_and_what_is_wrong(
     health: dict[str, object], operations: list[Operation], mode: str, *, is_connected: bool, expected: str
 ) -> None:
     assert sentence(health, operations, mode, is_connected=is_connected) == expected
+
+
+@pytest.mark.parametrize(
+    ("models", "is_restoring", "expected"),
+    [
+        ({}, True, "restoring kana, kanji; broker connected"),
+        ({"kana": {}}, True, "restoring kanji; serving kana; broker connected"),
+        ({}, False, "failing; serving nothing; broker connected"),
+    ],
+)
+def test_what_is_still_being_loaded_is_restored_and_has_not_failed(
+    models: dict[str, object], *, is_restoring: bool, expected: str
+) -> None:
+    health = {"status": "failing", "served": ["kanji", "kana"], "models": models}
+    assert sentence(health, [], "current", is_connected=True, is_restoring=is_restoring) == expected

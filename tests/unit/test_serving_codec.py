@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from agent.serving import byte_strings, oip
+from agent.serving import byte_strings, json_text
 from agent.serving.errors import BadRequestError, ModelFailedError, TooLargeError
 from agent.serving.oip import InferResponse, format_response, parse_request
 from agent.serving.tensors import BINARY_ONLY, DATATYPES, Tensor, TensorSpec
@@ -137,8 +137,11 @@ MALFORMED = {
     "an input twice": (one_input().replace(b"}]", b'},{"name":"input"}]'), "holds a name twice"),
     "input without name": (one_input(name=...), "needs a 'name'"),
     "unknown datatype": (one_input(datatype="FP31"), "datatype 'FP31'"),
-    "numbers in BYTES": (one_input(datatype="BYTES"), "holds something that is no string"),
-    "ragged BYTES": (one_input(datatype="BYTES", data=[["a"], ["b", "c"]]), "or is ragged"),
+    "numbers in BYTES": (one_input(datatype="BYTES"), "holds 1.0 at [0, 0]: that is no string"),
+    "ragged BYTES": (
+        one_input(datatype="BYTES", data=[["a"], ["b", "c"]]),
+        "holds an array at [0]: that is no string, or the data is ragged",
+    ),
     "BYTES as text": (one_input(datatype="BYTES", data="ab"), "must be an array"),
     "too few BYTES": (one_input(datatype="BYTES", data=["a"]), "has 1 elements as [1], shape [1, 2] needs 2"),
     "BYTES nested otherwise": (one_input(datatype="BYTES", data=[["a"], ["b"]]), "as [2, 1], shape [1, 2]"),
@@ -164,19 +167,22 @@ MALFORMED = {
     "too many elements": (one_input(data=[1, 2, 3]), "has 3 elements, shape [1, 2] needs 2"),
     "nested otherwise": (one_input(data=[[1.0], [2.0]]), "is nested as [2, 1]"),
     "ragged": (one_input(data=[[1.0], [2.0, 3.0]]), "ragged"),
-    "text in FP32": (one_input(data=["1.0", "2.0"]), "is no FP32"),
-    "null in FP32": (one_input(data=[1.0, None]), "is no FP32"),
-    "object in FP32": (one_input(data=[{}, {}]), "is no FP32"),
-    "true in FP32": (one_input(data=[True, 1.5]), "holds a boolean"),
-    "nested true in FP32": (one_input(data=[[True, 1.5]]), "holds a boolean"),
-    "1e39 in FP32": (one_input(data=[1e39, 0.0]), "outside the range of FP32"),
+    "text in FP32": (one_input(data=["1.0", "2.0"]), "holds '1.0' at [0, 0]: that is no FP32"),
+    "long text in FP32": (one_input(data=[1.5, "x" * 99]), f"holds '{'x' * 32}'… of 99 characters at [0, 1]: that"),
+    "null in FP32": (one_input(data=[[1.0, None]]), "holds null at [0, 1]: that is no FP32"),
+    "object in FP32": (one_input(data=[{}, {}]), "holds an object at [0, 0]: that is no FP32"),
+    "true in FP32": (one_input(data=[True, 1.5]), "holds a boolean, true at [0, 0]: FP32 has none"),
+    "nested false in FP32": (one_input(data=[[1.5, False]]), "holds a boolean, false at [0, 1]: FP32 has none"),
+    "1e39 in FP32": (one_input(data=[0.0, 1e39]), "holds 1e+39 at [0, 1]: outside the range of FP32"),
+    "-1e39 in too much FP32": (one_input(data=[[0.0], [1.0], [-1e39]]), "holds -1e+39 at [2, 0]: outside"),
     "1e999": (one_input().replace(b"2.0", b"1e999"), "not valid JSON"),
-    "3.7 in INT32": (one_input(datatype="INT32", data=[3.7, 1]), "is no INT32"),
-    "300 in UINT8": (one_input(datatype="UINT8", data=[300, 1]), "holds 300, UINT8 reaches from 0 to 255"),
-    "-1 in UINT64": (one_input(datatype="UINT64", data=[-1, 2**64 - 1]), "holds -1, UINT64 reaches"),
-    "2^63 in INT64": (one_input(datatype="INT64", data=[2**63, 0]), "holds 9223372036854775808"),
-    "2 in BOOL": (one_input(datatype="BOOL", data=[2, 0]), "is no BOOL"),
-    "text in INT8": (one_input(datatype="INT8", data=["a", "b"]), "is no INT8"),
+    "3.7 in INT32": (one_input(datatype="INT32", data=[1, 3.7]), "holds 3.7 at [0, 1]: that is no INT32"),
+    "300 in UINT8": (one_input(datatype="UINT8", data=[1, 300]), "holds 300 at [0, 1]: UINT8 reaches from 0 to 255"),
+    "-1 in UINT64": (one_input(datatype="UINT64", data=[2**64 - 1, -1]), "holds -1 at [0, 1]: UINT64 reaches"),
+    "2^63 in INT64": (one_input(datatype="INT64", data=[0, 2**63]), "holds 9223372036854775808 at [0, 1]: INT64"),
+    "2 in BOOL": (one_input(datatype="BOOL", data=[1, 2]), "holds 2 at [0, 1]: that is no BOOL"),
+    "half in BOOL": (one_input(datatype="BOOL", data=[0, 0.5]), "holds 0.5 at [0, 1]: that is no BOOL"),
+    "text in INT8": (one_input(datatype="INT8", data=["a", "b"]), "holds 'a' at [0, 0]: that is no INT8"),
 }
 
 
@@ -213,7 +219,7 @@ def test_lengths_that_contradict_each_other_are_refused_with_the_numbers(change:
 
 def test_a_byte_other_than_0_and_1_is_no_boolean() -> None:
     body, header_length, _ = request_body([(Tensor("input", "BOOL", np.array([True, False])), True)])
-    with pytest.raises(BadRequestError, match="is 2 instead of 0 or 1"):
+    with pytest.raises(BadRequestError, match=r"holds the byte 2 at \[1\]: a BOOL is 0 or 1"):
         parse_request(body[:-1] + b"\x02", header_length)
 
 
@@ -228,7 +234,7 @@ def test_a_colon_inside_a_text_is_no_second_key() -> None:
 
 
 def test_the_json_part_is_bounded_with_the_advice_to_send_binary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oip, "MAX_JSON_BYTES", 50)
+    monkeypatch.setattr(json_text, "MAX_BYTES", 50)
     with pytest.raises(TooLargeError, match="at most 50 are read: send tensors as binary data"):
         parse_request(one_input(), None)
 
@@ -271,8 +277,13 @@ class TestRawRequest:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_number_that_json_cannot_express_goes_out_as_binary_only(value: float) -> None:
     output = Tensor("logits", "FP32", np.array([[1, value]], "<f4"))
-    with pytest.raises(ModelFailedError, match="'logits' holds NaN or infinity"):
+    with pytest.raises(ModelFailedError, match=rf"'logits' holds {value} at \[0, 1\], which JSON cannot express"):
         format_response(InferResponse("m", "1", ((output, False),)))
+    given = Tensor("image", "BF16", np.array([[[0x3F80], [0x7F80]]], "<u2"))
+    with pytest.raises(
+        BadRequestError, match=r"; input 'image' holds inf at \[0, 1, 0\]: send numbers of at most 65504"
+    ):
+        format_response(InferResponse("m", "1", ((output, False),), provoker=given))
     header_length, body = format_response(InferResponse("m", "1", ((output, True),)))
     assert body[header_length:] == output.data.tobytes()
 

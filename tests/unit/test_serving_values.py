@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 
 from agent.exhaustion import is_out_of_memory
-from agent.serving.body import accepted_encoding
-from agent.serving.errors import BadRequestError
+from agent.serving.body import MOST_MEMBERS, PIECE_BYTES, accepted_encoding, decompress
+from agent.serving.errors import BadRequestError, TooLargeError
 from agent.serving.exposition import Family, expose
 from agent.serving.loader import explain
 from agent.serving.oip import InferRequest, RequestedOutput
 from agent.serving.stats import Histogram, Stats, Timing, percentiles_ms
-from agent.serving.tensors import Tensor, TensorSpec, is_finite
+from agent.serving.tensors import Dimension, Tensor, TensorSpec, is_finite
 from agent.serving.validation import check_inputs, check_outputs, timeout_s
 
 IMAGE = TensorSpec("input", "FP32", (-1, 1, 2, 2))
 STROKES = (TensorSpec("input", "INT64", (-1, -1), 0, 9), TensorSpec("lengths", "INT64", (-1,), minimum=1))
+
+STEPS = (Dimension(1, "sequence", 4),)
+TEXT = (TensorSpec("ids", "INT64", (-1, -1), dimensions=STEPS), TensorSpec("mask", "INT64", (-1, -1), dimensions=STEPS))
 
 
 def image(*shape: int, name: str = "input", datatype: str = "FP32") -> Tensor:
@@ -55,9 +60,9 @@ def test_inputs_are_put_into_the_models_order_and_their_rows_counted() -> None:
     ("values", "lengths", "complaint"),
     [
         ([[1, 2]], [2, 2], "differ in rows: 'input' has 1, 'lengths' has 2"),
-        ([[1, 10]], [2], "holds values from 1 to 10, the model takes 0 to 9"),
-        ([[-1, 1]], [2], "holds values from -1 to 1, the model takes 0 to 9"),
-        ([[1, 2]], [0], "holds values from 0 to 0, the model takes 1 to any"),
+        ([[1, 10]], [2], "holds 10 at [0, 1]: the model takes 0 to 9"),
+        ([[-1, 1]], [2], "holds -1 at [0, 0]: the model takes 0 to 9"),
+        ([[1, 2]], [0], "holds 0 at [0]: the model takes 1 to any"),
     ],
 )
 def test_values_that_would_end_the_process_on_a_gpu_never_reach_it(
@@ -67,6 +72,39 @@ def test_values_that_would_end_the_process_on_a_gpu_never_reach_it(
     with pytest.raises(BadRequestError) as caught:
         check_inputs(given, STROKES)
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "complaint"),
+    [
+        ((1, 3), (1, 5), "input 'mask' has sequence 5, the model takes at most 4"),
+        ((1, 3), (1, 2), "the inputs differ in sequence: 'ids' has 3, 'mask' has 2"),
+        ((2, 3), (2, 1), "the inputs differ in sequence: 'ids' has 3, 'mask' has 1"),
+        ((1, 5), (1, 5), "input 'ids' has sequence 5, the model takes at most 4"),
+        ((2, 3), (1, 3), "the inputs differ in rows: 'ids' has 2, 'mask' has 1"),
+    ],
+)
+def test_dimensions_of_one_name_have_one_size_and_stay_below_their_maximum(
+    ids: tuple[int, int], mask: tuple[int, int], complaint: str
+) -> None:
+    given = [Tensor("mask", "INT64", np.ones(mask, np.int64)), Tensor("ids", "INT64", np.ones(ids, np.int64))]
+    with pytest.raises(BadRequestError) as caught:
+        check_inputs(given, TEXT)
+    assert complaint in str(caught.value)
+
+
+def test_sizes_up_to_the_maximum_pass_and_so_do_all_where_nothing_is_known() -> None:
+    longest, long = np.ones((3, 4), np.int64), np.ones((3, 9), np.int64)
+    assert check_inputs([Tensor("ids", "INT64", longest), Tensor("mask", "INT64", longest)], TEXT).rows == 3
+    old = [TensorSpec.from_json({"name": name, "datatype": "INT64", "shape": [-1, -1]}) for name in ("ids", "mask")]
+    assert check_inputs([Tensor("ids", "INT64", longest), Tensor("mask", "INT64", long)], old).rows == 3
+
+
+@pytest.mark.parametrize("axis", [0, 2, -1])
+def test_a_dimension_that_is_no_axis_of_any_size_is_refused(axis: int) -> None:
+    body = {"name": "ids", "datatype": "INT64", "shape": [1, -1], "dimensions": [{"axis": axis, "name": "sequence"}]}
+    with pytest.raises(ValueError, match=rf"is axis {axis} of \[1, -1\]"):
+        TensorSpec.from_json(body)
 
 
 def test_all_outputs_are_sent_unless_some_are_named() -> None:
@@ -189,3 +227,36 @@ def test_memory_that_ran_out_is_recognised_in_every_wording(error: Exception) ->
 def test_a_failed_load_says_whose_fault_it_is(error: Exception, code: str) -> None:
     assert explain(error).code == code
     assert str(error) in str(explain(error))
+
+
+def test_a_gzip_body_may_have_several_members_within_the_limit_of_all() -> None:
+    members = gzip.compress(b"abc") + gzip.compress(b"") + gzip.compress(b"defg")
+    assert decompress(members, "gzip", 7) == b"abcdefg"
+    with pytest.raises(TooLargeError, match="more than the 6 bytes"):
+        decompress(members, "gzip", 6)
+    noise = np.random.default_rng(0).bytes(2 * PIECE_BYTES)
+    assert decompress(gzip.compress(noise[:-5]) + gzip.compress(noise[-5:]), "gzip", len(noise)) == noise
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "complaint"),
+    [
+        (b"", "gzip", "the gzip body is cut short"),
+        (gzip.compress(b"abc")[:-1], "gzip", "the gzip body is cut short"),
+        (gzip.compress(b"abc") + gzip.compress(b"defg")[:-9], "gzip", "the gzip body is cut short"),
+        (gzip.compress(b"abc") + b"garbage", "gzip", "is not gzip from byte 23 on"),
+        (
+            gzip.compress(b"") * (MOST_MEMBERS + 1),
+            "gzip",
+            f"followed by 20 other bytes, {MOST_MEMBERS} streams are read",
+        ),
+        (zlib.compress(b"abc") * 2, "deflate", "followed by 11 other bytes, 1 streams are read"),
+    ],
+    ids=["empty", "cut in its trailer", "cut in its second member", "garbage", "too many members", "two of zlib"],
+)
+def test_a_compressed_body_that_does_not_end_where_it_should_is_refused(
+    body: bytes, encoding: str, complaint: str
+) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        decompress(body, encoding, 100)
+    assert complaint in str(caught.value)

@@ -79,4 +79,6 @@ def test_one_row_is_the_most_of_a_type_that_joins_none(found: Callable[..., tupl
 
 def test_a_report_has_texts_for_keys() -> None:
     report = Tuning(is_recorded=False, reason="r", joined_rows=2, row_ms={1: 0.5, 2: 0.25}).to_json()
-    assert report == {"is_recorded": False, "reason": "r", "joined_rows": 2, "row_ms": {"1": 0.5, "2": 0.25}}
+    assert report == {
+        "is_recorded": False, "reason": "r", "joined_rows": 2, "row_ms": {"1": 0.5, "2": 0.25}, "layout": None,
+    }  # fmt: skip

@@ -14,10 +14,10 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from agent.adapters.download import local, stores
+from agent.adapters.download import local, locating
 from agent.adapters.download.connection import judge_spelt
 from agent.adapters.download.part import Part
-from agent.adapters.download.policy import STORES, WEB, Policy, allow, redact
+from agent.adapters.download.policy import Policy, allow, redact
 from agent.adapters.download.resume import place_of, too_large
 from agent.adapters.download.retrying import MOST_PATIENCE_S, TransientError, Tries
 from agent.adapters.download.transfer import Transfer
@@ -27,7 +27,6 @@ from agent.deployment.ports import InterruptedStepError, StepError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from urllib.parse import SplitResult
 
     from agent.deployment.ports import Watch
 
@@ -63,9 +62,9 @@ class Downloader:
         Raises:
             StepError: ``forbidden_source``.
         """
-        parts = allow(url, self._policy)
-        if parts.scheme in WEB:
-            judge_spelt(parts, self._policy)
+        asked = locating.first_asked(url, self._policy)
+        if asked is not None:
+            judge_spelt(asked, self._policy)
 
     def fetch(self, url: str, destination: Path, size: int | None, watch: Watch) -> bool:
         """Fetch ``url`` into ``destination``, going on where an earlier try stopped.
@@ -95,16 +94,16 @@ class Downloader:
                 return False
             part.recover(size, watch)
             if size is None or part.length != size:
-                self._bring(url, parts, part, size, watch)
+                self._bring(url, part, size, watch)
             part.keep()
             return part.is_pieced
 
-    def _bring(self, url: str, parts: SplitResult, part: Part, size: int | None, watch: Watch) -> None:
+    def _bring(self, url: str, part: Part, size: int | None, watch: Watch) -> None:
         tries = Tries(furthest=part.length)
         while True:
             watch.check()
             try:
-                self._attempt(url, parts, part, size, watch)
+                self._transfer.attempt(locating.locate(url, self._policy, watch), part, size, watch)
             except TransientError as error:
                 self._come_to_terms(error, tries, part, url, watch)
             except InterruptedStepError:
@@ -113,13 +112,6 @@ class Downloader:
                 raise
             else:
                 return
-
-    def _attempt(self, url: str, parts: SplitResult, part: Part, size: int | None, watch: Watch) -> None:
-        if parts.scheme in STORES:
-            schemes = (self._policy.schemes & WEB) | {"https"}
-            self._transfer.attempt(stores.signed(parts, self._policy, watch), part, size, watch, schemes)
-        else:
-            self._transfer.attempt(url, part, size, watch, self._policy.schemes & WEB)
 
     def _come_to_terms(self, error: TransientError, tries: Tries, part: Part, url: str, watch: Watch) -> None:
         """Wait for the next try, or give up."""

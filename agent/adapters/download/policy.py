@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WEB = frozenset({"http", "https"})
 STORES = frozenset({"s3", "gs", "az"})
 """Object stores, by the scheme that their own tools use."""
+HUGGING_FACE_ENDPOINT = "https://huggingface.co"
 METADATA = frozenset({"fd00:ec2::254", "100.100.100.200", "metadata.google.internal", "metadata.goog"})
 """Where instances of clouds keep their credentials, besides link-local addresses."""
 _ELSEWHERE = "serve the file from another host; nothing is to be fetched from there"
@@ -42,8 +43,10 @@ class Policy:
         max_bytes: no file may be larger, whatever was announced.
         reserve_bytes: disk space that stays free, for the journal and the logs.
         ca_file: certificate authorities, or None for the system's; read at each connection.
-        token_files: by host, or host:port, the file with its bearer token.
+        token_files: by host, or host:port, the file with its bearer token, or with ``user:password``.
         store_files: by ``s3://bucket`` and the like, the file with its credentials.
+        hugging_face_endpoint: where ``hf://`` is asked for, without a slash at the end.
+        mlflow_tracking_uri: where ``models:/`` is asked for, likewise; None where there is no such server.
     """
 
     schemes: frozenset[str] = frozenset({"https"})
@@ -58,6 +61,13 @@ class Policy:
     ca_file: str | None = None
     token_files: Mapping[str, str] = field(default_factory=dict)
     store_files: Mapping[str, str] = field(default_factory=dict)
+    hugging_face_endpoint: str = HUGGING_FACE_ENDPOINT
+    mlflow_tracking_uri: str | None = None
+
+    @property
+    def web(self) -> frozenset[str]:
+        """What may be asked for on the way to a store's or a registry's file: https, and http where it is allowed."""
+        return (self.schemes & WEB) | {"https"}
 
 
 def allow(url: str, policy: Policy, *, schemes: Collection[str] | None = None) -> SplitResult:
@@ -127,7 +137,8 @@ def judge_addresses(parts: SplitResult, addresses: Sequence[str], policy: Policy
 def redact(url: str) -> str:
     """Return ``url`` without user, password, query and fragment."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    lead = "://" if "://" in url else ":"  # models:/NAME/VERSION has no host
+    return f"{parts.scheme}{lead}{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def origin(parts: SplitResult) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from agent.adapters.download.location import no_advice
 from agent.adapters.download.policy import redact
 from agent.adapters.download.retrying import TransientError, retry_after
 from agent.contract.errors import ErrorCode
@@ -21,8 +22,10 @@ from agent.deployment.ports import StepError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.adapters.download.location import Advice
+
 _BUSY = (408, 425, 429)
-_OK, _PARTIAL, _UNSATISFIABLE, _SERVER_ERROR = 200, 206, 416, 500
+OK, _PARTIAL, _UNSATISFIABLE, _SERVER_ERROR = 200, 206, 416, 500
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -52,7 +55,9 @@ class Body:
     validator: str | None
 
 
-def begin(status: int, headers: Mapping[str, str], asked: Asked, size: int | None, url: str) -> Body:
+def begin(
+    status: int, headers: Mapping[str, str], asked: Asked, size: int | None, url: str, *, advice: Advice = no_advice
+) -> Body:
     """Return what the body of an answer is.
 
     Args:
@@ -61,22 +66,27 @@ def begin(status: int, headers: Mapping[str, str], asked: Asked, size: int | Non
         asked: what was there when it was asked for.
         size: bytes that the file must have, or None.
         url: what was asked, for errors.
+        advice: what to do where the answer is final.
 
     Raises:
         TransientError: ask again; ``forget`` when what is there is of no use.
         StepError: asking again would be of no use.
     """
-    if status == _OK:
+    if status == OK:
         return _checked(_whole(headers), headers, size, url)
     if status == _PARTIAL:
         return _checked(_rest(headers, asked), headers, size, url)
     if status == _UNSATISFIABLE and asked.is_range:
         raise TransientError(f"HTTP 416 to a range from {asked.offset}", forget=True)
+    raise refusal(status, headers, url, advice)
+
+
+def refusal(status: int, headers: Mapping[str, str], url: str, advice: Advice) -> TransientError | StepError:
+    """Return the error for an answer without what was asked for."""
     if status >= _SERVER_ERROR or status in _BUSY:
-        raise TransientError(f"HTTP {status}", retry_after(headers.get("Retry-After"), headers.get("Date")))
-    raise StepError(
-        ErrorCode.DOWNLOAD_FAILED, f"{redact(url)}: HTTP {status}", "check the URL and the rights of its credentials"
-    )
+        return TransientError(f"HTTP {status}", retry_after(headers.get("Retry-After"), headers.get("Date")))
+    hint = advice(status, headers) or "check the URL and the rights of its credentials"
+    return StepError(ErrorCode.DOWNLOAD_FAILED, f"{redact(url)}: HTTP {status}", hint)
 
 
 def wrong_size(url: str, length: int | None, size: int, encoding: str | None = None) -> StepError:

@@ -18,7 +18,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from agent.adapters.download.policy import WEB, allow, redact
+from agent.adapters.download.policy import allow, redact
 from agent.adapters.download.tokens import read_secret
 from agent.contract.errors import ErrorCode
 from agent.contract.toml import loads
@@ -55,7 +55,7 @@ def signed(parts: SplitResult, policy: Policy, watch: Watch) -> str:
     if "error" in answer:
         raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{bucket}: {answer['error']}", answer.get("hint", f"mend {file}"))
     url = str(answer["url"])
-    allow(url, policy, schemes=(policy.schemes & WEB) | {"https"})
+    allow(url, policy, schemes=policy.web)
     return url
 
 

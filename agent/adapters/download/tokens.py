@@ -1,4 +1,4 @@
-"""Bearer tokens: one file a host, read at each use, said to nobody else.
+"""Bearer tokens and passwords: one file a host, read at each use, said to nobody else.
 
 A token goes to exactly the host, and port, that it is configured for, so a redirect takes none along. It goes over
 https; over http only to a host that `downloads.allowed_hosts` names, and never after a redirect left https. Nothing
@@ -7,6 +7,7 @@ here puts a token into an error.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from typing import TYPE_CHECKING
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from agent.adapters.download.policy import Policy
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
-"""What RFC 6750 (2.1) lets a bearer token be made of."""
+"""What RFC 6750 (2.1) lets a bearer token be made of: no colon, so that ``user:password`` is never taken for one."""
+_PASSWORD = re.compile(r"[^:\x00-\x20\x7f]+:[^\x00-\x1f\x7f]+")
+"""What RFC 7617 (2) lets a user and a password be made of."""
 _OPEN = 0o027
 """Rights that nobody may have on a secret: the group's to write, and all of the others'."""
 _MOST_BYTES = 64 * 1024
+_SETTING = "downloads.token_files"
 
 
 def authorization(parts: SplitResult, policy: Policy, *, is_downgraded: bool) -> dict[str, str]:
@@ -44,10 +48,23 @@ def authorization(parts: SplitResult, policy: Policy, *, is_downgraded: bool) ->
         return {}
     if parts.scheme != "https" and (is_downgraded or parts.hostname not in policy.hosts):
         return {}
-    token = read_secret(file, "downloads.token_files").strip()
-    if not _TOKEN.fullmatch(token):
-        raise _unusable(file, "downloads.token_files", "it does not hold one bearer token and nothing else")
-    return {"Authorization": f"Bearer {token}"}
+    return {"Authorization": credentials(file)}
+
+
+def credentials(file: str) -> str:
+    """Return what a file of `downloads.token_files` makes the header ``Authorization`` say.
+
+    Raises:
+        StepError: ``download_failed``; the file cannot be used, with its name and the reason.
+    """
+    token = read_secret(file, _SETTING).strip()
+    if _TOKEN.fullmatch(token):
+        return f"Bearer {token}"
+    if _PASSWORD.fullmatch(token):
+        return f"Basic {base64.b64encode(token.encode()).decode()}"
+    if not token:
+        raise _unusable(file, _SETTING, "it is empty, expected one bearer token or user:password")
+    raise _unusable(file, _SETTING, "it holds neither one bearer token nor user:password, and nothing else")
 
 
 def read_secret(file: str, setting: str) -> str:
@@ -68,6 +85,9 @@ def read_secret(file: str, setting: str) -> str:
         raise _unusable(file, setting, "it is not text") from None
     except PermissionError as error:
         raise _unusable(file, setting, str(error.strerror), how_to_keep(file)) from None
+    except FileNotFoundError as error:
+        make = f"write it there: (umask 027; cat > {file}), and then {how_to_keep(file)}"
+        raise _unusable(file, setting, str(error.strerror), make) from None
     except OSError as error:
         raise _unusable(file, setting, str(error.strerror)) from None
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
+from agent.adapters.download.asking import HEADERS
 from agent.adapters.download.connection import answer_to
 from agent.adapters.download.pace import Bucket, Speed, read_size
 from agent.adapters.download.policy import allow, redact
@@ -20,17 +21,17 @@ from agent.contract.errors import ErrorCode
 from agent.deployment.ports import StepError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
 
     from urllib3 import BaseHTTPResponse
 
+    from agent.adapters.download.location import Location
     from agent.adapters.download.part import Part
     from agent.adapters.download.policy import Policy
     from agent.deployment.ports import Watch
 
 MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
-_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "nibbled"}
 
 
 class Transfer:
@@ -47,50 +48,48 @@ class Transfer:
         self._rate = rate
         self._monotonic = monotonic
 
-    def attempt(self, url: str, part: Part, size: int | None, watch: Watch, schemes: Collection[str]) -> None:
+    def attempt(self, location: Location, part: Part, size: int | None, watch: Watch) -> None:
         """Ask once and write what comes.
 
         Args:
-            url: where from.
+            location: where from.
             part: what is there already.
             size: bytes that the file must have, or None.
             watch: for progress, and for the wish to stop.
-            schemes: what may be asked for, redirects included.
 
         Raises:
             TransientError: worth another try; what came is in ``part``.
             StepError: it is not.
         """
-        asked = Asked(part.length, part.validator)
+        asked, url = Asked(part.length, part.validator), location.url
         with ExitStack() as stack:
-            response = self._follow(url, asked, watch, schemes, stack)
-            body = begin(response.status, response.headers, asked, size, url)
+            response = self._follow(location, asked, watch, stack)
+            body = begin(response.status, response.headers, asked, size, url, advice=location.advice)
             if body.total is not None and body.total > self._policy.max_bytes:
                 raise too_large(url, body.total, self._policy.max_bytes)
             part.begin(body.offset, body.total, body.validator)
             self._receive(response, body, part, url=url, size=size, watch=watch)
 
-    def _follow(
-        self, url: str, asked: Asked, watch: Watch, schemes: Collection[str], stack: ExitStack
-    ) -> BaseHTTPResponse:
-        hop, is_downgraded, was_secure = url, False, False
+    def _follow(self, location: Location, asked: Asked, watch: Watch, stack: ExitStack) -> BaseHTTPResponse:
+        url = hop = location.url
+        is_downgraded = was_secure = False
         for number in range(MAX_REDIRECTS + 1):
             with _named(url, number):
-                parts = allow(hop, self._policy, schemes=schemes)
+                parts = allow(hop, self._policy, schemes=location.schemes)
                 was_secure |= parts.scheme == "https"
                 is_downgraded = was_secure and parts.scheme != "https"
                 token = authorization(parts, self._policy, is_downgraded=is_downgraded)
+                own = {} if number else location.headers
                 one = ExitStack()
-                response = one.enter_context(
-                    answer_to(parts, {**_HEADERS, **asked.headers(), **token}, self._policy, watch)
-                )
+                headers = {**HEADERS, **asked.headers(), **token, **own}
+                response = one.enter_context(answer_to(parts, headers, self._policy, watch))
             if response.status not in _REDIRECTS:
                 stack.push(one)
                 return response
-            location = response.headers.get("Location", "")
+            onward = response.headers.get("Location", "")
             one.close()
             with _named(url, number + 1):
-                hop = _joined(hop, location)
+                hop = _joined(hop, onward)
         raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{redact(url)}: more than {MAX_REDIRECTS} redirects")
 
     def _receive(
@@ -119,9 +118,9 @@ class Transfer:
             raise TransientError(f"the connection ended after {part.length} of {body.total} bytes")
 
 
-def _joined(base: str, location: str) -> str:
+def _joined(base: str, onward: str) -> str:
     try:
-        return urljoin(base, location)
+        return urljoin(base, onward)
     except ValueError as error:
         raise StepError(ErrorCode.FORBIDDEN_SOURCE, f"not a usable URL: {error}") from None
 

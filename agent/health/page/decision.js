@@ -8,7 +8,7 @@ const verdict = (method, candidate, measured, decision) => {
   if (measured && !measured.passes) return `refused: ${measured.complaints.join("; ")}`;
   if (measured) return "passes, not needed";
   if (candidate && !candidate.fits) return `no: ${candidate.why}`;
-  return candidate ? "fits, not built" : NONE;
+  return candidate ? "fits, not needed" : NONE;
 };
 
 // The rows of everything that was weighed or measured, in the order of preference.

@@ -42,6 +42,7 @@ const box = (device) => {
 
 const gpuText = (gpu) => [
   gpu.utilisation_percent === null || gpu.utilisation_percent === undefined ? null : `${gpu.utilisation_percent} % busy`,
+  gpu.used_bytes && gpu.total_bytes ? `${size(gpu.used_bytes)} of ${size(gpu.total_bytes)} used` : null,
   gpu.temperature_c ? `${gpu.temperature_c} °C` : null,
   gpu.power_w ? `${gpu.power_w.toFixed(0)} W` : null,
   gpu.driver ? `driver ${gpu.driver}` : null,

@@ -100,6 +100,7 @@ class Engine:
         self._lock = threading.Lock()
         self._waiting: deque[TokenSequence] = deque()
         self._dropped: list[TokenSequence] = []
+        self._steps_before = slot.generated.steps
 
     def submit(self, order: Order, text: TextStream, timeout_s: float | None = None, waited_s: float = 0.0) -> Stream:
         """Queue an order, which must fit the limits when it is alone.
@@ -192,7 +193,7 @@ class Engine:
     def _count(self, load: _Load) -> None:
         generated = self._slot.generated
         generated.running, generated.reserved_tokens = load.running, load.reserved_tokens
-        generated.waiting, generated.steps = len(self._waiting), load.passes
+        generated.waiting, generated.steps = len(self._waiting), self._steps_before + load.passes
 
     def _tell(self, stream: Stream, piece: Piece, at: float) -> None:
         generated = self._slot.generated

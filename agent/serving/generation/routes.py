@@ -13,6 +13,7 @@ from agent.serving.errors import NotFoundError, ServingError
 from agent.serving.generation import openai, service, triton
 from agent.serving.generation.events import EventReply
 from agent.serving.replies import Reply, error_reply, json_reply
+from agent.serving.slots import answering
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -78,7 +79,7 @@ class TextRoutes:
                 request.expect("GET")
                 found = next((slot for slot in self._language_models() if slot.model == name), None)
                 if found is None:
-                    raise _unknown_model(name)
+                    raise self._unknown_model(name)
                 return json_reply(openai.model_entry(found, self._created))
             case ["completions"] | ["chat", "completions"]:
                 request.expect("POST")
@@ -89,7 +90,7 @@ class TextRoutes:
         body = await self._read(request)
         ask = openai.parse(body, is_chat=is_chat)
         if self._plane.models.find(ask.model) is None:
-            raise _unknown_model(ask.model)
+            raise self._unknown_model(ask.model)
 
         def form(answer: Answer) -> Form:
             return openai.Form(ask, answer.slot, answer.prompt_tokens, int(time.time()))
@@ -136,17 +137,16 @@ class TextRoutes:
                     answer.engine.drop(answer.stream)
 
     def _language_models(self) -> list[Slot]:
-        active = (model.active for model in self._plane.models)
-        return [slot for slot in active if slot is not None and service.makes_texts(slot)]
+        return [slot for slot in self._plane.models.all_active() if service.makes_texts(slot)]
+
+    def _unknown_model(self, name: str) -> NotFoundError:
+        known = answering(slot.model for slot in self._language_models())
+        return openai.UnknownModelError(f"there is no model {name[:128]!r} that makes texts; {known}")
 
 
 def openai_error_reply(error: ServingError) -> Reply:
     """Return a refusal under ``/v1``."""
     return replace(error_reply(error), body=openai.failure(error))
-
-
-def _unknown_model(name: str) -> openai.UnknownModelError:
-    return openai.UnknownModelError(f"there is no model {name[:128]!r} that makes texts")
 
 
 def _count(slot: Slot, outcome: str, began: float) -> None:

@@ -1,4 +1,4 @@
-"""What a release has generated since it was loaded. Written on the event loop only."""
+"""What a release has generated. Written on the event loop only."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from agent.serving.errors import BadRequestError
 from agent.serving.grpc import inference_pb2 as pb
+from agent.serving.json_data import integers_in_range
 from agent.serving.oip import InferRequest, RequestedOutput
 from agent.serving.raw import as_values, byte_size
 from agent.serving.tensors import DATATYPES, Tensor
@@ -130,13 +131,13 @@ def _input(entry: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> T
     _parameters(entry.parameters, where)
     filled = [field.name for field, _ in entry.contents.ListFields()]
     if raw is None:
-        values = _typed(name, datatype, entry.contents, filled)
+        values = _typed(name, datatype, shape, entry.contents, filled)
     elif filled:
         raise BadRequestError(f"{where} has both 'contents' and 'raw_input_contents'")
     elif len(raw) != wanted:
         raise BadRequestError(f"{where} has {len(raw)} raw bytes, shape {list(shape)} of {datatype} needs {wanted}")
     else:
-        values = as_values(name, datatype, raw)
+        values = as_values(name, datatype, shape, raw)
     if values.nbytes != wanted:
         needed = wanted // DATATYPES[datatype].itemsize
         raise BadRequestError(f"{where} has {values.size} elements, shape {list(shape)} needs {needed}")
@@ -144,7 +145,7 @@ def _input(entry: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> T
 
 
 def _typed(
-    name: str, datatype: str, contents: pb.InferTensorContents, filled: Sequence[str]
+    name: str, datatype: str, shape: tuple[int, ...], contents: pb.InferTensorContents, filled: Sequence[str]
 ) -> np.ndarray[Any, np.dtype[Any]]:
     field = CONTENTS.get(datatype)
     if field is None:
@@ -155,9 +156,7 @@ def _typed(
     dtype = DATATYPES[datatype]
     values = np.array(getattr(contents, field), dtype=INTEGERS.get(field, dtype))
     if values.size and dtype.kind in "iu":
-        low, high = values.min(), values.max()
-        if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
-            raise BadRequestError(f"input {name!r} holds values from {low} to {high}, which {datatype} does not have")
+        return integers_in_range(name, datatype, shape, values)
     return values.astype(dtype, copy=False)
 
 

@@ -37,6 +37,9 @@ M = TypeVar("M")
 log = structlog.get_logger("grpc")
 # Questions of one stream that are read before the first of them is answered.
 STREAM_WINDOW = 16
+# A deadline is told in three digits, rounded up (grpc's core, ``Timeout::FromMillis``): a client that gives up at its
+# own is heard of up to this share of it before the told one has passed.
+ROUNDED = 0.01
 FINAL_WANTED, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 
 
@@ -87,7 +90,7 @@ class InferenceService:
 
     async def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         """Return counters of a model, or of all that answer."""
-        slots = [self._slot(request)] if request.name else [each.active for each in self._plane.models if each.active]
+        slots = [self._slot(request)] if request.name else self._plane.models.all_active()
         return _message({"model_stats": [model_statistics(slot) for slot in slots]}, pb.ModelStatisticsResponse)
 
     async def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
@@ -137,7 +140,7 @@ class InferenceService:
             self._record(headers, name, slot, began, error=str(error))
             raise
         except asyncio.CancelledError:
-            is_late = limit_s is not None and time.perf_counter() - began >= limit_s
+            is_late = limit_s is not None and time.perf_counter() - began >= (1 - ROUNDED) * limit_s
             _refused(slot, "expired" if is_late else "canceled", began)
             raise
         slot.stats.answered(answer.rows, time.perf_counter() - began, answer.timing, time.time_ns() // 1_000_000)

@@ -27,7 +27,7 @@ import click
 
 from deploy.bench import page
 from deploy.bench.beside import ours
-from deploy.bench.beside.peers import PEERS, ROOT, Peer, commands, started
+from deploy.bench.beside.peers import ROOT, Peer, commands, started
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CONCURRENCIES = (1, 8, 16)
 OURS = "nibbled"
 ASGI, LIT, MLSERVER, TRITON = "bare ASGI, no batching", "LitServe", "MLServer, 1 worker (default)", "Triton with Python"
+LABELS = {"lit": "json", "noise": "binary, random numbers"}
 Key = tuple[str, str, int]
 """Server, form, concurrency."""
 
@@ -85,7 +86,7 @@ def main(rounds: int, seconds: float, only: str) -> None:
             each.hold()
         for number in range(rounds):
             click.echo(f"round {number + 1} of {rounds}", err=True)
-            for rows, milliseconds in _run([str(PEERS / "bin" / "python"), "-m", "deploy.bench.beside.floor"]).items():
+            for rows, milliseconds in _run([sys.executable, "-m", "deploy.bench.beside.floor"]).items():
                 figures.floor[rows].append(milliseconds)
             for each in contestants:
                 each.go_on()
@@ -94,7 +95,7 @@ def main(rounds: int, seconds: float, only: str) -> None:
         for each in contestants:
             each.go_on()
     goals = _goals(figures) if not only else []
-    part = _part(figures, goals, rounds, seconds)
+    part = _part(figures, goals, f"{rounds} rounds of {seconds:g} s a cell")
     if only:
         click.echo(part)
     else:
@@ -108,7 +109,7 @@ def _ours(folder: Path, stack: contextlib.ExitStack) -> Contestant:
     running = stack.enter_context(ours.serving(folder, wanted))
     pid = running.server.pid or 0
     hold, go_on = functools.partial(os.kill, pid, signal.SIGSTOP), functools.partial(os.kill, pid, signal.SIGCONT)
-    return Contestant(Peer(OURS, running.port, ("binary", "json")), hold, go_on)
+    return Contestant(Peer(OURS, running.port, ("binary", "json", "noise")), hold, go_on)
 
 
 def _load(peer: Peer, seconds: float, figures: Figures) -> None:
@@ -118,7 +119,7 @@ def _load(peer: Peer, seconds: float, figures: Figures) -> None:
             cell = _run([sys.executable, "-m", "deploy.bench.beside.load", *arguments])
             if not cell["statuses"].get("200"):
                 raise click.ClickException(f"{peer.name} answers nothing with 200: {cell['statuses']}")
-            figures.cells[peer.name, "json" if form == "lit" else form, connections].append(cell)
+            figures.cells[peer.name, LABELS.get(form, form), connections].append(cell)
 
 
 def _run(command: list[str]) -> dict[str, Any]:
@@ -158,10 +159,12 @@ def _goals(figures: Figures) -> list[tuple[str, bool]]:
     ]
 
 
-def _part(figures: Figures, goals: list[tuple[str, bool]], rounds: int, seconds: float) -> str:
+def _part(figures: Figures, goals: list[tuple[str, bool]], how: str) -> str:
     floor = {rows: statistics.median(values) for rows, values in figures.floor.items()}
     calls = ", ".join(
-        f"{value:.3f} ms with {rows} rows ({int(rows) / value * 1e3:,.0f} rows/s)" for rows, value in floor.items()
+        f"{value:.3f} ms with {rows.replace(' ', ' rows ', 1) if ' ' in rows else f'{rows} rows'}"
+        f" ({int(rows.split()[0]) / value * 1e3:,.0f} rows/s)"
+        for rows, value in floor.items()
     )
     head = (
         "server",
@@ -179,7 +182,7 @@ def _part(figures: Figures, goals: list[tuple[str, bool]], rounds: int, seconds:
     met = [f"* {'met' if is_met else 'MISSED'}: {text}" for text, is_met in goals]
     return "\n".join(
         [
-            f"The bare call takes {calls}. {rounds} rounds of {seconds:g} s a cell; medians of the rounds.",
+            f"The bare call takes {calls}. {how}; medians of the rounds.",
             "",
             *met,
             "",

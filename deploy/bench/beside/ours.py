@@ -10,14 +10,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from agent.adapters.server import ServerProcess
 from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.deployment.models import Release, Served
 from agent.deployment.runner import Runner
-from deploy.bench.beside.network import SHAPE, build
+from deploy.bench.beside.load import pictures
+from deploy.bench.beside.network import build
 from deploy.bench.beside.plugin import NAME
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ def release(name: str, artifact_file: Path, method: str) -> Release:
 
 def first_score(module: torch.nn.Module) -> float:
     """Return the first score that ``module`` gives the row that ``load`` sends."""
-    row = np.random.default_rng(0).standard_normal((1, *SHAPE), dtype=np.float32)
     with torch.inference_mode():
-        return float(module(torch.from_numpy(row))[0, 0])
+        return float(module(torch.from_numpy(pictures(1)))[0, 0])
 
 
 class Ours:

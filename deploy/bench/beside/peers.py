@@ -78,7 +78,7 @@ def commands(folder: Path) -> dict[Peer, list[str]]:
     def taken() -> int:
         return next(ports)
 
-    asgi = Peer("bare ASGI, no batching", taken(), ("binary", "json"), ready="/")
+    asgi = Peer("bare ASGI, no batching", taken(), ("binary", "json", "noise"), ready="/")
     lit = Peer("LitServe", taken(), ("lit",), "/predict", "/health")
     lit8 = Peer("LitServe, 8 joined", taken(), ("lit",), "/predict", "/health")
     ml0, ml1 = (Peer(name, taken(), ("json",)) for name in ("MLServer, 0 workers", "MLServer, 1 worker (default)"))

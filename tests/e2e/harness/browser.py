@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
@@ -102,13 +103,25 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Click on an element, once it can be clicked."""
-        self.until(lambda: self.one(selector).is_enabled() and self.one(selector).is_displayed(), f"no {selector}")
-        self.one(selector).click()
+
+        def clicked() -> bool:
+            element = self.one(selector)
+            if not (element.is_enabled() and element.is_displayed()):
+                return False
+            self.run("arguments[0].scrollIntoView({block: 'center'})", element)
+            try:
+                element.click()
+            except (ElementClickInterceptedException, StaleElementReferenceException):
+                return False  # a section that came in between moved it
+            return True
+
+        self.until(clicked, f"no {selector} that can be clicked")
 
     def draw(self, selector: str, strokes: Sequence[Stroke]) -> None:
         """Draw with the mouse."""
         pad = self.one(selector)
         self.run("arguments[0].scrollIntoView({block: 'center'})", pad)
+        self.until(lambda: pad.size["width"] and pad.size["height"], f"{selector} has no size")
         width, height = pad.size["width"], pad.size["height"]
         chain = ActionChains(self._driver, duration=20)
         for stroke in strokes:

@@ -56,6 +56,7 @@ class InferenceServer:
     """The process, and the supervisor's end of its sockets."""
 
     process: subprocess.Popen[bytes]
+    listener: socket.socket
     port: int
     control_path: Path
     log: Path
@@ -123,7 +124,7 @@ def serving(
             cwd=ROOT,
             env={**os.environ, **({"STEPS": str(steps)} if steps else {})},
         )
-    it = InferenceServer(process, int(listener.getsockname()[1]), path, log_file)
+    it = InferenceServer(process, listener, int(listener.getsockname()[1]), path, log_file)
     try:
         parameters = {"artifact": "/store/r1", "version": "1", "release": "r1", "activate": True}
         call(path, "POST", "/v2/repository/models/m/load", {"parameters": parameters}, timeout_s=60)

@@ -115,7 +115,7 @@ class Subscriber:
 
     def on(self, topic: str, *, since: int = 0) -> list[JsonObject]:
         """Return the bodies of what came on ``topic`` since a mark."""
-        return [message.body for message in self._feed.since(since) if message.topic == topic]
+        return [message.body for message in self._feed.since(since) if message.topic == topic and message.text]
 
     def wait(
         self,
@@ -143,6 +143,10 @@ class Subscriber:
             timeout_s=timeout_s,
             about=lambda message: message.topic == topic,
         )
+
+    def wait_text(self, wanted: Callable[[Message], bool], *, since: int = 0, timeout_s: float = 60.0) -> Message:
+        """Return the first message since a mark that is wanted, whether it has a body or not."""
+        return self._feed.wait(wanted, since=since, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Disconnect."""

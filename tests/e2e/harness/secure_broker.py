@@ -5,21 +5,33 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tests.e2e.harness.feed import Feed
 from tests.e2e.harness.mqtt import END_S, HOST, Message, end, free_port, parse
 from tests.e2e.harness.tools import require
 
 if TYPE_CHECKING:
-    from tests.fakes.authority import Authority
+    from collections.abc import Callable, Mapping
 
 SHIPPED = Path(__file__).parents[3] / "deploy" / "mosquitto"
 PEOPLE = ("operator", "fleet", "auditor")
 PASSWORD = "canary-password"
+
+
+class Issuer(Protocol):
+    """Issues certificates; ``tests.fakes.authority`` does, and the scripts that are shipped."""
+
+    @property
+    def file(self) -> Path:
+        """The authority's own certificate."""
+
+    def issue(self, common_name: str, *, stem: str | None = None) -> tuple[Path, Path]:
+        """Write ``stem.pem`` and ``stem.key`` and return both."""
 
 
 class SecureBroker:
@@ -29,35 +41,42 @@ class SecureBroker:
         directory: its own.
         authority: issues its certificate and those of devices; it has another directory.
         replacing: what of the shipped configuration is changed besides paths and ports.
+        adding: further shipped configuration by the name of its file, and what is changed there.
     """
 
-    def __init__(self, directory: Path, authority: Authority, replacing: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        authority: Issuer,
+        replacing: Mapping[str, str] | None = None,
+        *,
+        adding: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self._authority = authority
         self._directory = directory
         self.device_port, self.people_port = free_port(), free_port()
         authority.issue("localhost", stem="broker")
         issued = authority.file.parent
-        for source in (SHIPPED / "devices.acl", SHIPPED / "people.acl", issued / "broker.pem", issued / "broker.key"):
+        for source in (*SHIPPED.glob("*.acl"), issued / "broker.pem", issued / "broker.key"):
             shutil.copy(source, directory)
         shutil.copy(authority.file, directory / "ca.pem")
         passwords = directory / "people.passwords"
         passwords.write_text("".join(f"{name}:{PASSWORD}\n" for name in PEOPLE))
         subprocess.run([require("mosquitto_passwd"), "-U", str(passwords)], check=True, timeout=END_S)
         owner = pwd.getpwuid(os.geteuid()).pw_name
-        text = (SHIPPED / "mosquitto.conf").read_text()
+        paths = {"/etc/mosquitto/nibbled": str(directory)}
         changes = {
             **(replacing or {}),
-            "/etc/mosquitto/nibbled": str(directory),
+            **paths,
             "/var/lib/mosquitto/": f"{directory}/",
             "listener 8883": f"listener {self.device_port} {HOST}",
             "listener 8884": f"listener {self.people_port} {HOST}",
             "per_listener_settings true": f"per_listener_settings true\nuser {owner}",
         }
-        for old, new in changes.items():
-            assert old in text, f"mosquitto.conf has no {old!r}"
-            text = text.replace(old, new)
+        texts = [_changed(SHIPPED / "mosquitto.conf", changes)]
+        texts += [_changed(SHIPPED / name, {**more, **paths}) for name, more in (adding or {}).items()]
         self._config = directory / "mosquitto.conf"
-        self._config.write_text(text)
+        self._config.write_text("\n".join(texts))
         self._process: subprocess.Popen[str] | None = None
         self.log: Feed[str] | None = None
 
@@ -78,6 +97,14 @@ class SecureBroker:
         if self._process is not None and self.log is not None:
             end(self._process)
             self.log.join()
+
+    def reload(self) -> None:
+        """Let it read again what it reads on SIGHUP, certificates and lists of revoked ones among it."""
+        assert self._process is not None
+        assert self.log is not None
+        mark = self.log.mark()
+        self._process.send_signal(signal.SIGHUP)
+        self.log.wait(lambda line: "Reloading config" in line, since=mark, timeout_s=END_S)
 
     def seen(self, words: str, *, timeout_s: float = 30.0) -> str:
         """Return the first line of this run's log with ``words`` in it, waiting for it."""
@@ -136,6 +163,18 @@ class Listener:
         """Return the first message on that topic."""
         return self._feed.wait(lambda message: message.topic == topic, timeout_s=3 * END_S)
 
+    def wait_for(self, wanted: Callable[[Message], bool], *, since: int = 0, timeout_s: float = END_S) -> Message:
+        """Return the first message since a mark that is wanted."""
+        return self._feed.wait(wanted, since=since, timeout_s=timeout_s)
+
+    def mark(self) -> int:
+        """Return a position: ``since`` of what comes from now on."""
+        return self._feed.mark()
+
+    def messages(self) -> list[Message]:
+        """Return every message so far."""
+        return self._feed.since(0)
+
     def texts(self) -> list[str]:
         """Return every payload so far."""
         return [message.text for message in self._feed.since(0) if message.text != self._marker]
@@ -144,6 +183,14 @@ class Listener:
         """Disconnect."""
         end(self._process)
         self._feed.join()
+
+
+def _changed(file: Path, changes: Mapping[str, str]) -> str:
+    text = file.read_text()
+    for old, new in changes.items():
+        assert old in text, f"{file.name} has no {old!r}"
+        text = text.replace(old, new)
+    return text
 
 
 def fresh_text() -> str:

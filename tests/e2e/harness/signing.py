@@ -18,15 +18,19 @@ PAYLOAD_TYPE = "application/vnd.nibbled.manifest+json"
 
 
 class Signer:
-    """An Ed25519 key pair; ``directory`` holds the public half as ``<name>.pub`` for a device to trust."""
+    """An Ed25519 key pair; ``directory`` holds the public half as ``<name>.pub`` for a device to trust.
+
+    Attributes:
+        key: the file of the private half.
+    """
 
     def __init__(self, directory: Path, private_directory: Path, name: str) -> None:
         self.name = name
         self._directory = private_directory
-        self._key = private_directory / f"{name}.pem"
+        self.key = private_directory / f"{name}.pem"
         self._signing = threading.Lock()
-        self._openssl("genpkey", "-algorithm", "ed25519", "-out", str(self._key))
-        self._openssl("pkey", "-in", str(self._key), "-pubout", "-out", str(directory / f"{name}.pub"))
+        self._openssl("genpkey", "-algorithm", "ed25519", "-out", str(self.key))
+        self._openssl("pkey", "-in", str(self.key), "-pubout", "-out", str(directory / f"{name}.pub"))
 
     def seal(self, manifest: JsonObject) -> JsonObject:
         """Return ``manifest`` in a signed DSSE envelope."""
@@ -39,7 +43,7 @@ class Signer:
 
     def _sign(self, message: bytes) -> bytes:
         text, signature = self._directory / "message", self._directory / "signature"
-        files = ("-inkey", str(self._key), "-in", str(text), "-out", str(signature))
+        files = ("-inkey", str(self.key), "-in", str(text), "-out", str(signature))
         with self._signing:
             text.write_bytes(message)
             self._openssl("pkeyutl", "-sign", "-rawin", *files)

@@ -14,6 +14,7 @@ PACKAGES = {
     "chromedriver": "chromium-driver",
     "chromium": "chromium",
     "curl": "curl",
+    "docker-registry": "docker-registry",
     "jq": "jq",
     "mosquitto": "mosquitto",
     "mosquitto_passwd": "mosquitto",
