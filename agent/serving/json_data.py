@@ -83,7 +83,10 @@ def _in_range(name: str, datatype: str, shape: tuple[int, ...], values: Array) -
     with np.errstate(over="ignore"):
         floats = values.astype(DATATYPES[datatype])
     # Of numbers the sum is one: it is a pass less, and what is no number, or a sum too large, is looked at closely.
-    if not math.isfinite(np.add.reduce(floats, axis=None, dtype=np.float64)) and not (finite := np.isfinite(floats)).all():
+    if (
+        not math.isfinite(np.add.reduce(floats, axis=None, dtype=np.float64))
+        and not (finite := np.isfinite(floats)).all()
+    ):
         raise BadRequestError(f"input {name!r} holds {found(~finite, values, shape)}: outside the range of {datatype}")
     return floats
 
