@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import socket
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None, loader: Loader | None = None) -> No
     configure_log()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     loader = loader or TorchLoader(options.device, options.threads)
+    gc.freeze()  # what was imported stays: a collection that walks it keeps everybody waiting for tens of milliseconds
     uvloop.run(_run(options, loader))
     LogStream(sys.stderr).flush()
     # Threads may still be inside torch, whose teardown order is not theirs: there is nothing left to clean up.
