@@ -280,9 +280,14 @@ class MqttTransport:
         name, operation_id = self._topics.command_name(message.topic), self._topics.operation_id(message.topic)
         wanted = self._sources.get(message.topic)
         epoch, mid, qos = self._epoch, message.mid, message.qos
+        is_done = False
 
         @survived
         def acknowledge() -> None:
+            nonlocal is_done
+            if is_done:  # it was handled again; by now its number may be another message's
+                return
+            is_done = True
             self._room.leave()
             if epoch == self._epoch:  # an older connection's message comes again by itself
                 with around("mqtt.puback"):

@@ -324,6 +324,8 @@ class ServerProcess:
                 return call(self._path, "POST", route, {"parameters": parameters}, timeout_s=300.0, calls=self._calls)
         except ControlError as error:
             code = _CODES.get(error.code or "", _VERB_CODES[verb])
-            raise StepError(code, f"{verb} of {model}: {error}", retryable=error.status is None) from None
+            # An unload that fails says nothing of any artifact: nothing has to be built again for it.
+            is_passing = error.status is None or verb == "unload"
+            raise StepError(code, f"{verb} of {model}: {error}", retryable=is_passing) from None
         except OSError as error:
             raise StepError(_VERB_CODES[verb], f"{verb} of {model}: {error}", retryable=True) from None

@@ -3,6 +3,7 @@
 INVARIANTS:
 - a document that waits, and a halt, are committed before the broker hears that the device has them;
 - a halt that is lost on its way to the journal, or that could not be heard, never lets anything begin;
+- halts and their ends count in the order in which they came, also those that could not be committed at once;
 - what a broker does not retain any more is lifted only where it still has the group's document: one that forgot
   everything says nothing about halts.
 
@@ -69,7 +70,8 @@ class Groups:
         waiting, halts = journal.waiting(), journal.halts()
         self._waiting = {name: Desired.model_validate(waiting[name]) for name in self.names if name in waiting}
         self._halts = {name: Halts.from_json(halts[name]) for name in self.names if name in halts}
-        self._owed: set[str] = set()
+        self._owed: dict[str, list[HaltMessage]] = {}
+        self._taken: list[HaltMessage] = []
 
     @property
     def waiting(self) -> Mapping[str, Desired]:
@@ -90,16 +92,28 @@ class Groups:
 
     def heed(self, message: HaltMessage) -> None:
         """Take a halt in, or its end; what a broker replays is known already."""
-        halt = halting.parse(message.payload)
-        if halt is None:
-            self._hearing.lifted(message.source, message.connection)
-        else:
-            self._hearing.halt(message.source, message.connection)
-        self._owed.add(message.source)  # until it is committed nothing begins: if that fails the message comes again
-        signature = self._signature(halt, message)
-        before = self._halts.get(message.source, Halts())
-        self._change(message.source, before.after(halt, is_signed=signature == "trusted"), signature)
-        self._owed.discard(message.source)
+        if self._was_taken(message):
+            return
+        # Until it is committed nothing begins. If that fails it comes again; newer ones that come before take it along.
+        owed = self._owed.setdefault(message.source, [])
+        if not any(each is message for each in owed):
+            owed.append(message)
+            note = self._hearing.halt if message.payload else self._hearing.lifted
+            note(message.source, message.connection)
+        after, signature = self._halts.get(message.source, Halts()), None
+        for each in owed:
+            halt = halting.parse(each.payload)
+            signature = self._signature(halt, each)
+            after = after.after(halt, is_signed=signature == "trusted")
+        self._change(message.source, after, signature)
+        del self._owed[message.source]
+        self._taken += [each for each in owed if each is not message]
+
+    def _was_taken(self, message: HaltMessage) -> bool:
+        """Return whether a message that comes again was committed with a newer one; it does not come a third time."""
+        others = [each for each in self._taken if each is not message]
+        was_taken, self._taken = len(others) < len(self._taken), others
+        return was_taken
 
     def look(self) -> None:
         """Lift the halts that the broker does not have any more, once it has told all that it has."""

@@ -23,7 +23,7 @@ from agent.deployment.repair import REPAIR, Unusable
 from agent.deployment.retention import in_use, needed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from agent.deployment.machine import Operation
     from agent.deployment.models import Served
@@ -178,8 +178,26 @@ class Keeper:
             self.restore("server_lost")
         self._on_change()
 
-    def proved(self, model: str) -> None:
-        """Forget the deaths, and what of ``model`` could not be loaded: a release has just passed its trial."""
+    @contextlib.contextmanager
+    def proving(self, model: str) -> Iterator[None]:
+        """Forget the deaths, and what of ``model`` could not be loaded: a release has just passed its trial.
+
+        The block commits that; if it raises, all is known as before.
+        """
+        crashes, mode_before, told, repairs = [*self._crashes], self._mode, {*self._told}, self._repairs
+        known = self._unusable.get(model)
+        self._forgive(model)
+        try:
+            yield
+        except BaseException:
+            self._crashes.extend(crashes)
+            self._mode, self._told, self._repairs = mode_before, told, repairs
+            if known is not None:
+                with self._lock:
+                    self._unusable = {**self._unusable, model: {**known, **self._unusable.get(model, {})}}
+            raise
+
+    def _forgive(self, model: str) -> None:
         self._crashes.clear()
         self._mode = Mode.CURRENT
         with self._lock:
@@ -214,8 +232,8 @@ class Keeper:
     def _bring_back(self) -> None:
         """Restore what is selected; where a release cannot be loaded, what is then selected in its place."""
         served = self._journal.served()
-        while (error := self._restore_once(served)) is not None:
-            if not self._set_aside(served, error):
+        while (error := self._restore_once(chosen := self.selected(served))) is not None:
+            if not self._set_aside(chosen, error):
                 raise error
         left = self.selected(served)
         if self._mode is not Mode.SAFE and any(name not in left for name in served):
@@ -228,20 +246,20 @@ class Keeper:
         if before or self._has_fallen:
             self._on_fallen()
 
-    def _restore_once(self, served: Mapping[str, Served]) -> RestoreError | None:
+    def _restore_once(self, chosen: Mapping[str, Served]) -> RestoreError | None:
         try:
-            self._server.restore(self.selected(served))
+            self._server.restore(chosen)
         except RestoreError as error:
             return error
         return None
 
-    def _set_aside(self, served: Mapping[str, Served], error: RestoreError) -> bool:
-        """Remember which releases the server cannot load; return whether there was one."""
+    def _set_aside(self, chosen: Mapping[str, Served], error: RestoreError) -> bool:
+        """Remember which of the chosen releases the server cannot load; return whether there was one."""
         is_found = False
         for name, failure in error.failures.items():
             # Not what failed for want of memory, or of an answer: that may be over at the next try.
-            if name in served and failure.code is ErrorCode.LOAD_FAILED and not failure.retryable:
-                release = self.selected(served)[name].current.id
+            if name in chosen and failure.code is ErrorCode.LOAD_FAILED and not failure.retryable:
+                release = chosen[name].current.id
                 log.error("release_unusable", model=name, release=release, error=failure.detail)
                 with self._lock:
                     known = self._unusable.get(name, {})

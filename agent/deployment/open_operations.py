@@ -198,11 +198,11 @@ class OpenOperations:
             served = self._journal.served()
             before_it = self._keeper.foundation(served.get(str(after.model)), after)
             item = settle(before_it, after, rfc3339(self._clock.now()))
-            self._keeper.proved(str(after.model))
             rest = {name: other for name, other in served.items() if name != after.model}
             now_served = {**rest, item.name: item} if item else rest
-            told = [*reports, *self._reporting.reported(now_served)]
-            self._journal.save(after, told, served=item, remove=item is None)
+            with self._keeper.proving(str(after.model)):
+                told = [*reports, *self._reporting.reported(now_served)]
+                self._journal.save(after, told, served=item, remove=item is None)
         if not after.state.is_terminal:
             self._open[after.id] = after
         log.info("operation", **logged(after))

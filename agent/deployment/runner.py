@@ -11,12 +11,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import structlog
+
 from agent.deployment.ports import InterruptedStepError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
+log = structlog.get_logger("steps")
 PROGRESS_EVERY_S = 0.2
 
 
@@ -77,7 +79,7 @@ class Runner:
         self._thread.start()
 
     def submit(self, task: Callable[[], None]) -> None:
-        """Run ``task`` after those submitted before. Tasks catch their own errors."""
+        """Run ``task`` after those submitted before. Tasks catch their own errors: what comes out is logged."""
         self._tasks.put(task)
 
     def stop(self, timeout_s: float) -> bool:
@@ -88,5 +90,12 @@ class Runner:
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            task()
-            self._after()
+            self._do(task)
+            self._do(self._after)
+            del task  # the next wait may be long
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:  # without this thread nothing is done any more, and its children would be killed
+            log.exception("task_failed", thread=self._thread.name)

@@ -24,6 +24,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import structlog
 
 from agent.planning.memory import SERVED_ROWS
 from agent.serving.errors import ExpiredError, UnavailableError
@@ -87,6 +88,7 @@ class _Executed:
     passes: list[Pass] = field(default_factory=list)
 
 
+log = structlog.get_logger("batcher")
 _DEFAULT = Batching()
 AT_ONCE_S = 0.001
 """Reading a JSON request of some hundred kilobytes keeps the event loop as long."""
@@ -250,7 +252,10 @@ class Batcher:
         if work.expiry is not None:
             work.expiry.cancel()
         work.slot.free()
-        work.settled(outcome)
+        try:
+            work.settled(outcome)
+        except Exception:  # it must not, and others of the batch are still to be told of theirs
+            log.exception("not_told", model=work.slot.model)
 
     def _deliver(self, batch: Sequence[Work], executed: _Executed) -> None:
         self._joined = len(batch)

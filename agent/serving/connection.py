@@ -98,6 +98,7 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._responses = responses
         self._direct = direct
+        self._inference: DirectInference | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -121,8 +122,8 @@ class Connection(HttpToolsProtocol):
         """Forget the connection."""
         self._stop_timers()
         super().connection_lost(exc)
-        if isinstance(self.cycle, DirectInference):
-            self.cycle.leave()
+        if self._inference is not None:  # others may have been sent ahead behind it
+            self._inference.leave()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, as long as a head does not grow without end."""
@@ -200,7 +201,7 @@ class Connection(HttpToolsProtocol):
         if direct is None:
             self._begin()
         else:
-            self.cycle = direct
+            self.cycle = self._inference = direct
 
     def _begin(self) -> None:
         super().on_headers_complete()

@@ -132,8 +132,10 @@ class Direct:
         if slot is None:
             return False
         inference.slot = slot
-        parts = inference.parts
+        # Not kept: the connection knows its last request until the next one, and that may take a minute.
+        parts, inference.parts = inference.parts, []
         body = parts[0] if len(parts) == 1 else b"".join(parts)
+        del parts
         try:
             request = parse_request(body, header_length(inference.headers), slot.network.inputs)
             inference.take_back = self._plane.ask(slot, request, lambda outcome: self._answer(inference, outcome))

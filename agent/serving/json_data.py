@@ -80,13 +80,11 @@ def _has_boolean(data: list[Any]) -> bool:
 
 
 def _in_range(name: str, datatype: str, shape: tuple[int, ...], values: Array) -> Array:
-    with np.errstate(over="ignore"):
-        floats = values.astype(DATATYPES[datatype])
     # Of numbers the sum is one: it is a pass less, and what is no number, or a sum too large, is looked at closely.
-    if (
-        not math.isfinite(np.add.reduce(floats, axis=None, dtype=np.float64))
-        and not (finite := np.isfinite(floats)).all()
-    ):
+    with np.errstate(over="ignore", invalid="ignore"):
+        floats = values.astype(DATATYPES[datatype])
+        total = np.add.reduce(floats, axis=None, dtype=np.float64)
+    if not math.isfinite(total) and not (finite := np.isfinite(floats)).all():
         raise BadRequestError(f"input {name!r} holds {found(~finite, values, shape)}: outside the range of {datatype}")
     return floats
 

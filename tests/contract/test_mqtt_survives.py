@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from paho.mqtt.client import MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode
 
 from agent.adapters.broker import Broker
@@ -27,10 +28,14 @@ class Client:
 
     def __init__(self) -> None:
         self.topics: list[str] = []
+        self.acknowledged: list[int] = []
         self.error: OSError | None = None
 
     def is_connected(self) -> bool:
         return True
+
+    def ack(self, mid: int, _qos: int) -> None:
+        self.acknowledged.append(mid)
 
     def subscribe(self, _filters: Any) -> None:
         """Nothing to remember."""
@@ -138,3 +143,15 @@ def test_a_birth_that_failed_is_said_with_the_next_report_and_the_engine_hears_o
     subject.client.error = None
     subject.transport.flush()
     assert subject.client.topics == ["edge/v1/box-1/presence", REPORT.topic]
+
+
+def test_a_message_that_is_handled_again_is_acknowledged_once(subject: Subject) -> None:
+    """By the second time the broker may have given its number to another message, which the journal does not hold."""
+    subject.connect()
+    message = MQTTMessage(7, b"edge/v1/box-1/cmd/status")
+    message.qos, message.payload = 1, b"{}"
+    subject.transport._on_message(subject.client, None, message)  # type: ignore[arg-type]
+    command = subject.posted[-1]
+    for _ in range(2):
+        command.acknowledge()
+    assert subject.client.acknowledged == [7]

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from agent.adapters.control import ControlError
 from agent.adapters.server import ServerProcess
 from agent.adapters.sockets import listen_tcp, listen_unix
 from agent.contract.errors import ErrorCode
 from agent.deployment.models import Release, Served
-from agent.deployment.ports import StepError
+from agent.deployment.ports import RestoreError, StepError
 from tests.e2e.harness.releases import build_release
 from tests.fakes.server import FakeServer
 
@@ -180,6 +181,30 @@ class TestServer:
         subject.server.load(MODEL, subject.new, unload_first=True)
         subject.server.activate(MODEL, subject.new)
         assert subject.answers() == {MODEL: subject.new.id}
+
+
+def test_an_unload_that_fails_says_nothing_against_the_release_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, http: socket.socket, tmp_path: Path
+) -> None:
+    """What cannot be loaded is built again: not for that, in a server that holds both."""
+    rows = [
+        {"name": MODEL, "state": "READY", "parameters": {"release": name, "active": name == "new"}}
+        for name in ("old", "new")
+    ]
+
+    def answer(_path: Path, _method: str, route: str, *_arguments: object, **_options: object) -> object:
+        if route.endswith("/unload"):
+            raise ControlError("internal error", 500)
+        return rows if route.endswith("/index") else {}
+
+    monkeypatch.setattr("agent.adapters.server.call", answer)
+    path = tmp_path / "control.sock"
+    with listen_unix(path) as control:
+        server = ServerProcess(http, control, path)
+        monkeypatch.setattr(server, "_ensure_running", lambda: None)
+        with pytest.raises(RestoreError) as caught:
+            server.restore({MODEL: Served(MODEL, simulated().new)})
+    assert caught.value.failures[MODEL].retryable
 
 
 @needs_torch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import structlog
 
 from agent.serving.batcher import AT_ONCE_S, Batcher, Batching
 from agent.serving.errors import ExpiredError, UnavailableError
@@ -215,6 +216,28 @@ def test_a_poisoned_request_fails_alone() -> None:
         assert [isinstance(outcome, RuntimeError) for outcome in outcomes] == [False, True, False]
         assert network.calls == [1, 3, 1, 1, 1]
         assert slot.in_flight == 0
+
+    run(scenario)
+
+
+def test_one_that_cannot_be_told_of_its_answer_keeps_no_other_from_its_own() -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        slot = slot_of(network)
+
+        def fails(_outcome: Any) -> None:
+            raise RuntimeError("the handler is closed")
+
+        async with batcher(network) as it:
+            first = await occupy(it, slot, network)
+            it.ask(slot, question(1.0), fails)
+            waiting = it.submit(slot, question(2.0))
+            network.gate.set()
+            with structlog.testing.capture_logs() as lines:
+                await asyncio.gather(first, waiting)
+        assert network.calls == [1, 2], "they were joined"
+        assert slot.in_flight == 0
+        assert [line["event"] for line in lines] == ["not_told"]
 
     run(scenario)
 

@@ -206,7 +206,8 @@ async def _begun(it: Harness, writer: asyncio.StreamWriter, part: bytes) -> Dire
 
     it.app.direct.begin = noted  # type: ignore[method-assign]
     writer.write(part)
-    await until(lambda: bool(begun) and sum(map(len, begun[0].parts)) == len(part.partition(b"\r\n\r\n")[2]))
+    size = len(part.partition(b"\r\n\r\n")[2])
+    await until(lambda: bool(begun) and (not begun[0].more_body or sum(map(len, begun[0].parts)) == size))
     return begun[0]
 
 
@@ -271,6 +272,48 @@ def test_a_client_that_leaves_while_its_request_is_computed_is_counted_once() ->
             slot = it.plane.models.active("m")
             await until(lambda: not slot.in_flight)
             assert (slot.stats.outcomes["canceled"], slot.stats.outcomes["ok"], it.responses[200]) == (1, 0, 1)
+
+    run(scenario)
+
+
+def test_a_client_that_sent_more_ahead_and_is_gone_costs_no_computation_either(asked: list[str]) -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        async with listening(is_direct=True) as (port, it):
+            await it.serve("m", network)
+            network.gate.clear()
+            first = asyncio.create_task(say(port, post(body(), ENDS)))
+            await until(network.entered.is_set)
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            slot, batcher = it.plane.models.active("m"), it.plane.models.get("m").batcher
+            began = await _begun(it, writer, post(body()))
+            await until(lambda: len(batcher) == 1)
+            connection: Any = began.line
+            writer.write(HEALTH)
+            await until(lambda: bool(connection.pipeline))
+            connection.transport.abort()  # over TLS a reset is noticed though nothing is read
+            await until(lambda: slot.stats.outcomes["canceled"] == 1)
+            assert len(batcher) == 0
+            network.gate.set()
+            assert statuses(await first) == [200]
+            assert (network.calls, slot.in_flight) == ([1], 0)
+            writer.close()
+        assert not asked
+
+    run(scenario)
+
+
+def test_of_a_connection_that_is_idle_no_body_is_kept(asked: list[str]) -> None:
+    async def scenario() -> None:
+        async with listening(is_direct=True) as (port, it):
+            await it.serve("m", FakeNetwork())
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            began = await _begun(it, writer, post(body() + b" " * MOST_JOINED))
+            await reader.readuntil(b"\r\n\r\n")
+            assert began.response_complete
+            assert began.parts == []
+            writer.close()
+        assert not asked
 
     run(scenario)
 

@@ -388,6 +388,25 @@ def test_a_journal_that_cannot_take_a_halt_in_lets_nothing_begin(box: Box) -> No
     assert (methods(box), state(box)) == ({"kanji": "fp4"}, "halted")
 
 
+@pytest.mark.parametrize("words", [[b"", b"{}"], [b"{}", b""], [b"{}", b"", b"{}"]], ids=["halted", "lifted", "again"])
+def test_a_word_that_the_journal_could_not_take_in_does_not_undo_the_ones_behind_it(
+    box: Box, words: list[bytes]
+) -> None:
+    if not words[0]:
+        halt(box)
+    box.journal.error = OSError("database or disk is full")
+    acknowledged = box.halt("lab", words[0])
+    box.settle()
+    box.journal.error = None
+    for word in words[1:]:
+        box.halt("lab", word)
+        box.settle()
+    for _ in range(ENOUGH):
+        go_on(box, 1.0)
+    assert bool(box.journal.halts()) == bool(words[-1])
+    assert acknowledged == ["ack"]
+
+
 def test_of_a_group_that_is_halted_before_it_wants_anything_the_reason_is_told(tmp_path: Path) -> None:
     box = make(tmp_path)
     box.halt("lab", reason="not yet")
@@ -447,6 +466,18 @@ def test_a_signed_halt_is_lifted_by_a_higher_generation_only(strict: Box, privat
     assert events(strict, "group_halted")[0]["signature"] == "trusted"
     want_signed(strict, private, 3, "nf4", sequence=3)
     assert methods(strict) == {"kanji": "nf4"}
+
+
+def test_a_signed_halt_that_the_journal_could_not_take_in_at_once_is_not_lifted_by_an_empty_message(
+    strict: Box, private: Path
+) -> None:
+    strict.journal.error = OSError("database or disk is full")
+    strict.halt("lab", keys.sign_message({"group": "lab"}, "halt", {"schema": 1, "generation": 2}, private))
+    strict.settle()
+    strict.journal.error = None
+    strict.halt("lab", b"")
+    strict.settle()
+    assert strict.journal.halts()["lab"]["signed"]["generation"] == 2
 
 
 def test_a_halt_with_a_wrong_signature_halts_as_one_without(strict: Box, private: Path, tmp_path: Path) -> None:

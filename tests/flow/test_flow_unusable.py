@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.deployment.phases import Phase
+from agent.deployment.again import LONGEST_PAUSE_S
+from agent.deployment.phases import MAX_ATTEMPTS, Phase
+from agent.deployment.recovery import Mode
 from tests.fakes.box import CONTENT, TOPICS, URL, Box
 from tests.fakes.device import checkpoint, sha256
 from tests.fakes.server import DAMAGED
@@ -175,6 +177,22 @@ def test_both_releases_damaged(serving_box: Box) -> None:
     assert box.serving() == item.current.id
 
 
+def test_what_is_set_aside_is_what_was_tried_whatever_the_engine_decides_meanwhile(serving_box: Box) -> None:
+    box, release = serving_box, current(serving_box)
+    damage(release)
+
+    def die_often() -> None:
+        for _ in range(MAX_ATTEMPTS):
+            box.keeper.crashed(box.clock.monotonic(), ())
+
+    box.reboot()
+    box.server.before("restore", die_often)
+    box.runner.pump()
+    assert box.keeper.mode is Mode.LAST_GOOD
+    (alarm,) = box.keeper.alarms
+    assert release.id in alarm
+
+
 def test_other_models_are_not_touched(serving_box: Box) -> None:
     box = serving_box
     box.sources.files[OTHER_URL] = OTHER
@@ -214,6 +232,33 @@ def test_a_deploy_that_waits_takes_the_place_of_a_repair(serving_box: Box) -> No
     assert repairs(box) == []
     item = box.journal.served()["kanji"]
     assert (item.current.method, item.previous and item.previous.method) == ("int8", "fp4")
+
+
+def test_a_damaged_release_is_known_until_the_end_of_the_one_that_takes_its_place_is_committed(
+    serving_box: Box,
+) -> None:
+    box = serving_box
+    box.sources.files[OTHER_URL] = OTHER
+    box.deploy("newer", OTHER, OTHER_URL, method="int8")
+    box.go_to("newer", Phase.DOWNLOADING)
+    damage(current(box))
+    box.reboot()
+    box.go_to("newer", Phase.TRIAL)
+    alarms = list(box.keeper.alarms)
+    assert len(alarms) == 1
+    box.journal.error = OSError("database or disk is full")
+    box.settle()
+    assert list(box.keeper.alarms) == alarms
+    box.journal.error = None
+    for _ in range(int(LONGEST_PAUSE_S)):
+        box.clock.advance(1.0)
+        box.engine.turn(wait_s=0)
+        box.settle()
+    assert box.report("newer")["state"] == "succeeded"
+    assert not box.keeper.alarms
+    previous = box.journal.served()["kanji"].previous
+    assert previous is not None
+    assert previous.method == "fp4", "not the one that cannot be loaded"
 
 
 @pytest.mark.parametrize("verb", ["canary", "activate"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.deployment.runner import Runner
 
@@ -21,6 +22,24 @@ def test_tasks_run_in_order_and_each_is_followed_by_what_is_done_after_it() -> N
         runner.submit(lambda name=name: done.append(name))  # type: ignore[misc]  # bound now, not when it runs
     assert runner.stop(LONG_S)
     assert done == ["first", "after", "second", "after"]
+
+
+@pytest.mark.parametrize("at", ["task", "after"])
+def test_an_error_that_comes_out_of_a_task_is_logged_and_the_next_one_is_done(at: str) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        done.append("failed")
+        raise KeyError(at)
+
+    runner = Runner(name="steps", after=fail if at == "after" else lambda: None)
+    runner.start()
+    with capture_logs() as lines:
+        runner.submit(fail if at == "task" else lambda: None)
+        runner.submit(lambda: done.append("next"))
+        assert runner.stop(LONG_S)
+    assert done[:2] == ["failed", "next"]
+    assert (lines[0]["event"], lines[0]["thread"]) == ("task_failed", "steps")
 
 
 # What lies on top of the heap goes by itself (mallopt(3), M_TRIM_THRESHOLD): a block above the freed ones keeps it.

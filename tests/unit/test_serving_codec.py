@@ -174,6 +174,7 @@ MALFORMED = {
     "true in FP32": (one_input(data=[True, 1.5]), "holds a boolean, true at [0, 0]: FP32 has none"),
     "nested false in FP32": (one_input(data=[[1.5, False]]), "holds a boolean, false at [0, 1]: FP32 has none"),
     "1e39 in FP32": (one_input(data=[0.0, 1e39]), "holds 1e+39 at [0, 1]: outside the range of FP32"),
+    "both signs of it": (one_input(data=[1e39, -1e39]), "holds 1e+39 at [0, 0]: outside the range of FP32"),
     "-1e39 in too much FP32": (one_input(data=[[0.0], [1.0], [-1e39]]), "holds -1e+39 at [2, 0]: outside"),
     "1e999": (one_input().replace(b"2.0", b"1e999"), "not valid JSON"),
     "3.7 in INT32": (one_input(datatype="INT32", data=[1, 3.7]), "holds 3.7 at [0, 1]: that is no INT32"),
