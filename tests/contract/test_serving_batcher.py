@@ -536,3 +536,17 @@ def test_while_texts_are_made_the_thread_computes() -> None:
         assert network.threads == ["model"]
 
     run(scenario)
+
+
+def test_while_another_release_of_the_model_computes_the_thread_is_waited_for() -> None:
+    async def scenario() -> None:
+        old, new = FakeNetwork(), Threads()
+        async with batcher(old, new) as it:
+            first = await occupy(it, slot_of(old), old)
+            second = it.submit(slot_of(new, "r2"), question(1.0))
+            assert new.threads == []
+            old.gate.set()
+            await asyncio.gather(first, second)
+        assert new.threads == ["model"]
+
+    run(scenario)
