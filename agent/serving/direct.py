@@ -177,11 +177,21 @@ class Direct:
             inference.keep_alive = False
         body = reply.body
         encoding = accepted_encoding(inference.headers) if len(body) >= MIN_COMPRESSED_BYTES else None
-        if encoding is None or len(body) <= INLINE_BYTES:
-            _finish(inference, reply, body if encoding is None else compressed(body, encoding), encoding)
-            return
-        packing = asyncio.get_running_loop().run_in_executor(None, compressed, body, encoding)
-        packing.add_done_callback(lambda done: _finish(inference, reply, done.result(), encoding))
+        if encoding is None:
+            _finish(inference, reply, body, None)
+        elif len(body) <= INLINE_BYTES:
+            _finish(inference, reply, *_packed(body, encoding))
+        else:
+            packing = asyncio.get_running_loop().run_in_executor(None, _packed, body, encoding)
+            packing.add_done_callback(lambda done: _finish(inference, reply, *done.result()))
+
+
+def _packed(body: bytes, encoding: str) -> tuple[bytes, str | None]:
+    """Return a body as it is sent, and its encoding: without the memory to pack it, as it is."""
+    try:
+        return compressed(body, encoding), encoding
+    except MemoryError:
+        return body, None
 
 
 def _answered(outcome: Inference | Exception) -> Inference:

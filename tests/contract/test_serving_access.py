@@ -272,6 +272,24 @@ class TestRepository:
 
         run(scenario)
 
+    def test_what_was_set_aside_does_not_come_back_in_a_switch_after_a_deploy(self, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            access = Access(None, TokenFile(write(tmp_path / "admins", ADMIN)))
+            async with harness(access=access, store=tmp_path) as it:
+                headers = bearer(ADMIN)
+                await it.serve("m", FakeNetwork())
+                assert (await it.data.post("/v2/repository/models/m/unload", headers=headers)).status_code == 200
+                await it.serve("m", FakeNetwork(), version="2", release="r2")
+                it.loader.networks["r3"] = FakeNetwork()
+                switch = {"artifact": "/store/r3", "version": "3", "release": "r3", "unload_first": True}
+                assert (await it.change("m", "load", **switch)).status_code == 200
+                assert it.plane.models.get("m").active is None
+                refused = await it.data.post("/v2/repository/models/m/load", headers=headers)
+                assert refused.status_code == 503
+                assert list(it.plane.models.get("m").slots) == ["r3"]
+
+        run(scenario)
+
     def test_an_undeploy_that_waits_for_an_administrators_unload_is_the_last_word(self, tmp_path: Path) -> None:
         async def scenario() -> None:
             access = Access(None, TokenFile(write(tmp_path / "admins", ADMIN)))

@@ -160,6 +160,26 @@ def test_a_body_that_comes_in_time_is_read_here_and_one_that_drips_goes_on_in_th
     run(scenario)
 
 
+def test_a_client_that_waits_for_a_word_before_its_body_is_told_to_go_on_at_once(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.serving.connection.PATIENCE_S", 30.0)
+
+    async def scenario() -> None:
+        async with listening(is_direct=True) as (port, it):
+            await it.serve("m", FakeNetwork())
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head, _, content = post(body(), b"Expect: 100-continue", ENDS).partition(b"\r\n\r\n")
+            writer.write(head + b"\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+            writer.write(content)
+            assert statuses(await reader.read()) == [200]
+            writer.close()
+        assert len(asked) == 1
+
+    run(scenario)
+
+
 def test_a_body_that_never_ends_has_the_applications_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.serving.connection.PATIENCE_S", 0.0)
 
@@ -388,6 +408,26 @@ def test_a_large_answer_is_packed_beside_the_event_loop(asked: list[str]) -> Non
         assert gzip.decompress(packed) == plain
         assert len(plain) > MOST_JOINED
         assert not asked
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("count", [100, MOST_JOINED // 8], ids=["small", "large"])
+def test_an_answer_that_there_is_no_memory_to_pack_goes_out_as_it_is(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(_body: bytes, _encoding: str) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("agent.serving.direct.compressed", exhausted)
+
+    async def scenario() -> None:
+        async with listening(is_direct=True) as (port, it):
+            await it.serve("m", FakeNetwork())
+            rows = np.ones((count, 4), np.float32)
+            answer = await say(port, binary(rows, b"Accept-Encoding: gzip", ENDS))
+            assert b"content-encoding" not in answer.partition(b"\r\n\r\n")[0]
+            assert answer == await say(port, binary(rows, ENDS))
 
     run(scenario)
 
