@@ -14,6 +14,7 @@ alone promises order to other processes, not to the disk).
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -40,6 +41,8 @@ RESERVE_BYTES = 64 * 2**20
 """Disk space that stays free so that journal and logs can go on."""
 RESULT = "result.json"
 FOOTPRINT = "footprint.json"
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
+"""Errors of reading that say nothing of the file."""
 _FETCH_AGAIN = "deploy it again, with a new id and signed with a higher sequence: the file is then fetched anew"
 
 
@@ -67,17 +70,19 @@ class ArtifactStore:
         """Hash a file that lay in the store.
 
         Raises:
-            StepError: ``checksum_mismatch`` for one that has changed, or cannot be read; it is deleted, so that a
-                deploy fetches it.
+            StepError: ``checksum_mismatch`` for one that has changed, or that the disk has lost; it is deleted, so that
+                a deploy fetches it. ``download_failed`` for one that cannot be read for another reason; it stays.
         """
         path = self._artifacts / sha256 / "source"
         try:
-            length, digest = _hash(path, watch, is_told=False)  # progress is the build's
+            length, digest = _digest(path, lambda _done, _total: watch.check())  # progress is the build's
             if digest == sha256:
                 return
             detail = f"has changed in the store: its {length} bytes have sha256 {digest} now"
-        except StepError as error:
-            detail = f"cannot be read from the store: {error.detail}"
+        except OSError as error:
+            detail = f"cannot be read from the store: {path.name}: {error.strerror}"
+            if error.errno in _PASSING:  # it may be whole, and there is no other copy
+                raise StepError(ErrorCode.DOWNLOAD_FAILED, f"{sha256[:12]} {detail}", retryable=True) from None
         path.unlink(missing_ok=True)
         detail = f"{sha256[:12]} {detail}"
         raise StepError(ErrorCode.CHECKSUM_MISMATCH, detail, _FETCH_AGAIN, retryable=True)
@@ -259,11 +264,10 @@ def _files(result: dict[str, Any]) -> dict[str, str]:
     return {name: os.path.basename(result[name]) for name in names if name in result}  # noqa: PTH119
 
 
-def _hash(path: Path, watch: Watch, *, is_told: bool = True) -> tuple[int, str]:
+def _hash(path: Path, watch: Watch) -> tuple[int, str]:
     def on_chunk(done: int, total: int) -> None:
         watch.check()
-        if is_told:
-            watch.progress(done, total, "bytes")
+        watch.progress(done, total, "bytes")
 
     try:
         return _digest(path, on_chunk)

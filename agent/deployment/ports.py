@@ -247,7 +247,10 @@ class Store(Protocol):
         """Return the file of that digest as it was once verified, or None."""
 
     def verify_again(self, sha256: str, watch: Watch) -> None:
-        """Hash a file that lay in the store; one that has changed is deleted, and ``checksum_mismatch`` raised."""
+        """Hash a file that lay in the store; one that has changed is deleted, and ``checksum_mismatch`` raised.
+
+        Any other error leaves it.
+        """
 
     def admit(self, sha256: str, size: int | None, watch: Watch) -> Path:
         """Hash the partial file and move it into the store, durably; a mismatch deletes it and raises."""

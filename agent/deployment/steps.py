@@ -117,6 +117,8 @@ class Steps:
             try:
                 store.verify_again(file.sha256, watch)  # it may have lain there for months
             except StepError as error:
+                if error.code is not ErrorCode.CHECKSUM_MISMATCH:
+                    raise  # it is still there, and would be taken for what is fetched
                 log.warning("source_fetched_again", error=error.detail)
             else:
                 return False

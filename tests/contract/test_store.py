@@ -285,6 +285,21 @@ def test_a_source_that_cannot_be_read_any_more_is_deleted_too(
     assert store.source(DIGEST) is None, "else a deploy would take it for the file that it needs"
 
 
+def test_a_source_that_cannot_be_read_for_want_of_descriptors_stays(
+    store: ArtifactStore, watch: WorkWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted(store, watch)
+
+    def exhausted(*_arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(artifacts, "_digest", exhausted)
+    with pytest.raises(StepError, match="Too many open files") as caught:
+        store.verify_again(DIGEST, watch)
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.DOWNLOAD_FAILED, True)
+    assert store.source(DIGEST) is not None
+
+
 def test_an_artifact_that_changed_in_the_store_is_not_taken_for_a_finished_one(store: ArtifactStore) -> None:
     result = {**build(store, "whole"), "artifact_sha256": sha256(b"whole")}
     published = store.publish(DIGEST, "nf4", result)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.contract.errors import ErrorCode
 from agent.deployment.again import LONGEST_PAUSE_S
 from agent.deployment.phases import MAX_ATTEMPTS, Phase
+from agent.deployment.ports import StepError
 from agent.deployment.recovery import Mode
 from tests.fakes.box import CONTENT, TOPICS, URL, Box
 from tests.fakes.device import checkpoint, sha256
@@ -317,6 +319,27 @@ def test_a_deploy_of_a_file_that_changed_in_the_store_fetches_it_again(serving_b
     box.settle()
     assert box.report("again")["state"] == "succeeded"
     assert box.sources.fetched.count(URL) == fetched + 1
+
+
+def test_a_file_in_the_store_that_cannot_be_looked_at_now_is_not_taken_for_one_that_was_fetched(
+    serving_box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = serving_box
+    fetched = box.sources.fetched.count(URL)
+
+    def exhausted(_digest: str, _watch: Any) -> None:
+        raise StepError(ErrorCode.DOWNLOAD_FAILED, "Too many open files", retryable=True)
+
+    monkeypatch.setattr(box.store, "verify_again", exhausted)
+    box.deploy("again", method="int8")
+    box.settle()
+    report = box.report("again")
+    assert (report["state"], report["error"]["code"], report["error"]["retryable"]) == (
+        "failed",
+        "download_failed",
+        True,
+    )
+    assert box.sources.fetched.count(URL) == fetched
 
 
 def test_what_a_build_reads_is_hashed_once_and_not_what_was_just_admitted(
