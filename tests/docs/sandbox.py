@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tests.docs.blocks import ROOT
 from tests.e2e.harness.mqtt import free_port
-from tests.e2e.harness.processes import Process, descendants
+from tests.e2e.harness.processes import held_descendants
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,7 +132,7 @@ class Shell:
 
     def close(self) -> None:
         """End the shell and whatever it left running."""
-        left = [Process(pid) for pid in descendants(self._bash.pid)]
+        left = held_descendants(self._bash.pid)
         assert self._bash.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._bash.stdin.close()

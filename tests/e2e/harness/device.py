@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.harness.feed import Feed
-from tests.e2e.harness.processes import Process, descendants
+from tests.e2e.harness.processes import Process, held_descendants
 
 JsonObject = dict[str, Any]
 ROOT = Path(__file__).parents[3]
@@ -115,7 +115,7 @@ class Agent:
 
     def children(self, module: str = "") -> list[Process]:
         """Return its descendants that run ``module``; all of them when none is named. The caller closes them."""
-        return [Process(pid) for pid in descendants(self.pid, module)]
+        return held_descendants(self.pid, module)
 
     def terminate(self) -> int:
         """Send SIGTERM and return the exit status."""

@@ -33,6 +33,15 @@ class Process:
         os.close(self._descriptor)
 
 
+def held_descendants(pid: int, word: str = "") -> list[Process]:
+    """Return ``descendants`` by descriptors, without those that ended meanwhile; the caller closes them."""
+    held = []
+    for each in descendants(pid, word):
+        with contextlib.suppress(ProcessLookupError):
+            held.append(Process(each))
+    return held
+
+
 def descendants(pid: int, word: str = "") -> list[int]:
     """Return the living descendants of ``pid`` whose command line has ``word`` as one of its arguments."""
     parents = _parents()
