@@ -44,7 +44,8 @@ def compare(
     Raises:
         StepError: when the checkpoint itself cannot be used.
     """
-    decision = builds.decide(request, builds.this_device())
+    with builds.scratch(output):  # where nothing can be written nothing has to be measured
+        decision = builds.decide(request, builds.this_device())
     rows: dict[str, JsonObject] = {}
     for method in methods:
         on_progress(len(rows), len(methods), "methods")

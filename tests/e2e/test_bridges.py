@@ -275,7 +275,7 @@ def test_what_cannot_be_sent_without_a_connection_is_the_broker_s_error(tmp_path
     broker = Broker(tmp_path)
     broker.start()
     try:
-        with Messages("127.0.0.1", broker.port, timeout_s=1.0) as messages:
+        with Messages("127.0.0.1", broker.port, timeout_s=5.0) as messages:
             broker.stop()
             while not messages.was_lost:
                 time.sleep(0.01)

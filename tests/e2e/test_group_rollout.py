@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -156,18 +157,18 @@ def test_the_rule_of_the_page_halts_a_group_when_an_operation_of_it_fails(
 
 
 def await_listener(found: Fleet) -> None:
-    """Wait until the rule acts on what a device that nobody has says, and has acted on all of it."""
-    failed = json.dumps({"schema": 1, "event": "operation_ended", "id": f"{GROUP}-0-x", "state": "failed"})
-    heard = 0
+    """Wait until the rule acts on what a device that nobody has says, and has acted on all of it, in its order."""
+    failed = {"schema": 1, "event": "operation_ended", "state": "failed"}
     with Messages(HOST, found.broker.port) as messages, messages.hear(HALT) as inbox:
-        while heard == 0:
-            publish(found.broker.port, f"{PREFIX}/nobody/event", failed)
+        heard = b""
+        for number in itertools.count():
+            operation = f"{GROUP}-0-{number}-last"
+            publish(found.broker.port, f"{PREFIX}/nobody/event", json.dumps({**failed, "id": operation}))
             with contextlib.suppress(queue.Empty):
-                inbox.get(timeout=1.0)
-                heard += 1
-        with contextlib.suppress(queue.Empty):  # it is quiet once it has acted on all that it heard
-            while True:
-                inbox.get(timeout=5.0)
+                heard = inbox.get(timeout=1.0).payload
+                break
+        while operation.encode() not in heard:
+            heard = inbox.get(timeout=TIMEOUT_S).payload
 
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])

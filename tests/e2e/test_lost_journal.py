@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 FINISHED = 1500
-DEATH_S = 10.0
+DEATH_S = 60.0
 
 
 @pytest.fixture(scope="module")

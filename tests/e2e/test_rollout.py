@@ -283,7 +283,7 @@ def test_who_is_away_gets_nothing_and_is_begun_with_when_it_comes_back(fleet: Fa
 
 def test_a_device_that_hangs_is_out_of_time_and_is_told_to_stop(fleet: FakeFleet, desk: Desk) -> None:
     fleet.boxes["box-04"].manner = "hangs"
-    desk.write("hang-2", timeout_s=2)
+    desk.write("hang-2", timeout_s=6)
     done = desk.run("--no-wait")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "wave canary: 2 of 3 devices succeeded, 90 % have to" in done.stdout

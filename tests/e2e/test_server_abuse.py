@@ -23,6 +23,8 @@ from tests.fakes.authority import Authority
 pytestmark = pytest.mark.e2e
 
 HEAD = b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+SLOW_S = 6
+"""What the slow have; whoever waited for one of them would wait for most of it."""
 TOKEN, ADMIN = "user-0123456789abcdef", "admin-0123456789abcdef"
 
 
@@ -45,7 +47,7 @@ def has_ended(each: socket.socket) -> bool:
 
 
 def test_two_hundred_slow_sockets_are_closed_at_their_deadlines_and_harm_nobody(tmp_path: Path) -> None:
-    with serving(tmp_path, "--head-s", "3", "--body-s", "3") as server, ExitStack() as stack:
+    with serving(tmp_path, "--head-s", str(SLOW_S), "--body-s", str(SLOW_S)) as server, ExitStack() as stack:
         client = server.client()
         assert ask(client)[0] == 200
         files = server.files()
@@ -62,8 +64,8 @@ def test_two_hundred_slow_sockets_are_closed_at_their_deadlines_and_harm_nobody(
             status, _, body = ask(client)
             taken.append(time.perf_counter() - began)
             assert (status, json.loads(body)["model_name"]) == (200, "m")
-        assert max(taken) < 1.0, sorted(taken)[-5:]
-        wait_for(lambda: all(map(has_ended, slow)))
+        assert max(taken) < SLOW_S / 2, sorted(taken)[-5:]
+        wait_for(lambda: all(map(has_ended, slow)), 10 * SLOW_S)
         wait_for(lambda: server.files() == files)
         assert ask(client)[0] == 200
 
@@ -103,22 +105,24 @@ def test_a_disk_that_is_full_under_the_log_costs_lines_and_nothing_else(tmp_path
         assert ask(client, body=b"{bad")[0] == 400
         assert ask(server.client(), "GET", "/metrics")[0] == 200
         server.process.terminate()
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("days", [400, -400], ids=["forwards", "backwards"])
 def test_a_wall_clock_that_jumps_moves_no_deadline_and_no_connection(tmp_path: Path, days: int) -> None:
-    steps = tmp_path / "steps"
+    steps, hold = tmp_path / "steps", tmp_path / "hold"
     steps.write_text("0")
     patient = json.dumps({**json.loads(BODY), "parameters": {"timeout": 20_000_000}}).encode()
     hasty = json.dumps({**json.loads(BODY), "parameters": {"timeout": 100_000}}).encode()
-    with serving(tmp_path, "--head-s", "5", pass_s=0.5, steps=steps) as server, ThreadPoolExecutor(3) as pool:
+    with serving(tmp_path, "--head-s", "5", steps=steps, hold=hold) as server, ThreadPoolExecutor(3) as pool:
         clients = [server.client() for _ in range(3)]
         assert {ask(client)[0] for client in clients} == {200}
+        hold.touch()
         first, waits = pool.submit(ask, clients[0]), pool.submit(ask, clients[1], body=patient)
         wait_for(lambda: server.status()["models"]["m"]["in_flight"] == 2)
         steps.write_text(str(days * 86_400))
         assert ask(clients[2], body=hasty)[0] == 503
+        hold.unlink()
         assert {first.result()[0], waits.result()[0]} == {200}
         assert {ask(client)[0] for client in clients} == {200}, "the same connections"
         told = json.loads(ask(clients[0], "GET", "/v2/models/m/stats")[2])["model_stats"][0]

@@ -115,14 +115,15 @@ def test_sigterm_turns_readiness_off_answers_what_came_and_leaves_the_sockets_to
 
 
 def test_a_connection_that_never_finishes_its_request_does_not_outlast_the_drain(
-    server: Server, artifacts: list[Artifact]
+    tmp_path: Path, artifacts: list[Artifact]
 ) -> None:
-    server.serve(artifacts[0])
-    with socket.create_connection(("127.0.0.1", server.port)) as slow:
-        slow.sendall(b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        assert ask(server.client(), "GET", "/v2/health/live")[0] == 200
-        server.process.terminate()
-        assert server.process.wait(DRAIN_S + 1) == 0
+    with running(tmp_path, drain_s=1.0) as server:
+        server.serve(artifacts[0])
+        with socket.create_connection(("127.0.0.1", server.port)) as slow:
+            slow.sendall(b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert ask(server.client(), "GET", "/v2/health/live")[0] == 200
+            server.process.terminate()
+            assert server.process.wait(8) == 0, "its own pace would end it after 10 s"
 
 
 def test_the_server_dies_with_its_supervisor(tmp_path: Path) -> None:
@@ -205,4 +206,4 @@ def test_a_second_signal_ends_the_drain_at_once(server: Server, artifacts: list[
         signalled = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(DRAIN_S) == 0
-        assert time.monotonic() - signalled < DRAIN_S - 2
+        assert time.monotonic() - signalled < DRAIN_S / 2

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.e2e.harness.files import HostedFile
     from tests.e2e.harness.world import World
     from tests.faults.harness_network import Remote
 
@@ -42,9 +43,22 @@ def stack() -> Iterator[contextlib.ExitStack]:
         yield stack
 
 
+@pytest.fixture(scope="module")
+def faraway(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """A device beyond links whose faults end with the test that made them."""
+    with contextlib.ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("faraway")
+        yield remote(stack, world, folder, "faraway", broker=world.broker, subscriber=world.subscriber)
+
+
+def host(world: World, name: str) -> HostedFile:
+    """Return the demo's checkpoint under another digest: bytes after a zip's end are nobody's."""
+    return world.files.host(f"{name}.pt", world.checkpoint.content + name.encode())
+
+
 def deployed_across_a_cut(device: Remote, world: World, phase: str, seconds: float) -> str:
     """Cut a device off for so long as soon as a deploy of its is in a phase; return how the deploy ended."""
-    file = world.files.host(f"{device.agent.device_id}.pt", world.checkpoint.content)
+    file = host(world, f"{device.agent.device_id}-{phase}")
     file.bytes_per_s = len(file.content) // 2
     mark = device.operator.mark()
     with SIGNING:
@@ -62,24 +76,23 @@ def deployed_across_a_cut(device: Remote, world: World, phase: str, seconds: flo
 
 
 @pytest.mark.parametrize("phase", ["downloading", "building"])
-def test_a_short_cut_delays_a_deploy_and_nothing_else(
-    stack: contextlib.ExitStack, world: World, tmp_path: Path, phase: str
-) -> None:
-    device = remote(stack, world, tmp_path, f"blink-{phase}", broker=world.broker, subscriber=world.subscriber)
-    assert deployed_across_a_cut(device, world, phase, 2.0) == "succeeded"
-    assert device.link.made == 1
-    assert device.operator.served()["method"] == "nf4"
+def test_a_short_cut_delays_a_deploy_and_nothing_else(faraway: Remote, world: World, phase: str) -> None:
+    assert deployed_across_a_cut(faraway, world, phase, 2.0) == "succeeded"
+    assert faraway.link.made == 1
+    assert faraway.operator.served()["method"] == "nf4"
 
 
-def test_latency_and_loss_slow_a_deploy_down_and_end_nothing(
-    stack: contextlib.ExitStack, world: World, tmp_path: Path
-) -> None:
-    device = remote(stack, world, tmp_path, "faraway", broker=world.broker, subscriber=world.subscriber)
-    for link in (device.link, device.files):
+def test_latency_and_loss_slow_a_deploy_down_and_end_nothing(faraway: Remote, world: World) -> None:
+    links = (faraway.link, faraway.files)
+    for link in links:
         link.delay_s, link.stall_share = 0.05, 0.05
-    operation = device.deploy(world, world.checkpoint, gate={"soak_s": 1})
-    assert device.operator.result(operation)["state"] == "succeeded"
-    assert device.link.made == 1
+    try:
+        operation = faraway.deploy(world, host(world, "slow"), gate={"soak_s": 1})
+        assert faraway.operator.result(operation)["state"] == "succeeded"
+        assert faraway.link.made == 1
+    finally:
+        for link in links:
+            link.delay_s, link.stall_share = 0.0, 0.0
 
 
 @minutes

@@ -98,7 +98,7 @@ class Agent:
         self._log = Feed(self._process.stderr, _parse, f"log of {self.device_id}")
         self.url = self.logged("starting", timeout_s=START_S)["inference"]
 
-    def logged(self, event: str, *, since: int = 0, timeout_s: float = 10.0) -> JsonObject:
+    def logged(self, event: str, *, since: int = 0, timeout_s: float = 60.0) -> JsonObject:
         """Return the first entry of this run's log with that name since a mark, waiting for it if need be."""
         assert self._log is not None, "the agent was not started"
         return self._log.wait(lambda entry: entry.get("event") == event, since=since, timeout_s=timeout_s)

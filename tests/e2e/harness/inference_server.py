@@ -37,12 +37,16 @@ if "STEPS" in os.environ:  # seconds by which the wall clock was moved so far
     time.time = lambda: wall() + float(steps.read_text())
     time.time_ns = lambda: wall_ns() + int(1e9 * float(steps.read_text()))
 
+hold = Path(os.environ["HOLD"]) if "HOLD" in os.environ else None  # a pass lasts while the file is there
+
 from agent.serving.__main__ import main
 from tests.fakes.serving import FakeLoader, FakeNetwork
 
 class Slow(FakeNetwork):
     def run(self, arrays):
         time.sleep(float(sys.argv[1]))
+        while hold is not None and hold.exists():
+            time.sleep(0.01)
         return super().run(arrays)
 
 if sys.argv[2] != "0":
@@ -105,8 +109,9 @@ def serving(
     pass_s: float = 0.0,
     log_file: Path | None = None,
     steps: Path | None = None,
+    hold: Path | None = None,
 ) -> Iterator[InferenceServer]:
-    """Yield a server that answers for the model ``m``; a forward pass takes ``pass_s``.
+    """Yield a server that answers for the model ``m``; a pass takes ``pass_s``, and lasts while ``hold`` exists.
 
     With ``files`` it may open so many, and no more. It logs to ``log`` in ``folder``, or to ``log_file``. Its wall
     clock is ahead by the seconds that stand in ``steps``.
@@ -122,7 +127,11 @@ def serving(
             pass_fds=fds,
             stderr=log,
             cwd=ROOT,
-            env={**os.environ, **({"STEPS": str(steps)} if steps else {})},
+            env={
+                **os.environ,
+                **({"STEPS": str(steps)} if steps else {}),
+                **({"HOLD": str(hold)} if hold else {}),
+            },
         )
     it = InferenceServer(process, listener, int(listener.getsockname()[1]), path, log_file)
     try:

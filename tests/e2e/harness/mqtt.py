@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 JsonObject = dict[str, Any]
 HOST = "127.0.0.1"
-END_S = 10.0
+END_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ torch.save(architectures.build("cnn", 10).state_dict(), sys.argv[1])
 """
 IMAGE = np.random.default_rng(0).random((1, 1, 64, 64), dtype=np.float32)
 INFER = "/v2/models/kanji/infer"
-DRAIN_S = 5.0
+DRAIN_S = 60.0
 
 
 @dataclass
@@ -105,6 +105,9 @@ class Server:
         parameters = {"artifact": artifact.path, "version": artifact.version, "release": artifact.release}
         return self.control("POST", "/v2/repository/models/kanji/load", activate=activate, **parameters)
 
+    def activate(self, artifact: Artifact) -> Any:
+        return self.control("POST", "/v2/repository/models/kanji/activate", release=artifact.release)
+
     def unload(self, artifact: Artifact) -> None:
         self.control("POST", "/v2/repository/models/kanji/unload", release=artifact.release)
 
@@ -113,7 +116,7 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Server]:
+def running(folder: Path, drain_s: float = DRAIN_S) -> Iterator[Server]:
     """Yield a server without models; it answers gRPC too where the extra is installed."""
     listener = socket.create_server(("127.0.0.1", 0))
     rpc = socket.create_server(("127.0.0.1", 0)) if find_spec("grpc") else None
@@ -125,7 +128,7 @@ def running(folder: Path) -> Iterator[Server]:
     out, log = folder / "out", folder / "log"
     with out.open("wb") as stdout, log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "agent.serving", *words, "--device", "cpu", "--drain-s", str(DRAIN_S)],
+            [sys.executable, "-m", "agent.serving", *words, "--device", "cpu", "--drain-s", str(drain_s)],
             pass_fds=[each.fileno() for each in sockets.values()],
             stdout=stdout,
             stderr=stderr,
