@@ -7,7 +7,6 @@ operation. Memory inside an operation (a convolution's scratch, a matrix product
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,10 +29,9 @@ from agent.quantization.layers import UNPACKED_NUMEL_CPU, PackedEmbedding, Packe
 from agent.quantization.packed import PackedTensor
 from agent.quantization.recurrent import PackedRecurrent
 from agent.quantization.swap import pack_layers
-from agent.quantization.uncompiled import without_dynamo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from agent.architectures import Recognised
     from agent.planning.texts import TextCache
@@ -119,20 +117,14 @@ def _activations(found: Recognised, rows: int) -> tuple[int, list[str]]:
     inputs = architectures.synthetic_inputs(found.model_type, found.options, rows, 0)
     model = modules.build_empty(found.model_type, found.num_classes, found.options)
     given = sum(tensor.nbytes for tensor in inputs.values())
-    with contextlib.suppress(Exception), without_dynamo():  # whose stand-in a model's code may want more of
-        return given + _peak_bytes(model, inputs), []
+    alive = _Alive()
     try:
-        return given + _peak_bytes(model, inputs), []
+        with torch.inference_mode(), torch.device("meta"), alive:
+            model(*(tensor.to("meta") for tensor in inputs.values()))
     except Exception as error:  # noqa: BLE001 - a model's code may raise anything where values are missing
         guess = UNSEEN_FACTOR * (given + 4 * rows * found.num_classes)
         return guess, [f"activations are guessed, the model does not run without values: {type(error).__name__}"]
-
-
-def _peak_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    alive = _Alive()
-    with torch.inference_mode(), torch.device("meta"), alive:
-        model(*(tensor.to("meta") for tensor in inputs.values()))
-    return alive.peak_bytes
+    return given + alive.peak_bytes, []
 
 
 @dataclass(eq=False)

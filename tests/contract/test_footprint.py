@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,51 +81,3 @@ def test_what_a_batch_takes_for_a_moment_is_measured() -> None:
         pytest.skip("this system does not let the high-water mark be reset")
     assert 7_900_000 <= small < 16_000_000
     assert 63_000_000 <= large < 80_000_000
-
-
-def test_what_a_model_needs_is_told_without_torch_s_compiler_and_torch_is_as_before() -> None:
-    program = """
-import sys, torch
-from agent import architectures
-from agent.quantization import footprint
-
-def needs():
-    found = []
-    for name in ("cnn", "rnn", "vit"):
-        with torch.device("meta"):
-            state = architectures.build(name, 10).state_dict()
-        options = {"num_heads": 8} if name == "vit" else {}
-        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-        found.append(footprint.measure(architectures.recognise(shapes, options, name), 2))
-    return found
-
-told = needs()
-assert "torch._dynamo" not in sys.modules
-import torch._dynamo
-assert torch._dynamo.config, "no stand-in"
-assert needs() == told, "with it there is no other answer"
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_model_that_wants_more_of_the_compiler_gets_it() -> None:
-    program = """
-import sys, torch
-from torch import nn
-from agent.quantization import footprint
-
-class Curious(nn.Module):
-    def forward(self, x):
-        from torch._dynamo.eval_frame import innermost_fn
-        return innermost_fn(torch.relu)(x)
-
-footprint.modules.build_empty = lambda *_: Curious()
-footprint.architectures.synthetic_inputs = lambda *_: {"x": torch.zeros(1000)}
-class Found:
-    model_type, num_classes, options = "curious", 1, {}
-bytes_, notes = footprint._activations(Found, 1)
-assert (bytes_, notes) == (12_000, []), (bytes_, notes)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
