@@ -27,7 +27,7 @@ _OPERATOR = {
     DONE: "it succeeded, or is to be trusted",
     FAILED: "it did not, or is not; nothing was found",
     USAGE: "wrong usage, or nothing that can be read",
-    NO_ANSWER: "broker or device did not answer",
+    NO_ANSWER: "broker or device did not answer, or with what cannot be read",
     INTERRUPTED: "Ctrl-C while it waited; what was begun goes on",
 }
 _EXAMINED = {USAGE: "it is no manifest, or wrong usage"}
