@@ -66,6 +66,7 @@ STATUSES: Mapping[str, Mapping[int, str]] = MappingProxyType(
             DONE: "devices reported models",
             FAILED: "no device reported a model, or the file cannot be written",
         },
+        "nibblectl events": {**_OPERATOR, NO_ANSWER: "the broker did not answer, or refuses to let events be heard"},
         "nibblectl cancel": {**_OPERATOR, DONE: "it was stopped", FAILED: "it was not"},
         "nibblectl infer": {
             DONE: "the model answered",

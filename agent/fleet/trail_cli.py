@@ -8,10 +8,12 @@ import sys
 import uuid
 from datetime import datetime, timezone
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from agent.adapters.mqtt_operator import RefusedFilterError
 from agent.contract.errors import RefusalError
 from agent.contract.topics import FleetTopics
 from agent.contract.wire import parse_object, rfc3339
@@ -24,8 +26,6 @@ from agent.fleet.sending import client_of, is_there
 from agent.fleet.target import fail
 
 if TYPE_CHECKING:
-    from queue import SimpleQueue
-
     from agent.adapters.mqtt_operator import Heard, Messages
     from agent.fleet.target import Target
 
@@ -123,11 +123,19 @@ def _follow(target: Target, messages: Messages, count: int | None, names: tuple[
     topics = FleetTopics(target.prefix)
     one = target.topics().event if target.device else topics.every("event")
     shown = 0
-    messages.on_change = partial(_say_gap, f"{target.host}:{target.port}")
+    where = f"{target.host}:{target.port}"
+    inbox: SimpleQueue[Heard | RefusedFilterError] = SimpleQueue()
+
+    def refuse(what: str, reason: str) -> None:
+        inbox.put(RefusedFilterError(f"broker {where} does not let this login hear {what}: {reason}"))
+
+    messages.on_change, messages.on_refused = partial(_say_gap, where), refuse
     try:
-        with messages.hear(one) as inbox:
+        with messages.hear(one, inbox=inbox):
             while count is None or shown < count:
                 heard = inbox.get()
+                if isinstance(heard, RefusedFilterError):
+                    raise heard
                 parsed, body = topics.parse(heard.topic), _body(heard.payload)
                 if parsed is None or body is None or (names and body.get("event") not in names):
                     continue
