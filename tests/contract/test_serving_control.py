@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from agent.serving.errors import LoadFailedError
+from agent.serving.ledger import KEPT
 from agent.serving.terms import Terms
 from tests.fakes.serving import POISON, WEIGHTS, FakeNetwork, Harness, harness, json_request, run, until
 
@@ -237,6 +238,21 @@ def test_unloading_measures_memory_and_forgets_a_model_without_releases() -> Non
             assert 'model="m"' not in (await it.data.get("/metrics")).text
             await it.serve("m", FakeNetwork())
             assert (await it.data.post(INFER, json=json_request([ROW]))).status_code == 200
+
+    run(scenario)
+
+
+def test_counters_of_what_is_loaded_outlive_models_that_come_and_go() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            counted = it.plane.models.ledger.entries()
+            for number in range(KEPT + 2):
+                await it.serve(f"n{number}", FakeNetwork())
+                await it.change(f"n{number}", "unload")
+            left = it.plane.models.ledger.entries()
+            assert {key: left[key] for key in counted} == counted
+            assert ("n0", "1", "r1") not in left
 
     run(scenario)
 
