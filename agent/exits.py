@@ -27,7 +27,7 @@ _OPERATOR = {
     DONE: "it succeeded, or is to be trusted",
     FAILED: "it did not, or is not; nothing was found",
     USAGE: "wrong usage, or nothing that can be read",
-    NO_ANSWER: "broker or device did not answer",
+    NO_ANSWER: "broker or device did not answer, or with what cannot be read",
     INTERRUPTED: "Ctrl-C while it waited; what was begun goes on",
 }
 _EXAMINED = {USAGE: "it is no manifest, or wrong usage"}
@@ -66,6 +66,7 @@ STATUSES: Mapping[str, Mapping[int, str]] = MappingProxyType(
             DONE: "devices reported models",
             FAILED: "no device reported a model, or the file cannot be written",
         },
+        "nibblectl events": {**_OPERATOR, NO_ANSWER: "the broker did not answer, or refuses to let events be heard"},
         "nibblectl cancel": {**_OPERATOR, DONE: "it was stopped", FAILED: "it was not"},
         "nibblectl infer": {
             DONE: "the model answered",

@@ -37,7 +37,7 @@ from agent.contract.config import (
     WatchMode,
     Whole,
 )
-from agent.contract.topics import Id, Prefix
+from agent.contract.topics import Group, Id, Prefix
 from agent.environment import Environment
 from agent.planning.memory import SERVED_ROWS
 from agent.setting_types import Endpoint, Host, Label, PemPath, Port, TokenPath, is_local
@@ -72,7 +72,7 @@ class Mqtt(_Section):
     ca_file: PemPath | None = None
     cert_file: PemPath | None = None
     key_file: PemPath | None = None
-    groups: tuple[Id, ...] = ()
+    groups: tuple[Group, ...] = ()
 
     @model_validator(mode="after")
     def _agrees(self) -> Mqtt:

@@ -43,6 +43,10 @@ class RefusedMessageError(BrokerError):
     """The broker took no message on a topic; the connection stands."""
 
 
+class RefusedFilterError(BrokerError):
+    """The broker does not let this login hear a filter; the connection stands."""
+
+
 @dataclass(frozen=True)
 class Heard:
     """One message.
@@ -72,6 +76,8 @@ class Messages:
         was_lost: whether the connection was ever cut; what came meanwhile and was not retained is lost, too.
         lost_s: since when it is cut, monotonic seconds; None while it stands.
         on_change: called when it is cut (``False``) and when it is back (``True``), from a thread of its own.
+        on_refused: called with a filter that the broker does not let this login hear, and its reason; from that thread,
+            too. Others are heard all the same.
 
     Raises:
         TlsFilesError: when the files for TLS cannot be used.
@@ -99,6 +105,8 @@ class Messages:
         self.was_lost = False
         self.lost_s: float | None = None
         self.on_change: Callable[[bool], None] = lambda _is_back: None
+        self.on_refused: Callable[[str, str], None] = lambda _filter, _reason: None
+        self._asked: dict[int, Sequence[str]] = {}
         self._is_over = False
         self._client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5, transport=transport)
         if ws_path is not None:
@@ -108,6 +116,7 @@ class Messages:
         self._refused: dict[int, str] = {}
         self._client.on_connect = self._on_connect
         self._client.on_publish = self._on_publish
+        self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
         self._client.on_disconnect = self._on_disconnect
         if tls is not None:
@@ -171,12 +180,12 @@ class Messages:
             yield inbox
 
     @contextlib.contextmanager
-    def hear(self, *filters: str, inbox: queue.SimpleQueue[Heard] | None = None) -> Iterator[queue.SimpleQueue[Heard]]:
+    def hear(self, *filters: str, inbox: queue.SimpleQueue[Any] | None = None) -> Iterator[queue.SimpleQueue[Heard]]:
         """Collect what comes on any of several filters while the block runs, with its topic.
 
         Args:
             filters: what to listen to.
-            inbox: where it is put, a queue of its own by default.
+            inbox: where it is put, perhaps beside other things; a queue of its own by default.
         """
         inbox = queue.SimpleQueue() if inbox is None else inbox
         with self._subscribed(filters, inbox.put):
@@ -199,13 +208,18 @@ class Messages:
 
     def _subscribe(self, filters: Sequence[str]) -> None:
         for begin in range(0, len(filters), MAX_FILTERS):
-            self._client.subscribe([(each, 1) for each in filters[begin : begin + MAX_FILTERS]])
+            some = filters[begin : begin + MAX_FILTERS]
+            with self._lock:  # the answer may be there before the number is known here
+                _, number = self._client.subscribe([(each, 1) for each in some])
+                if number is not None:
+                    self._asked[number] = some
 
     def _on_connect(
         self, _client: Client, _data: Any, _flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         self._answer.put(str(reason) if reason.is_failure else None)
         with self._lock:
+            self._asked.clear()  # on an older connection; nobody will answer
             filters = {each for several, _ in self._listeners for each in several}
         self._subscribe(sorted(filters))
         if self.lost_s is not None and not reason.is_failure:
@@ -217,6 +231,15 @@ class Messages:
         if self.lost_s is None and not self._is_over:
             self.lost_s = time.monotonic()
             self.on_change(False)  # noqa: FBT003 - a callback has no keywords
+
+    def _on_subscribe(
+        self, _client: Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Properties | None
+    ) -> None:
+        with self._lock:
+            asked = self._asked.pop(mid, ())
+        for each, reason in zip(asked, reasons, strict=False):
+            if reason.is_failure:
+                self.on_refused(each, str(reason))
 
     def _on_publish(
         self, _client: Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None

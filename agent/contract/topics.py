@@ -14,6 +14,8 @@ from pydantic import AfterValidator, StringConstraints
 
 ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+OWN_NAME = "own"
+"""What a device calls its own document beside those of its groups, in ``reported`` and on the trail."""
 _GROUPS = "_group"
 MAX_SLASHES = 6
 """What AWS IoT Core allows is seven; one is left for a tenant in the prefix."""
@@ -22,6 +24,24 @@ MAX_SLASHES = 6
 def is_id(text: str) -> bool:
     """Return whether ``text`` may stand as a device, operation, group or model id."""
     return re.fullmatch(ID_PATTERN, text) is not None
+
+
+def check_group(group: str) -> str:
+    """Return a group that a device may be in.
+
+    Raises:
+        ValueError: saying what is allowed.
+    """
+    if not is_id(group):
+        raise ValueError(f"group {group!r} must match {ID_PATTERN}")
+    if group == OWN_NAME:
+        raise ValueError(
+            f"no group can be called {OWN_NAME!r}: a device calls its own document that, beside those of its groups"
+        )
+    return group
+
+
+Group = Annotated[str, StringConstraints(pattern=ID_PATTERN), AfterValidator(check_group)]
 
 
 def check_prefix(prefix: str) -> str:
@@ -107,9 +127,7 @@ class Topics:
 
     def group_desired(self, group: str) -> str:
         """The retained wanted state of every device in ``group``."""
-        if not is_id(group):
-            raise ValueError(f"group {group!r} must match {ID_PATTERN}")
-        return f"{self.prefix}/{_GROUPS}/{group}/desired"
+        return f"{self.prefix}/{_GROUPS}/{check_group(group)}/desired"
 
     def group_halt(self, group: str) -> str:
         """What stops the devices in ``group`` from beginning what they have not begun; retained."""

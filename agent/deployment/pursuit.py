@@ -17,6 +17,7 @@ import structlog
 from agent.contract import desired
 from agent.contract.desired import OWN, Desired, HaltMessage
 from agent.contract.errors import ErrorCode, RefusalError
+from agent.contract.topics import OWN_NAME
 from agent.deployment.convergence import ORIGIN, Course, Goal, goals, is_met, merge, steer
 from agent.deployment.intake import MAX_OPEN, CommandMessage, Repeated, Unaddressed
 from agent.deployment.joining import Standing
@@ -112,7 +113,7 @@ class Pursuit:
             _check_news(document, known)
             self._signed.check_document(document, message.source, message.payload)
         except RefusalError as refusal:
-            log.warning("desired_rejected", source=message.source or "own", code=str(refusal.code))
+            log.warning("desired_rejected", source=message.source or OWN_NAME, code=str(refusal.code))
             error = refusal.info().model_dump(mode="json")
             self._journal.queue([self._event("desired_rejected", message.source, error=error)])
             return
@@ -179,7 +180,7 @@ class Pursuit:
             "generation": reached.get(OWN),
             "desired": {
                 "generations": self._generations(),
-                "reached": {source or "own": generation for source, generation in reached.items()},
+                "reached": {source or OWN_NAME: generation for source, generation in reached.items()},
                 "missing": self._missing(),
                 "changed_since": [goal.model for goal in settled if goal.model and not is_met(goal, served)],
                 "groups": groups,
@@ -207,7 +208,7 @@ class Pursuit:
         return self._generations(), self._missing(), self._notes.get("reached"), groups
 
     def _generations(self) -> JsonObject:
-        return {source or "own": document.generation for source, document in self._documents.items()}
+        return {source or OWN_NAME: document.generation for source, document in self._documents.items()}
 
     def _missing(self) -> JsonObject:
         return {
@@ -226,7 +227,7 @@ class Pursuit:
         told = self._event(
             "desired_accepted",
             source or OWN,
-            generations={each or "own": document.generation for each, document in documents.items()},
+            generations={each or OWN_NAME: document.generation for each, document in documents.items()},
             operations=[goal.operation_id for goal in found],
         )
         self._journal.adopt(changed, found, {"stamp": wanted.stamp}, [told])
@@ -253,7 +254,7 @@ class Pursuit:
         self._goals = tuple(self._journal.goals())
 
     def _event(self, name: str, source: str, **details: Any) -> Any:
-        return self._reporting.event(name, source=source or "own", **details)
+        return self._reporting.event(name, source=source or OWN_NAME, **details)
 
 
 def _check_place(document: Desired, source: str) -> None:

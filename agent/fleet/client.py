@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from agent.contract.wire import dump
-from agent.deployment.phases import State
+from agent.fleet import shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,37 +52,46 @@ class FleetClient:
 
         Raises:
             NoAnswerError: when the device is silent for ``timeout_s`` seconds.
+            UnreadableError: what came is no state of an operation.
         """
-        last = ""
-        with self._messages.listen(self._topics.operation(operation_id)) as inbox:
+        last, topic = "", self._topics.operation(operation_id)
+        with self._messages.listen(topic) as inbox:
             while True:
                 try:
-                    state = json.loads(inbox.get(timeout=timeout_s))
+                    state = shapes.read(topic, inbox.get(timeout=timeout_s), shapes.Operation)
                 except queue.Empty:
                     silence = f"no word on operation {operation_id} for {timeout_s:.0f} s"
                     raise NoAnswerError(f"{silence}{last and f'; the last one: {last}'}") from None
                 yield state
-                last = state.get("detail") or " ".join(filter(None, (state["state"], state["phase"])))
-                if State(state["state"]).is_terminal:
+                last = state.get("detail") or " ".join(filter(None, (state["state"], state.get("phase"))))
+                if shapes.is_over(state):
                     return
 
     def keeps(self, topic: str, timeout_s: float) -> bool:
         """Return whether a message is on a topic, or comes within ``timeout_s`` seconds."""
         try:
-            self.read(topic, timeout_s)
+            self._next(topic, timeout_s)
         except NoAnswerError:
             return False
         return True
 
-    def read(self, topic: str, timeout_s: float) -> JsonObject:
+    def read(self, topic: str, timeout_s: float, shape: type[shapes.Message] = shapes.Message) -> JsonObject:
         """Return the next message on a topic, a retained one at once.
+
+        Args:
+            topic: without wildcards.
+            timeout_s: how long it may take.
+            shape: what it has to have.
 
         Raises:
             NoAnswerError: when none comes within ``timeout_s`` seconds.
+            UnreadableError: it has not.
         """
+        return shapes.read(topic, self._next(topic, timeout_s), shape)
+
+    def _next(self, topic: str, timeout_s: float) -> bytes:
         with self._messages.listen(topic) as inbox:
             try:
-                value: JsonObject = json.loads(inbox.get(timeout=timeout_s))
+                return inbox.get(timeout=timeout_s)
             except queue.Empty:
                 raise NoAnswerError(f"nothing on {topic} for {timeout_s:.0f} s") from None
-            return value

@@ -12,10 +12,12 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from agent.fleet import shapes
 from agent.fleet.client import NoAnswerError
 from agent.fleet.gather import Fleet
 from agent.fleet.rows import HEAD, described, printable, rows, summary, table
 from agent.fleet.screen import QUIT, Keyboard, Screen, coloured, lines_of, lost_line
+from agent.fleet.shapes import UnreadableError
 from agent.fleet.target import Target, fail
 from agent.fleet.view import HEALTH, ONLINE, PRESENCE, REPORTED, RETAINED, UNKNOWN
 from agent.fleet.words import health_lines, status_lines
@@ -94,10 +96,16 @@ def show(target: Target, name: str | None, listen_s: float) -> None:
                 fleet.await_health(inbox, listen_s)
         found = fleet.view.device(topics.device)
         missing = [kind for kind in RETAINED if kind not in found.said]
+        if missing and found.unreadable:
+            raise UnreadableError(f"messages of {found.name} cannot be read: its {missing[0]} is not known")
         if PRESENCE in missing:
             raise NoAnswerError(unknown_device(target, topics.device))
         if missing:
             raise NoAnswerError(f"nothing on {topics.kind(missing[0])}: may this login read it? nibblectl doctor")
+        if not target.as_json:
+            for kind, shape in shapes.SAID.items():
+                if kind in found.said:
+                    shapes.check(topics.kind(kind), found.said[kind], shape)
     if target.as_json:
         kept = {kind: found.said[kind] for kind in RETAINED}
         health = found.health(time.monotonic())

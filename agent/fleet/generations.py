@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.contract.topics import is_id
+from agent.contract.topics import OWN_NAME, is_id
 from agent.fleet.view import CAPABILITIES, REPORTED
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from agent.fleet.view import Device
 
-OWN = "own"
-"""How a device calls its own document."""
 LIMIT = 2**53
 """Generations lie below."""
 _SHOWN = 8
@@ -39,7 +37,7 @@ def latest(devices: Iterable[Device], group: str | None) -> Latest | None:
 
     A document that waits for its turn counts as well: devices compare what comes with the newest that they have.
     """
-    source = OWN if group is None else group
+    source = OWN_NAME if group is None else group
     found = [Latest(number, device.name) for device in devices for number in _numbers(device, source)]
     return max(found, key=lambda each: each.generation, default=None)
 
@@ -155,5 +153,5 @@ def _numbers(device: Device, source: str) -> Iterator[int]:
     desired = reported.get("desired")
     generations = desired.get("generations") if isinstance(desired, dict) else None
     told: list[Any] = [generations.get(source)] if isinstance(generations, dict) else []
-    told.append(reported.get("generation") if source == OWN else device.groups.get(source, {}).get("generation"))
+    told.append(reported.get("generation") if source == OWN_NAME else device.groups.get(source, {}).get("generation"))
     yield from (each for each in told if isinstance(each, int) and not isinstance(each, bool) and 0 <= each < LIMIT)

@@ -11,10 +11,11 @@ from agent.contract.commands import MethodName
 from agent.contract.errors import RefusalError
 from agent.contract.topics import ID_PATTERN, is_id
 from agent.contract.wire import kind_of
-from agent.fleet import measuring, trust_cli
+from agent.fleet import measuring, shapes, trust_cli
 from agent.fleet.client import NoAnswerError
 from agent.fleet.examination import read_envelope
 from agent.fleet.measuring import measured
+from agent.fleet.rows import printable
 from agent.fleet.sending import ANSWER_S, connected, follow_operation, is_there, send
 from agent.fleet.target import fail
 from agent.fleet.trust_cli import fail_refused, read_manifest
@@ -120,8 +121,8 @@ def config(target: Target, changes: tuple[str, ...]) -> None:
 
     def talk(client: FleetClient, topics: Topics) -> int:
         is_there(target, client, topics)
-        changed = client.read(topics.reported, ANSWER_S)["config"]
-        click.echo(json.dumps(changed) if target.as_json else "\n".join(config_lines(changed)))
+        changed = client.read(topics.reported, ANSWER_S, shapes.Config)["config"]
+        click.echo(json.dumps(changed) if target.as_json else "\n".join(map(printable, config_lines(changed))))
         return 0
 
     connected(target, talk)

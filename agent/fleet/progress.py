@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agent.fleet.rows import printable
+from agent.fleet.shapes import is_over
 from agent.fleet.words import operation_lines
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Watching:
             self._line(json.dumps(state))
         elif self._bars is None:
             self._line("\n".join(printable(line) for line in operation_lines(state)))
-        elif state.get("phase") is None:  # it is over: the bar goes, the outcome stays
+        elif is_over(state):  # the bar goes, the outcome stays
             if self._task is not None:
                 self._bars.remove_task(self._task)
                 self._task = None

@@ -15,7 +15,7 @@ from agent.contract.topics import ID_PATTERN, is_id
 from agent.contract.wire import MAX_PAYLOAD_BYTES, dump, parse_object, rfc3339
 from agent.fleet import keys
 from agent.fleet.target import fail
-from agent.fleet.trust_cli import fail_refused, read_file
+from agent.fleet.trust_cli import checked_groups, fail_refused, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +80,7 @@ def sealer(target: Target) -> Callable[[str, str, JsonObject], JsonObject]:
     help="NAME.key; twice while keys rotate.",
 )
 @click.option("--for-device", help="Who is to take it. Default: --device.")
-@click.option("--for-group", help="Of the wanted state or the halt of a group: the group.")
+@click.option("--for-group", callback=checked_groups, help="Of the wanted state or the halt of a group: the group.")
 @click.pass_context
 def sign_command(
     context: click.Context, /, name: str, file: Path, key_files: tuple[Path, ...], **asked: str | None

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from agent.exits import INTERRUPTED
+from agent.fleet import shapes
 from agent.fleet.client import FleetClient, NoAnswerError
 from agent.fleet.fleet_cli import unknown_device
 from agent.fleet.progress import Watching
+from agent.fleet.rows import printable
 from agent.fleet.sealing import sealer
+from agent.fleet.shapes import UnreadableError
 from agent.fleet.target import UNREACHABLE, fail
 from agent.fleet.words import presence_line
 
@@ -69,14 +72,15 @@ def is_there(target: Target, client: FleetClient, topics: Topics) -> bool:
 
     Raises:
         NoAnswerError: it was never there; a broker keeps nothing for it then, not even commands.
+        UnreadableError: what is told of it is nonsense.
     """
     try:
-        presence = client.read(topics.presence, ANSWER_S)
+        presence = client.read(topics.presence, ANSWER_S, shapes.Presence)
     except NoAnswerError:
         raise NoAnswerError(unknown_device(target, topics.device)) from None
     if presence["state"] == "online":
         return True
-    line = presence_line(topics.device, presence)
+    line = printable(presence_line(topics.device, presence))
     click.echo(f"nibblectl: {line}; the broker keeps commands until it is back", err=True)
     return False
 
@@ -93,13 +97,13 @@ def follow_operation(
         with Watching(as_json=target.as_json) as watching:
             for state in client.follow(operation, target.wait_s or ANSWER_S):
                 watching.show(state)
-    except NoAnswerError as error:
-        fail(f"{error}\n  {_later(operation)}", UNREACHABLE)
+    except (NoAnswerError, UnreadableError) as error:
+        fail(f"{printable(error)}\n  {_later(operation)}", UNREACHABLE)
     except KeyboardInterrupt:
         fail(f"{operation} goes on without being watched\n  {_later(operation)}", INTERRUPTED)
     if not target.as_json:
         for line in more(state):
-            click.echo(line)
+            click.echo(printable(line))
     return 0 if state.get("state") == "succeeded" else 1
 
 

@@ -29,6 +29,7 @@ from agent.adapters.mqtt_operator import BrokerError, Messages, TlsFilesError
 from agent.adapters.tls import TlsFiles
 from agent.contract.topics import Topics
 from agent.fleet.client import NoAnswerError
+from agent.fleet.shapes import UnreadableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +106,8 @@ class Target:
     def connection(self) -> Iterator[Messages]:
         """Hold the connection while the block runs.
 
-        Ends the program with status 4 where broker or device do not answer, with 2 where the files for TLS are no use.
+        Ends the program with status 4 where broker or device do not answer, or with what cannot be read, and with 2
+        where the files for TLS are no use.
         """
         try:
             with self.messages() as messages:
@@ -115,7 +117,7 @@ class Target:
         except BrokerError as error:
             hint = "check --host and --port, --username and NIBBLECTL_PASSWORD, and the certificates; nibblectl doctor"
             fail(f"{error}\n  {hint}", UNREACHABLE)
-        except NoAnswerError as error:
+        except (NoAnswerError, UnreadableError) as error:
             fail(str(error), UNREACHABLE)
 
     def topics(self, device: str | None = None) -> Topics:

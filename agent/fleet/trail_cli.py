@@ -8,23 +8,24 @@ import sys
 import uuid
 from datetime import datetime, timezone
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from agent.adapters.mqtt_operator import RefusedFilterError
 from agent.contract.errors import RefusalError
 from agent.contract.topics import FleetTopics
 from agent.contract.wire import parse_object, rfc3339
 from agent.deployment.phases import State
-from agent.fleet import trail
+from agent.fleet import shapes, trail
 from agent.fleet.client import NoAnswerError
 from agent.fleet.gather import Fleet
+from agent.fleet.rows import printable
 from agent.fleet.sending import client_of, is_there
 from agent.fleet.target import fail
 
 if TYPE_CHECKING:
-    from queue import SimpleQueue
-
     from agent.adapters.mqtt_operator import Heard, Messages
     from agent.fleet.target import Target
 
@@ -79,19 +80,25 @@ def logs(target: Target, since: str | None, max_bytes: int, level: str | None, o
         is_there(target, client, topics)
         with messages.hear(topics.log(request["id"]), topics.operation(request["id"])) as inbox:
             client.send("collect_logs", **request)
-            chunks = _chunks(inbox, target.wait_s or target.__class__.wait_s)
+            chunks = _chunks(inbox, topics.log(request["id"]), target.wait_s or target.__class__.wait_s)
     for entry in (entry for chunk in chunks for entry in chunk["entries"]):
         if trail.is_wanted(entry, level, operation):
             click.echo(json.dumps(entry) if target.as_json else trail.log_line(entry))
-    if chunks and chunks[-1]["cut"]:
+    if chunks and chunks[-1].get("cut"):
         click.echo(f"nibblectl: older entries do not fit into {max_bytes} bytes; see --max-bytes, --since", err=True)
 
 
-def _chunks(inbox: SimpleQueue[Heard], wait_s: float) -> list[JsonObject]:
+def _chunks(inbox: SimpleQueue[Heard], log: str, wait_s: float) -> list[JsonObject]:
     """Return all chunks in order.
 
+    Args:
+        inbox: what comes of the log, and of the operation.
+        log: the topic of the former.
+        wait_s: how long the device may be silent.
+
     Raises:
-        NoAnswerError: the device is silent for ``wait_s``.
+        NoAnswerError: it is, for longer.
+        UnreadableError: what came is neither.
     """
     chunks: dict[int, JsonObject] = {}
     while True:
@@ -99,12 +106,13 @@ def _chunks(inbox: SimpleQueue[Heard], wait_s: float) -> list[JsonObject]:
             heard = inbox.get(timeout=wait_s)
         except queue.Empty:
             raise NoAnswerError(f"no log for {wait_s:.0f} s") from None
-        body = json.loads(heard.payload)
-        if "entries" not in body:
-            state = State(body["state"])
-            if state.is_terminal and state is not State.SUCCEEDED:
-                fail(f"{body['error']['code']}: {body['error']['detail']}", 1)
+        if heard.topic != log:
+            state = shapes.read(heard.topic, heard.payload, shapes.Operation)
+            if shapes.is_over(state) and state["state"] != State.SUCCEEDED:
+                error = state.get("error")
+                fail(printable(f"{error['code']}: {error['detail']}" if error else f"no log: {state['state']}"), 1)
             continue
+        body = shapes.read(heard.topic, heard.payload, shapes.Chunk)
         chunks[body["sequence"]] = body
         last = next((number for number, chunk in chunks.items() if chunk["last"]), None)
         if last is not None and len(chunks) == last + 1:
@@ -115,11 +123,19 @@ def _follow(target: Target, messages: Messages, count: int | None, names: tuple[
     topics = FleetTopics(target.prefix)
     one = target.topics().event if target.device else topics.every("event")
     shown = 0
-    messages.on_change = partial(_say_gap, f"{target.host}:{target.port}")
+    where = f"{target.host}:{target.port}"
+    inbox: SimpleQueue[Heard | RefusedFilterError] = SimpleQueue()
+
+    def refuse(what: str, reason: str) -> None:
+        inbox.put(RefusedFilterError(f"broker {where} does not let this login hear {what}: {reason}"))
+
+    messages.on_change, messages.on_refused = partial(_say_gap, where), refuse
     try:
-        with messages.hear(one) as inbox:
+        with messages.hear(one, inbox=inbox):
             while count is None or shown < count:
                 heard = inbox.get()
+                if isinstance(heard, RefusedFilterError):
+                    raise heard
                 parsed, body = topics.parse(heard.topic), _body(heard.payload)
                 if parsed is None or body is None or (names and body.get("event") not in names):
                     continue

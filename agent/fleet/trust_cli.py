@@ -16,6 +16,7 @@ from agent.adapters.trusted_keys import KeyFileError, read_key
 from agent.contract import sources
 from agent.contract.errors import RefusalError
 from agent.contract.manifest import Identity, Manifest
+from agent.contract.topics import check_group
 from agent.contract.wire import describe, rfc3339
 from agent.fleet import keys
 from agent.fleet.examination import examine, examine_bundle
@@ -37,6 +38,16 @@ MANIFEST = click.Path(exists=True, allow_dash=True, path_type=Path)
 _EXPECTED = "a signed manifest as nibblectl sign prints it"
 _DEVICE = click.option("--for-device", help="Judge the audience too, as that device does.")
 _GROUP = click.option("--for-group", multiple=True, help="A group of that device; may be repeated.")
+
+
+def checked_groups(_context: click.Context, _option: click.Parameter, given: Any) -> Any:
+    """Return the value of an option that names a group, or several; one that no device may be in ends the program."""
+    try:
+        for each in (given,) if isinstance(given, str) else given or ():
+            check_group(each)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return given
 
 
 @click.command()
@@ -74,7 +85,7 @@ def keygen(context: click.Context, /, name: str, directory: Path, not_after: str
 @click.option("--model-type", default="auto", show_default=True, help="auto: devices recognise it by its tensors.")
 @click.option("--source-dtype", help="Precision of the checkpoint, for people.")
 @click.option("--for-device", multiple=True, help="Audience; may be repeated. Default: every device.")
-@click.option("--for-group", multiple=True, help="Audience, by group; may be repeated.")
+@click.option("--for-group", multiple=True, callback=checked_groups, help="Audience, by group; may be repeated.")
 @click.option("--for-hardware", multiple=True, help="Board as health's device.board.model names it.")
 @click.option("--not-before", help="RFC 3339 time, e.g. 2027-01-01T00:00:00Z.")
 @click.option("--expires", help="RFC 3339 time to come. Devices whose clock is not set wait with it.")

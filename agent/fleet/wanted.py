@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agent.contract.topics import OWN_NAME
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -32,7 +34,7 @@ class Missed:
     def names(self) -> str:
         """The documents in words, such as ``lab: generation 20``."""
         return ", ".join(
-            f"{'its own' if source == 'own' else source}: generation {number}"
+            f"{'its own' if source == OWN_NAME else source}: generation {number}"
             for source, number in self.documents.items()
         )
 

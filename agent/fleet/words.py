@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from agent.fleet.rows import table
+from agent.fleet.shapes import is_over
 from agent.fleet.wanted import missed
 from agent.planning.budget import size
 
@@ -20,11 +21,11 @@ NEWEST = 5
 def operation_lines(state: JsonObject) -> Iterator[str]:
     """Yield where an operation stands, why it waits, what was decided in the end, and what went wrong."""
     progress = state.get("progress")
-    how_far = f" {progress['done']}/{progress['total']} {progress['unit']}" if progress else ""
+    how_far = f" {progress['done']}/{progress.get('total')} {progress.get('unit', '')}" if progress else ""
     yield f"{state['id']} {state['state']} {state.get('phase') or ''}{how_far}".rstrip()
     if state.get("detail"):
         yield f"  {state['detail']}"
-    if state.get("phase") is None:  # it is over
+    if is_over(state):
         yield from (f"  {sentence}" for sentence in (state.get("decision") or {}).get("explanation", ()))
     error = state.get("error")
     if error:
@@ -34,9 +35,9 @@ def operation_lines(state: JsonObject) -> Iterator[str]:
 
 def presence_line(device: str, presence: JsonObject) -> str:
     """Return whether a device is there, and since when or why not."""
-    if presence["state"] == "online":
-        return f"{device} is online, nibbled {presence['agent']}, connected since {presence['at']}"
     when = f" since {presence['at']}" if presence.get("at") else ""
+    if presence["state"] == "online":
+        return f"{device} is online, nibbled {presence.get('agent') or '?'}, connected{when}"
     return f"{device} is offline{when}: {presence.get('reason') or 'it was cut off'}"
 
 
@@ -59,19 +60,20 @@ def status_lines(
     if not reported["models"]:
         yield "no model is served"
     memory = reported["memory"]
-    if memory.get("room_bytes") is not None:
-        yield f"memory for models: {size(memory['room_bytes'])} of {size(memory['total_bytes'])} ({memory['source']})"
-    if not reported["trust"].get("require_signature", True):
+    room, total = memory.get("room_bytes"), memory.get("total_bytes")
+    if room is not None and total is not None:
+        yield f"memory for models: {size(room)} of {size(total)} ({memory.get('source')})"
+    if not reported.get("trust", {}).get("require_signature", True):
         yield "trust.require_signature is off: anybody on the broker may deploy"
-    if reported["config"]:
+    if reported.get("config"):
         yield f"changed by set-config: {json.dumps(reported['config'])}"
     if reported.get("generation") is not None:
         yield f"desired generation: {reported['generation']}"
     yield from (f"group {line}" for line in group_lines(reported))
     yield from _missed_lines(reported, operations or {})
     yield _methods(methods := told["capabilities"]["methods"])
-    yield from (f"  {name} does not: {found['detail']}" for name, found in methods.items() if not found["ok"])
-    yield f"as of {reported['at']}; everything that it said: --json"
+    yield from (f"  {name} does not: {found.get('detail')}" for name, found in methods.items() if not found["ok"])
+    yield f"as of {reported.get('at')}; everything that it said: --json"
 
 
 def _missed_lines(reported: Mapping[str, Any], operations: Mapping[str, JsonObject]) -> Iterator[str]:
@@ -80,7 +82,7 @@ def _missed_lines(reported: Mapping[str, Any], operations: Mapping[str, JsonObje
         return
     yield f"{found.names} missed; it is not tried again before the next generation"
     for name, goal in found.goals.items():
-        error = operations.get(str(goal.get("operation")), {}).get("error") or {}
+        error = _error(operations.get(str(goal.get("operation")), {}))
         why = f", {error.get('code')}: {error.get('detail')}" if error else ""
         yield f"  {name}: {goal.get('state')}, operation {goal.get('operation')}{why}"
 
@@ -119,16 +121,23 @@ def health_lines(health: JsonObject | None, operations: Iterable[JsonObject]) ->
     if health is None:
         yield "health: not heard; devices tell it every 30 s: --listen 40"
     else:
-        yield f"health: {health['status']}, as of {health['at']}"
+        yield f"health: {health['status']}, as of {health.get('at')}"
         yield from (f"  ! {reason}" for reason in health.get("reasons", ()))
         for name, model in sorted(health.get("models", {}).items()):
             p50 = (model.get("latency_ms") or {}).get("p50")
-            yield f"  {name}: {model['requests']} requests, {model['failures']} failed" + (
+            yield f"  {name}: {model.get('requests')} requests, {model.get('failures')} failed" + (
                 f", p50 {p50:.1f} ms" if p50 is not None else ""
             )
     for state in sorted(operations, key=lambda each: str(each.get("at")), reverse=True)[:NEWEST]:
-        code = f" {state['error']['code']}" if state.get("error") else ""
-        yield f"{state.get('at')} {state['id']} {state['state']} {state.get('phase') or ''}".rstrip() + code
+        error = _error(state)
+        code = f" {error.get('code')}" if error else ""
+        yield f"{state.get('at')} {state.get('id')} {state.get('state')} {state.get('phase') or ''}".rstrip() + code
+
+
+def _error(state: Mapping[str, Any]) -> JsonObject:
+    """Return what went wrong with an operation, nothing where that is no object: one that is bad hides no other."""
+    error = state.get("error")
+    return error if isinstance(error, dict) else {}
 
 
 def comparison_lines(rows: Sequence[JsonObject]) -> list[str]:

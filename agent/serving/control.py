@@ -201,7 +201,8 @@ class ControlPlane:
             raise
         finally:
             model.loading = None
-        counted = self._plane.models.ledger.open(model.name, version, release, model.slots)
+        loaded = {each.name for each, _ in self._plane.models.slots()}
+        counted = self._plane.models.ledger.open(model.name, version, release, model.slots, loaded)
         slot = model.slots[release] = Slot(
             model.name, release, version, network, artifact, terms, figures, counted.stats, counted.generated,
             max_rows=model.batcher.max_rows, judge=self._plane.judge,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from agent.serving.generation.stats import Generated
 from agent.serving.stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 KEPT = 16
-"""Unloaded releases of one model whose counters are kept, the newest; what was forgotten counts from nothing again."""
+"""Unloaded releases of one model whose counters are kept, the newest, and models of which none is loaded; what was
+forgotten counts from nothing again."""
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 @dataclass(eq=False)
@@ -34,7 +37,9 @@ class Ledger:
     def __init__(self) -> None:
         self._models: dict[str, dict[tuple[str, str], Entry]] = {}
 
-    def open(self, model: str, version: str, release: str, loaded: Collection[str] = ()) -> Entry:
+    def open(
+        self, model: str, version: str, release: str, loaded: Collection[str] = (), models: Collection[str] = ()
+    ) -> Entry:
         """Return what a release that was loaded counts in: what it counted in before, if that is still known.
 
         Args:
@@ -42,15 +47,22 @@ class Ledger:
             version: what clients know it by.
             release: the supervisor's id.
             loaded: other releases of the model that are loaded; those are never forgotten.
+            models: other models of which a release is loaded; neither are those.
         """
-        entries = self._models.setdefault(model, {})
-        entry = entries.pop((version, release)) if (version, release) in entries else Entry()
-        entries[version, release] = entry  # the newest stands last
-        idle = [key for key in entries if key != (version, release) and key[1] not in loaded]
-        for key in idle[: max(0, len(idle) - KEPT)]:
-            del entries[key]
-        return entry
+        entries = _renewed(self._models, model, dict, lambda name: name in models)
+        return _renewed(entries, (version, release), Entry, lambda key: key[1] in loaded)
 
     def entries(self) -> dict[tuple[str, str, str], Entry]:
         """Return every entry by model, version and release."""
         return {(model, *key): entry for model, entries in self._models.items() for key, entry in entries.items()}
+
+
+def _renewed(
+    kept: dict[_Key, _Value], newest: _Key, make: Callable[[], _Value], is_loaded: Callable[[_Key], bool]
+) -> _Value:
+    """Return the value of a key, which stands last from now on; of the others that are not loaded ``KEPT`` stay."""
+    value = kept[newest] = kept.pop(newest) if newest in kept else make()
+    idle = [key for key in kept if key != newest and not is_loaded(key)]
+    for key in idle[: max(0, len(idle) - KEPT)]:
+        del kept[key]
+    return value

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ID_RULE = "must match ^[A-Za-z0-9_-]{1,64}$"
+OWN_RULE = "no group can be called 'own': a device calls its own document that"
 
 
 @pytest.fixture
@@ -53,6 +54,10 @@ def refused(*arguments: str, stdin: str | None = None, status: int = 2) -> str:
         (("-d", "box", "set-method", "kanji", "nf5"), "Invalid value for 'METHOD': 'nf5' is not one of 'auto', 'nf4'"),
         (("desired", "set", "/dev/null", "--group", "lab"), "/dev/null: empty, expected a wanted state as JSON"),
         (("desired", "halt", "a/b", "--reason", "x"), f"group 'a/b' {ID_RULE}"),
+        (("desired", "halt", "own", "--reason", "x"), f"nibblectl: {OWN_RULE}"),
+        (("desired", "resume", "own"), f"nibblectl: {OWN_RULE}"),
+        (("desired", "set", "/dev/null", "--group", "own"), f"nibblectl: {OWN_RULE}"),
+        (("sign-command", "halt", "/dev/null", "--key", "/dev/null", "--for-group", "own"), OWN_RULE),
         (("desired", "halt", "lab"), "Missing option '--reason'"),
         (("-d", "box", "deploy", "kanji", "/dev/null"), "/dev/null: empty, expected a signed manifest as nibblectl"),
         (("-d", "box", "deploy", "kanji", "nowhere.json"), "'nowhere.json' does not exist"),
@@ -96,6 +101,12 @@ def test_an_address_that_no_device_would_take_is_not_signed(tmp_path: Path, url:
     private, _ = keys.generate(tmp_path, "operator")
     asked = ("--url", url, "--model", "kanji", "--version", "1", "--sequence", "1")
     assert words in refused("sign", str(private), "--key", str(private), *asked)
+
+
+def test_a_manifest_for_a_group_that_no_device_may_be_in_is_not_signed(tmp_path: Path) -> None:
+    private, _ = keys.generate(tmp_path, "operator")
+    asked = ("--url", "https://h.example/k", "--model", "kanji", "--version", "1", "--sequence", "1")
+    assert OWN_RULE in refused("sign", str(private), "--key", str(private), *asked, "--for-group", "own")
 
 
 def test_the_schemes_that_are_signed_are_those_that_a_device_can_be_allowed() -> None:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from agent.serving.errors import LoadFailedError
+from agent.serving.ledger import KEPT
 from agent.serving.terms import Terms
 from tests.fakes.serving import POISON, WEIGHTS, FakeNetwork, Harness, harness, json_request, run, until
 
@@ -241,16 +242,37 @@ def test_unloading_measures_memory_and_forgets_a_model_without_releases() -> Non
     run(scenario)
 
 
+def test_counters_of_what_is_loaded_outlive_models_that_come_and_go() -> None:
+    async def scenario() -> None:
+        async with harness() as it:
+            await it.serve("m", FakeNetwork())
+            counted = it.plane.models.ledger.entries()
+            for number in range(KEPT + 2):
+                await it.serve(f"n{number}", FakeNetwork())
+                await it.change(f"n{number}", "unload")
+            left = it.plane.models.ledger.entries()
+            assert {key: left[key] for key in counted} == counted
+            assert ("n0", "1", "r1") not in left
+
+    run(scenario)
+
+
+async def unload_while_it_answers(it: Harness) -> tuple[FakeNetwork, asyncio.Task[Any], asyncio.Task[Any]]:
+    """Return a model whose unload waits for its answer, which waits for its gate; and the tasks of both."""
+    network = FakeNetwork()
+    await it.serve("m", network)
+    network.gate.clear()
+    asked = asyncio.create_task(it.data.post(INFER, json=json_request([ROW])))
+    await until(network.entered.is_set)
+    unloading = asyncio.create_task(it.change("m", "unload"))
+    await until(lambda: it.plane.models.get("m").active is None)
+    return network, asked, unloading
+
+
 def test_a_load_that_waited_for_an_unload_of_the_whole_model_still_answers() -> None:
     async def scenario() -> None:
         async with harness() as it:
-            network = FakeNetwork()
-            await it.serve("m", network)
-            network.gate.clear()
-            asked = asyncio.create_task(it.data.post(INFER, json=json_request([ROW])))
-            await until(network.entered.is_set)
-            unloading = asyncio.create_task(it.change("m", "unload"))
-            await until(lambda: it.plane.models.get("m").active is None)
+            network, asked, unloading = await unload_while_it_answers(it)
             it.loader.networks["r2"] = FakeNetwork()
             loading = asyncio.create_task(load(it, "r2", "2", activate=True))
             network.gate.set()
@@ -263,13 +285,7 @@ def test_a_load_that_waited_for_an_unload_of_the_whole_model_still_answers() -> 
 def test_an_unload_that_waited_for_another_leaves_what_was_loaded_in_between() -> None:
     async def scenario() -> None:
         async with harness() as it:
-            network = FakeNetwork()
-            await it.serve("m", network)
-            network.gate.clear()
-            asked = asyncio.create_task(it.data.post(INFER, json=json_request([ROW])))
-            await until(network.entered.is_set)
-            first = asyncio.create_task(it.change("m", "unload"))
-            await until(lambda: it.plane.models.get("m").active is None)
+            network, asked, first = await unload_while_it_answers(it)
             second = asyncio.create_task(it.change("m", "unload"))
             await until(lambda: bool(it.plane.models.get("m").changes._waiters))
             network.gate.set()

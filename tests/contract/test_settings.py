@@ -141,6 +141,11 @@ def test_a_value_out_of_range_is_refused(tmp_path: Path, line: str) -> None:
     assert f"{section[1:-1]}.{key}" in refuse(tmp_path, line)
 
 
+def test_a_group_cannot_have_the_name_of_the_device_s_own_document(tmp_path: Path) -> None:
+    why = "no group can be called 'own': a device calls its own document that, beside those of its groups"
+    assert why in refuse(tmp_path, '[mqtt]\ngroups = ["lab", "own"]')
+
+
 def test_what_the_file_says_of_downloads_is_what_limits_them(tmp_path: Path) -> None:
     found = load(
         tmp_path,

@@ -6,7 +6,7 @@ Modules that need a device in a state of its own start one; the others share one
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,7 @@ from tests.e2e.harness.operator import Operator
 from tests.e2e.harness.signing import Signer
 from tests.e2e.harness.tools import OF_A_FLEET, require
 from tests.e2e.harness.world import SERVED_SEQUENCE, Device, World
+from tests.fakes.obedient import FakeFleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +69,23 @@ def start_device(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iter
             return Device(agent, operator)
 
         yield start
+
+
+@pytest.fixture
+def fleet(port: int, boxes: dict[str, dict[str, str]]) -> Iterator[FakeFleet]:
+    """The devices in the module's ``boxes``, labels by name; they serve version 1 and are gone with the test."""
+    fleet = FakeFleet(port)
+    for name, labels in boxes.items():
+        fleet.add(name, labels=labels)
+    yield fleet
+    fleet.clear(fleet.boxes)
+    fleet.close()
+
+
+@pytest.fixture
+def desk(request: pytest.FixtureRequest, tmp_path: Path, port: int) -> Any:
+    """The operator's machine, as the module's ``Desk`` has it."""
+    return request.module.Desk(tmp_path, port)
 
 
 @pytest.fixture(scope="session")

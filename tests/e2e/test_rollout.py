@@ -13,13 +13,12 @@ import pytest
 
 from agent.fleet import keys
 from tests.e2e.harness.mqtt import Broker
-from tests.fakes.obedient import FakeFleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fakes.obedient import FakeBox
+    from tests.fakes.obedient import FakeBox, FakeFleet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -124,19 +123,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture
-def fleet(port: int) -> Iterator[FakeFleet]:
-    """Thirty devices that serve version 1, ten of them in the north."""
-    fleet = FakeFleet(port)
-    for number, name in enumerate(DEVICES):
-        fleet.add(name, labels={"site": "north" if number < 10 else "south"})
-    yield fleet
-    fleet.clear(fleet.boxes)
-    fleet.close()
-
-
-@pytest.fixture
-def desk(tmp_path: Path, port: int) -> Desk:
-    return Desk(tmp_path, port)
+def boxes() -> dict[str, dict[str, str]]:
+    """Thirty devices, ten of them in the north."""
+    return {name: {"site": "north" if number < 10 else "south"} for number, name in enumerate(DEVICES)}
 
 
 def test_a_rollout_reaches_everybody_in_its_waves_and_its_report_says_so(fleet: FakeFleet, desk: Desk) -> None:

@@ -12,13 +12,14 @@ from agent.fleet.cli import main
 from agent.fleet.rollout.journal import Journal
 from agent.fleet.rollout.plan import load
 from tests.e2e.harness.mqtt import Broker
-from tests.fakes.obedient import FakeFleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from click.testing import Result
+
+    from tests.fakes.obedient import FakeFleet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -77,18 +78,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture
-def fleet(port: int) -> Iterator[FakeFleet]:
-    fleet = FakeFleet(port)
-    for name in ("box-1", "box-2", "box-3"):
-        fleet.add(name)
-    yield fleet
-    fleet.clear(fleet.boxes)
-    fleet.close()
-
-
-@pytest.fixture
-def desk(tmp_path: Path, port: int) -> Desk:
-    return Desk(tmp_path, port)
+def boxes() -> dict[str, dict[str, str]]:
+    return {name: {} for name in ("box-1", "box-2", "box-3")}
 
 
 def test_a_login_that_may_not_publish_is_told_so_and_no_device_counts_as_failed(fleet: FakeFleet, desk: Desk) -> None:

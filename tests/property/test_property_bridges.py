@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.fleet.bridge import aws_jobs, requests, thin_edge
+from agent.fleet.shapes import is_over
 from tests.fakes.aws_jobs import TERMINAL
 from tests.fakes.box import TOPICS, Box, deploy_body
 from tests.fakes.bridged import THING, JobsBridged, ThinEdgeBridged
@@ -101,7 +102,7 @@ def test_jobs_and_operations_agree_in_the_end(happens: list[tuple[str, str]]) ->
                 assert each.status == aws_jobs.told(operation)[0]
                 assert each.status in TERMINAL
             else:
-                assert operation is None or requests.is_over(operation)
+                assert operation is None or is_over(operation)
         assert set(runs(bridged.box).values()) <= {1}
         bridged.box.journal.close()
 

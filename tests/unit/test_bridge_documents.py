@@ -22,6 +22,7 @@ from agent.fleet.bridge.aws_machine import ThingJobs
 from agent.fleet.bridge.requests import Foreign
 from agent.fleet.bridge.thin_edge import EntityTopics
 from agent.fleet.cli import main
+from agent.fleet.shapes import is_over
 from agent.fleet.view import Device
 from tests.fakes.aws_jobs import JobsService
 
@@ -168,7 +169,7 @@ def test_a_busy_device_is_worth_another_try_and_other_refusals_are_not() -> None
 def test_a_state_that_nobody_knows_yet_is_a_running_one() -> None:
     assert aws_jobs.told(ended("pondering"))[0] == "IN_PROGRESS"
     assert thin_edge.told(ended("pondering"))["status"] == "executing"
-    assert not requests.is_over(ended("pondering"))
+    assert not is_over(ended("pondering"))
 
 
 @pytest.mark.parametrize("odd", ["text", 3, [1], None, {"code": [1], "detail": {"a": None}}])

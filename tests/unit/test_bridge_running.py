@@ -104,3 +104,43 @@ def test_who_was_left_out_is_taken_up_again_by_beginning_anew(monkeypatch: pytes
     with pytest.raises(BrokerError, match="taken up again"):
         Bridge("edge/v1", (), Teller, told.append).run(cast("Any", Open([command("box-1")])), cast("Any", Open()))
     assert any("box-1 is left out" in line for line in told)
+
+
+class Hearer(Teller):
+    """A machine that writes down what it hears, and counts how often its root is asked for."""
+
+    asked = 0
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self.heard: list[str] = []
+
+    @property
+    def root(self) -> str:
+        Hearer.asked += 1
+        return super().root
+
+    def take(self, topic: str, payload: bytes, now_s: float, *, is_retained: bool = False) -> None:
+        del payload, now_s, is_retained
+        self.heard.append(topic)
+
+
+def test_a_message_reaches_the_machine_on_whose_root_it_lies_without_a_look_at_the_others() -> None:
+    machines: list[Hearer] = []
+
+    def make(device: Device) -> Hearer:
+        machines.append(Hearer(device))
+        return machines[-1]
+
+    made = Bridge("edge/v1", (), make, lambda _line: None)
+    for number in range(100):
+        topic = f"edge/v1/box-{number}/presence"
+        made._hear(Heard(topic, json.dumps(fleet.presence()).encode(), is_retained=True))
+    Hearer.asked = 0
+    for topic in ("other/box-1/state", "other/box-10/a//b", "other/box-1000/state", "other/box-1"):
+        made._hear(Heard(topic, b"{}", is_retained=False))
+    assert [(each.device.name, each.heard) for each in machines if each.heard] == [
+        ("box-1", ["other/box-1/state"]),
+        ("box-10", ["other/box-10/a//b"]),
+    ]
+    assert Hearer.asked == 0

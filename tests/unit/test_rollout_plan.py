@@ -58,6 +58,7 @@ def test_a_short_plan_is_careful() -> None:
         ('id = "r-1"', 'id = "r 1"', "plan.toml: id: String should match pattern '^[A-Za-z0-9_-]{1,40}$', got \"r 1\""),
         ("percent = 100", "percent = 0", "plan.toml: waves[0].percent: expected greater than 0, got 0"),
         ("percent = 100", "", "waves[0]: expected one of devices, group, label and percent, got none"),
+        ("percent = 100", 'group = "own"', "waves[0].group: no group can be called 'own'"),
         ("percent = 100", 'percent = 9\ngroup = "g"', "devices, group, label and percent, got group and percent"),
         ("percent = 100", "per_cent = 100", "plan.toml: waves[0].per_cent: unknown key, expected percent?"),
         ("percent = 100", "percent = 100\n[pace]\nsoak = 1", "plan.toml: pace.soak: unknown key, expected soak_s?"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from agent.contract import commands
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.wire import dump
-from agent.deployment.phases import State
+from agent.fleet.shapes import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,12 +99,6 @@ def is_of(bridge: str, operation: str) -> bool:
 def open_operations(bridge: str, device: Device) -> frozenset[str]:
     """Return the operations of this bridge that a device has not ended."""
     return frozenset(each for each, body in device.operations.items() if is_of(bridge, each) and not is_over(body))
-
-
-def is_over(operation: Mapping[str, Any]) -> bool:
-    """Return whether the report of an operation is its last; a state that nobody knows is taken for an open one."""
-    state = operation.get("state")
-    return state in list(State) and State(state).is_terminal
 
 
 def part(body: Mapping[str, Any], name: str) -> JsonObject:

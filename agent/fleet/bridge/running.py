@@ -36,7 +36,7 @@ class Machine(Protocol):
 
     @property
     def root(self) -> str:
-        """What its topics on the other side begin with."""
+        """What its topics on the other side begin with, and no other machine's; ends with a slash."""
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -68,6 +68,7 @@ class Bridge:
         self._tell = tell
         self._view = FleetView(prefix)
         self._machines: dict[str, Machine] = {}
+        self._by_root: dict[str, Machine] = {}
         self._left_out: set[str] = set()
         self._anew_at_s = math.inf
         self._unheard: set[str] = set(devices)
@@ -123,20 +124,25 @@ class Bridge:
 
     def _hear(self, heard: Heard) -> None:
         now_s = time.monotonic()
-        for machine in self._machines.values():
-            if heard.topic.startswith(machine.root):
-                machine.take(heard.topic, heard.payload, now_s, is_retained=heard.is_retained)
-                return
+        if (machine := self._whose(heard.topic)) is not None:
+            machine.take(heard.topic, heard.payload, now_s, is_retained=heard.is_retained)
+            return
         device = self._view.take(heard.topic, heard.payload, now_s)
         if device is None or device.name in self._machines or device.name in self._left_out or not device.said:
             return
         try:
-            self._machines[device.name] = self._make(device)
+            machine = self._machines[device.name] = self._make(device)
         except ValueError as error:
             self._left_out.add(device.name)
             self._tell(f"{device.name} is left out: {error}")
             return
+        self._by_root.setdefault(machine.root, machine)
         self._tell(f"{device.name} is bridged, it is {device.said.get(PRESENCE, {}).get('state', 'there')}")
+
+    def _whose(self, topic: str) -> Machine | None:
+        """Return the machine on whose root a topic lies: a look for each level, however many machines there are."""
+        roots = (topic[: at + 1] for at, char in enumerate(topic) if char == "/")
+        return next((self._by_root[root] for root in roots if root in self._by_root), None)
 
     def _tell_of_the_unheard(self) -> None:
         unheard, self._unheard = self._unheard - set(self._machines) - self._left_out, set()
@@ -157,7 +163,7 @@ class Bridge:
                 if out.note:
                     self._tell(out.note)
         except RefusedMessageError as error:  # what else it had to say is lost: it has to begin anew
-            del self._machines[name]
+            self._by_root.pop(self._machines.pop(name).root, None)
             self._left_out.add(name)
             self._anew_at_s = min(self._anew_at_s, time.monotonic() + LEFT_OUT_S)
             self._tell(f"{name} is left out for {LEFT_OUT_S:.0f} s: {error}")

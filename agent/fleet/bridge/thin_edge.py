@@ -21,6 +21,7 @@ from agent.contract.wire import dump, parse_object
 from agent.deployment.phases import State
 from agent.fleet.bridge import requests
 from agent.fleet.bridge.requests import BRIDGED, Command, Foreign, Note
+from agent.fleet.shapes import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -289,7 +290,7 @@ class EntityCommands:
         operation_id = self._operation(key)
         was_sent = self._sent.pop(operation_id, None) is not None
         operation = self._device.operations.get(operation_id)
-        is_open = was_sent if operation is None else not requests.is_over(operation)
+        is_open = was_sent if operation is None else not is_over(operation)
         if is_open:
             self._cancel(operation_id, f"{key[0]}/{key[1]} was cleared")
 

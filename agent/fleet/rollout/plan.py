@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from agent.contract import commands, toml
 from agent.contract.errors import RefusalError
-from agent.contract.topics import ID_PATTERN, Id
+from agent.contract.topics import ID_PATTERN, Group, Id
 from agent.contract.wire import MAX_PAYLOAD_BYTES, JsonObject, complaint, dump, kind_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Devices(_Table):
         exclude: who takes no part in any case.
     """
 
-    groups: tuple[Id, ...] = ()
+    groups: tuple[Group, ...] = ()
     labels: dict[Id, str] = {}
     ids: tuple[Id, ...] = ()
     exclude: tuple[Id, ...] = ()
@@ -138,7 +138,7 @@ class Wave(_Table):
 
     name: Id
     devices: tuple[Id, ...] | None = None
-    group: Id | None = None
+    group: Group | None = None
     label: Annotated[dict[Id, str], Field(min_length=1)] | None = None
     percent: Annotated[float, Field(gt=0, le=100)] | None = None
     approval: bool = False
