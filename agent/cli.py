@@ -159,7 +159,7 @@ def run(config: Path | None) -> None:
 
     postpone("asyncio")  # which structlog has for coroutines: nobody writes one here, and it takes 1.4 MiB
     from agent import logs, settings
-    from agent.adapters.journal import JournalVersionError
+    from agent.adapters.journal import JournalUnusableError, JournalVersionError
     from agent.logbook import Logbook
     from agent.parts import StartError
     from agent.supervisor import Supervisor
@@ -169,7 +169,7 @@ def run(config: Path | None) -> None:
         book = Logbook()
         logs.set_up(loaded.logging.level, loaded.logging.format, book=book, device=loaded.device_id)
         supervisor = Supervisor(loaded, book)
-    except (settings.ConfigError, StartError, JournalVersionError) as error:
+    except (settings.ConfigError, StartError, JournalVersionError, JournalUnusableError) as error:
         raise _FailureError(str(error)) from None
     supervisor.run()
 

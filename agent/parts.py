@@ -6,7 +6,7 @@ import errno
 import importlib.util
 import socket
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from agent.adapters import directories, identity
 from agent.adapters.broker import Broker
@@ -40,6 +40,23 @@ def prepare(state_dir: Path) -> Path:
     except OSError as error:
         raise StartError(f"state_dir {state_dir}: {error.strerror}; create it or choose another state_dir") from None
     return state_dir
+
+
+def claim(state_dir: Path) -> IO[str] | None:
+    """Keep other agents from the state directory for as long as the file that is returned is open.
+
+    Two would take the control socket, the server and the broker's session from each other, and write one journal.
+    """
+    lock = state_dir / "run" / "agent.lock"
+    try:
+        return directories.claim(lock)
+    except directories.TakenError as error:
+        raise StartError(
+            f"state_dir {state_dir} is in use by {error}, an agent that runs; "
+            "stop that one, or give this one a state_dir and a device_id of its own"
+        ) from None
+    except OSError as error:
+        raise StartError(f"{lock}: {error.strerror}; choose another state_dir") from None
 
 
 def listen(serving: Serving) -> socket.socket:

@@ -18,13 +18,14 @@ from agent.adapters import identity, systemd
 from agent.adapters.artifacts import ArtifactStore
 from agent.adapters.builder import BuilderProcess
 from agent.adapters.clock import SystemClock
-from agent.adapters.journal import SqliteJournal
+from agent.adapters.journal import open_journal
 from agent.adapters.lessons import LessonFile
 from agent.adapters.mqtt import MqttTransport
 from agent.adapters.mqtt_expiry import ExpiredStates
 from agent.adapters.processes import give_memory_back, use_one_arena
 from agent.adapters.server import ServerProcess
 from agent.adapters.signatures import KeyDirectory
+from agent.adapters.sockets import listen_unix
 from agent.contract.manifest import Identity
 from agent.contract.topics import Topics
 from agent.core import Core
@@ -79,6 +80,7 @@ class Supervisor:
         self._logbook = logbook or Logbook()
         self._settings = settings
         state_dir = parts.prepare(settings.state_dir)
+        self._claim = parts.claim(state_dir)
         self._control_path = state_dir / "run" / "control.sock"
         self._http, self._control = parts.listen(settings.serving), parts.listen_control(self._control_path)
         self._grpc = parts.listen_grpc(settings.serving)
@@ -88,7 +90,7 @@ class Supervisor:
         self._matrix = parts.matrix(settings)
         self._topics = Topics(settings.mqtt.topic_prefix, settings.device_id)
         self._board = Board(self._topics, self._shown)
-        self._journal = SqliteJournal(state_dir / "journal.db", self._board.hear)
+        self._journal = open_journal(state_dir / "journal.db", self._board.hear)
         self._live = LiveSettings(settings, self._journal.config(), fixed=fixed_by_environment())
         self._keys = KeyDirectory(settings.trust.keys_dir)
         self._relaxations = parts.relaxations(settings)
@@ -170,6 +172,8 @@ class Supervisor:
         self._journal.close()
         self._control.close()
         self._control_path.unlink(missing_ok=True)
+        if self._claim is not None:
+            self._claim.close()
         log.info("stopped")
         self._logbook.close()
 
@@ -178,6 +182,7 @@ class Supervisor:
             self._http,
             self._control,
             self._control_path,
+            listen=listen_unix,
             grpc=self._grpc,
             options=parts.server_options(self._settings.serving, self._settings.state_dir / "artifacts"),
             silence_s=self._settings.serving.silence_s,

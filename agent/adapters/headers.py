@@ -74,7 +74,10 @@ def _zip_numels(path: Path) -> tuple[int, ...]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise StepError(ErrorCode.BAD_CHECKPOINT, f"a damaged zip archive: {error}", "download it again") from None
+        hint = (
+            "a file that matches its manifest was damaged before it was signed: save or fetch it again, and sign that"
+        )
+        raise StepError(ErrorCode.BAD_CHECKPOINT, f"a damaged zip archive: {error}", hint) from None
     _check_entries(entries, path.stat().st_size)
     names = {entry.filename.split("/", 1)[-1] for entry in entries}
     if "data.pkl" not in names:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from agent.adapters.journal_file import (
     SCHEMA_VERSION,
+    JournalUnusableError,
     JournalVersionError,
     Transaction,
     empty_log,
     essence,
     open_database,
+    telling_unusable,
 )
 from agent.adapters.journal_rows import dump_operation, dump_remains, load_operation, load_report
 from agent.adapters.served_copy import ServedCopy
@@ -34,13 +36,32 @@ if TYPE_CHECKING:
 
     from agent.deployment.machine import Operation
 
-__all__ = ["KEEP_EVENTS", "KEEP_FINISHED", "SCHEMA_VERSION", "JournalVersionError", "SqliteJournal"]
+__all__ = [
+    "KEEP_EVENTS",
+    "KEEP_FINISHED",
+    "SCHEMA_VERSION",
+    "JournalUnusableError",
+    "JournalVersionError",
+    "SqliteJournal",
+    "open_journal",
+]
 KEEP_FINISHED = 500
 """Finished operations that are kept whole: a repeated command is answered from here."""
 KEEP_USED, MOST_USED = 10_000, 50_000
 """Older ids that are remembered with their outcome, and how many if commands expire that late."""
 KEEP_EVENTS = 1000
 """Events that wait for a broker that is away: older ones are dropped first, states never."""
+
+
+def open_journal(path: Path, on_report: Callable[[Report], None]) -> SqliteJournal:
+    """Return the journal for an agent that starts.
+
+    Raises:
+        JournalVersionError: the file has a newer schema; it is left untouched.
+        JournalUnusableError: the disk does not let it be read or written.
+    """
+    with telling_unusable(path):
+        return SqliteJournal(path, on_report)
 
 
 class SqliteJournal:

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,10 @@ class JournalVersionError(Exception):
     """The journal was written by a newer version of the agent."""
 
 
+class JournalUnusableError(Exception):
+    """The disk does not let the journal be opened; the text says what to do."""
+
+
 class _DamagedError(Exception):
     """The file is not whole; the text says how that showed."""
 
@@ -112,6 +117,18 @@ def open_database(path: Path, copy: ServedCopy) -> sqlite3.Connection:
         return db
     db.close()
     return _recover(path, known, complaint)
+
+
+@contextlib.contextmanager
+def telling_unusable(path: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises while a journal is opened into a ``JournalUnusableError``."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        free = shutil.disk_usage(path.parent).free
+        raise JournalUnusableError(
+            f"{path} cannot be opened: {error}; {free} bytes are free there: free space, or see to the disk (dmesg)"
+        ) from None
 
 
 def essence(db: sqlite3.Connection) -> Essence:

@@ -54,6 +54,7 @@ class ServerProcess:
             ``stop`` closes it.
         control: listening Unix socket.
         control_path: where ``control`` is bound.
+        listen: opens the control socket anew where its name was deleted.
         grpc: a listening TCP socket like ``http``, None without gRPC.
         options: further arguments of the server.
         on_exit: called from a watching thread when the server ends without being asked to.
@@ -69,6 +70,7 @@ class ServerProcess:
         control: socket.socket,
         control_path: Path,
         *,
+        listen: Callable[[Path], socket.socket] | None = None,
         grpc: socket.socket | None = None,
         options: tuple[str, ...] = (),
         on_exit: Callable[[str], None] = lambda _detail: None,
@@ -77,6 +79,8 @@ class ServerProcess:
         terms: Callable[[str, Release], Mapping[str, Any]] = lambda _model, _release: {},
     ) -> None:
         self._sockets = {"--http-fd": http, "--control-fd": control, **({"--grpc-fd": grpc} if grpc else {})}
+        self._listen = listen
+        self._renewed: socket.socket | None = None
         self._clients = [each for each in (http, grpc) if each is not None]
         self._path = control_path
         self._options = options
@@ -211,8 +215,9 @@ class ServerProcess:
         """
         with self._starting:
             self._is_stopping = True
-            for listener in self._clients:
-                listener.close()
+            for listener in (*self._clients, self._renewed):
+                if listener is not None:
+                    listener.close()
         if self._pulse is not None:
             self._pulse.stop()  # one that drains takes no more questions
         child = self._child
@@ -241,6 +246,7 @@ class ServerProcess:
         threading.Thread(target=self._wait, args=arguments, name=f"server-{child.pid}", daemon=True).start()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        self._mend_control()
         fds = {option: listener.fileno() for option, listener in self._sockets.items()}
         numbered = [word for option, fd in fds.items() for word in (option, str(fd))]
         own = ("--closed", "--parent", str(os.getpid()))
@@ -258,6 +264,18 @@ class ServerProcess:
             end(child)
             raise StepError(ErrorCode.LOAD_FAILED, f"the server cannot be started: {error}", retryable=True) from None
         return child
+
+    def _mend_control(self) -> None:
+        """Bind the control socket anew where its name was deleted: no server could be spoken to ever again."""
+        if self._listen is None or self._path.exists():
+            return
+        try:
+            renewed = self._listen(self._path)
+        except OSError as error:
+            raise StepError(ErrorCode.LOAD_FAILED, f"control socket {self._path}: {error}", retryable=True) from None
+        self._sockets["--control-fd"].close()
+        self._sockets["--control-fd"] = self._renewed = renewed
+        log.warning("control_socket_renewed", path=str(self._path))
 
     def _await(self, child: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_timeout_s

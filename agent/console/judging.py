@@ -87,9 +87,17 @@ def swap(disk: Swap, zram: Swap, *, is_integrated: bool) -> Check:
     return ok("swap", ", ".join(told) or "none")
 
 
-def disk(place: Path, free_bytes: int, total_bytes: int, reserve_bytes: int, *, is_writable: bool) -> Check:
+def disk(
+    place: Path, free_bytes: int, total_bytes: int, reserve_bytes: int, *, is_writable: bool, is_read_only: bool = False
+) -> Check:
     """Judge the file system of the state directory, ``place`` being that directory or the nearest that exists."""
     detail = f"{size(free_bytes)} of {size(total_bytes)} free at {place}, {size(reserve_bytes)} are kept free"
+    if is_read_only:
+        return failed(
+            "disk",
+            f"{place} is on a file system that is mounted read-only: the agent cannot start",
+            f"dmesg says whether the disk failed; then: mount -o remount,rw $(findmnt -n -o TARGET -T {place})",
+        )
     if not is_writable:
         return warning("disk", f"{place} cannot be written by this user", "sudo -u nibbled nibbled doctor")
     if free_bytes <= reserve_bytes:

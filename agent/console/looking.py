@@ -94,8 +94,9 @@ def disk(state_dir: Path, reserve_bytes: int) -> list[Check]:
     usage = system.disk(place)
     if not place.is_dir() or usage["total_bytes"] == 0:
         return [judging.no_disk(state_dir, place)]
-    is_writable = os.access(place, os.W_OK)
-    return [judging.disk(place, usage["free_bytes"], usage["total_bytes"], reserve_bytes, is_writable=is_writable)]
+    is_writable, is_read_only = os.access(place, os.W_OK), bool(os.statvfs(place).f_flag & os.ST_RDONLY)
+    sizes = usage["free_bytes"], usage["total_bytes"], reserve_bytes
+    return [judging.disk(place, *sizes, is_writable=is_writable, is_read_only=is_read_only)]
 
 
 def keys(settings: Settings) -> list[Check]:

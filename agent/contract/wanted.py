@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from pydantic import BaseModel
 
 from agent.contract import commands, config, desired
-from agent.contract.commands import Deploy
+from agent.contract.commands import Deploy, Gate
 from agent.contract.desired import Desired
 from agent.contract.errors import ErrorCode, RefusalError
 from agent.contract.manifest import Envelope
@@ -52,6 +52,15 @@ def judge(body: JsonObject) -> Desired:
     return document
 
 
+def judge_gate(gate: JsonObject) -> None:
+    """Refuse a gate that says what no device knows: it would be left out, and the release not held to it.
+
+    Raises:
+        RefusalError: with the key, and those that there are.
+    """
+    _refuse_unknown(Gate, gate, "")
+
+
 def _judge_entry(name: str, fields: JsonObject) -> None:
     _refuse_unknown(Deploy, fields, f"models.{name}.")
     try:
@@ -63,17 +72,18 @@ def _judge_entry(name: str, fields: JsonObject) -> None:
 def _refuse_unknown(kind: type[BaseModel], body: JsonObject, at: str) -> None:
     found = list(_unknown(kind, body, at))
     if found:
-        known = ", ".join(_fields(kind))
-        raise RefusalError(ErrorCode.BAD_REQUEST, f"no device knows {', '.join(found)}", f"known: {known}")
+        known = ", ".join(_fields(found[0][1]))
+        words = ", ".join(told for told, _ in found)
+        raise RefusalError(ErrorCode.BAD_REQUEST, f"no device knows {words}", f"known: {known}")
 
 
-def _unknown(kind: type[BaseModel], body: JsonObject, at: str) -> Iterator[str]:
-    """Yield the keys that a model does not have, with where they stand and the nearest one that it has."""
+def _unknown(kind: type[BaseModel], body: JsonObject, at: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the keys that a model does not have, with where they stand and the nearest one, and that model."""
     fields = _fields(kind)
     for key, value in body.items():
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
-            yield f"{at}{key}" + (f" (did you mean {close[0]}?)" if close else "")
+            yield f"{at}{key}" + (f" (did you mean {close[0]}?)" if close else ""), kind
             continue
         for part in _models(fields[key]):
             for each in value if isinstance(value, list) else [value]:

@@ -71,7 +71,7 @@ def devices(target: Target, *, watch: bool, model: str | None, presence: str | N
                 _watch(fleet, inbox, chosen, target, messages)
             fleet.await_health(inbox, listen_s)
     found = chosen(fleet.view)
-    _print(found, as_json=target.as_json)
+    _print(found, target)
     if not found:
         asked = ((model, f"serves {model}"), (presence, f"is {presence}"))
         which = " and ".join(words for value, words in asked if value is not None)
@@ -120,6 +120,8 @@ def show(target: Target, name: str | None, listen_s: float) -> None:
 
 def no_devices(target: Target, what: str) -> str:
     """Return what to say where nothing was found, and the next step."""
+    if target.device:
+        return unknown_device(target, target.device)
     hint = "are --host, --prefix and what was asked for right, and may this login read? nibblectl doctor"
     return f"{what} under {target.prefix} on {target.host}:{target.port}\n  {hint}"
 
@@ -139,9 +141,9 @@ def unknown_device(target: Target, device: str) -> str:
     )
 
 
-def _print(found: list[Device], *, as_json: bool) -> None:
+def _print(found: list[Device], target: Target) -> None:
     now_s = time.monotonic()
-    if as_json:
+    if target.as_json:
         for device in found:
             click.echo(json.dumps(described(device, now_s)))
         return
@@ -153,7 +155,7 @@ def _print(found: list[Device], *, as_json: bool) -> None:
         console.print(coloured(every, console.width))
     else:
         click.echo("\n".join(table(HEAD, [row.cells() for row in every])))
-    click.echo(summary(found, now_s), err=True)
+    click.echo(summary(found, now_s, target.device or None), err=True)
 
 
 def _watch(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.contract import wanted
 from agent.contract.commands import MethodName
 from agent.contract.errors import RefusalError
 from agent.contract.topics import ID_PATTERN, is_id
@@ -192,6 +193,10 @@ def _json(text: str, what: str) -> JsonObject:
 
 def _gate(*, gate: str | None, measure: bool) -> JsonObject:
     asked = {} if gate is None else {"gate": _json(gate, "--gate")}
+    try:
+        wanted.judge_gate(asked.get("gate", {}))
+    except RefusalError as refusal:
+        fail(f"--gate: {refusal.detail}\n  {refusal.hint}", 2)
     return measured(asked) if measure else asked
 
 

@@ -132,8 +132,11 @@ def described(device: Device, now_s: float) -> JsonObject:
     }
 
 
-def summary(devices: Iterable[Device], now_s: float) -> str:
-    """Return a line that counts: devices by presence, those that are not well, and methods in use."""
+def summary(devices: Iterable[Device], now_s: float, only: str | None = None) -> str:
+    """Return a line that counts: devices by presence, those that are not well, and methods in use.
+
+    ``only`` is the device that others were left out for, perhaps by a variable that was set long ago.
+    """
     every = list(devices)
     presence = Counter(device.presence for device in every)
     health = Counter((device.health(now_s) or {}).get("status") for device in every)
@@ -146,8 +149,11 @@ def summary(devices: Iterable[Device], now_s: float) -> str:
     told = [f"health of {unheard} not heard"] if unheard else []
     used = ", ".join(f"{count} {name}" for name, count in sorted(methods.items(), key=lambda item: str(item[0])))
     many = f"{len(every)} device{'' if len(every) == 1 else 's'}"
-    return f"{many}: {', '.join([*counted, *unwell, *late, *told]) or 'none'}" + (
-        f"; models by method: {used}" if used else ""
+    left_out = f"; others were left out: --device, NIBBLECTL_DEVICE or the profile asks for {only}" if only else ""
+    return (
+        f"{many}: {', '.join([*counted, *unwell, *late, *told]) or 'none'}"
+        + (f"; models by method: {used}" if used else "")
+        + left_out
     )
 
 

@@ -121,7 +121,7 @@ def _outcome(decision: Mapping[str, Any]) -> Iterator[str]:
     chosen = decision.get("method")
     kept = "It was to be" if decision["has_failed"] else "Kept:"
     if chosen is None:
-        yield f"Nothing was built: {decision['reason']}."
+        yield f"Nothing was {'changed' if decision.get('compare') else 'built'}: {decision['reason']}."
     elif decision.get("evidence") and not any(each["passes"] for each in decision["evidence"]):
         yield "Nothing is kept: no method passes."
     elif decision.get("overruled"):

@@ -24,7 +24,7 @@ fail() {
     for line in "$@"; do printf '  %s\n' "$line" >&2; done
     exit 1
 }
-usage() { sed -n '2,17p' "$0" | sed 's/^# \{0,1\}//'; }
+usage() { sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//'; }
 
 dir=${PKI_DIR:-pki}
 if [ "${1:-}" = --dir ]; then

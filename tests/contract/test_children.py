@@ -48,7 +48,15 @@ def server(tmp_path: Path, exits: list[str]) -> Iterator[StartServer]:
 
     def make(*options: str, start_timeout_s: float = 60.0) -> ServerProcess:
         made.append(
-            ServerProcess(http, control, path, options=options, on_exit=exits.append, start_timeout_s=start_timeout_s)
+            ServerProcess(
+                http,
+                control,
+                path,
+                listen=listen_unix,
+                options=options,
+                on_exit=exits.append,
+                start_timeout_s=start_timeout_s,
+            )
         )
         return made[-1]
 
@@ -132,3 +140,17 @@ def test_the_end_of_a_child_is_said_in_words() -> None:
 def test_a_control_path_that_is_too_long_is_refused_without_leaving_a_socket(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long"):
         listen_unix(tmp_path / ("x" * 120))
+
+
+@needs_torch
+def test_a_control_socket_whose_name_was_deleted_is_there_again_for_the_next_server(
+    server: StartServer, tmp_path: Path
+) -> None:
+    process = server("--device", "cpu", start_timeout_s=20.0)
+    process.restore({})
+    (tmp_path / "control.sock").unlink()
+    assert process._child is not None
+    process._child.kill()
+    process._child.wait()
+    process.restore({})
+    assert process.status()["pid"] == process.pid

@@ -148,3 +148,7 @@ def test_no_damage_to_a_container_raises_anything_else(
         assert error.code in (UNSAFE, BAD)  # noqa: PT017 - both ways out are good ones
     else:
         assert 0 <= sum(found) <= path.stat().st_size
+
+
+def test_a_cut_archive_is_to_be_signed_anew_since_what_was_fetched_matched_its_manifest(tmp_path: Path) -> None:
+    assert "save or fetch it again, and sign that" in str(refuse(tmp_path / "cut.pt", checkpoint(5000)[:9000]).hint)

@@ -14,7 +14,13 @@ import pytest
 
 from agent import failpoints
 from agent.adapters import served_copy
-from agent.adapters.journal import SCHEMA_VERSION, JournalVersionError, SqliteJournal
+from agent.adapters.journal import (
+    SCHEMA_VERSION,
+    JournalUnusableError,
+    JournalVersionError,
+    SqliteJournal,
+    open_journal,
+)
 from agent.adapters.served_copy import Essence, ServedCopy
 from agent.contract.reports import Report
 from agent.deployment.machine import Operation
@@ -344,3 +350,13 @@ def test_a_journal_of_a_newer_agent_that_says_so_twice_is_refused_and_not_set_as
 def test_a_disk_that_fails_is_not_taken_for_damage(tmp_path: Path) -> None:
     with pytest.raises(sqlite3.OperationalError, match="unable to open"):
         SqliteJournal(tmp_path / "nowhere" / "journal.db")
+
+
+def test_a_journal_that_the_disk_does_not_let_be_opened_is_told_with_the_free_bytes_and_the_next_step(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.db"
+    path.mkdir()
+    told = r"journal\.db cannot be opened: unable to open database file; \d+ bytes are free there: free space"
+    with pytest.raises(JournalUnusableError, match=told):
+        open_journal(path, lambda _report: None)

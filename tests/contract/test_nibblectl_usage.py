@@ -45,6 +45,12 @@ def refused(*arguments: str, stdin: str | None = None, status: int = 2) -> str:
         (("-d", "box", "--prefix", "a/#", "status"), "topic prefix 'a/#' must be 1-4 non-empty levels"),
         (("-d", "box", "follow", "a b"), f"operation 'a b' {ID_RULE}"),
         (("-d", "box", "set-config", "{bad"), "CONFIG is not JSON: Expecting property name"),
+        (
+            ("-d", "box", "compare", "kanji", "--gate", '{"min_agreemnt": 1}'),
+            "no device knows min_agreemnt (did you mean",
+        ),
+        (("-d", "box", "compare", "kanji", "--gate", '{"min_agreemnt": 1}'), "known: dataset, min_agreement, max_acc"),
+        (("-d", "box", "compare", "kanji", "--gate", '{"dataset": {"sha": ""}}'), "no device knows dataset.sha"),
         (("-d", "box", "set-config", "[1]"), "CONFIG is a JSON array, expected an object"),
         (("rollback", "kanji", "--host", "box"), "--host goes before the command: nibblectl --host … rollback …"),
         (("rollback", "kanji", "--url", "x"), "--url goes before the command: nibblectl --url … rollback …"),

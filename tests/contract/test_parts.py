@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,28 @@ def test_a_directory_whose_name_cannot_be_made_durable_is_used_all_the_same(
     monkeypatch.setitem(failpoints.armed, "directory.fsync.before", fail)
     assert (parts.prepare(tmp_path / "lib" / "nibbled") / "run").is_dir()
     assert capsys.readouterr().out.count("directory_not_synced") == 3
+
+
+def test_a_second_agent_on_one_state_directory_is_refused_with_the_process_that_has_it(tmp_path: Path) -> None:
+    first = parts.claim(parts.prepare(tmp_path))
+    assert first is not None
+    with pytest.raises(StartError, match=rf"state_dir .* is in use by process {os.getpid()}, .* of its own"):
+        parts.claim(tmp_path)
+    first.close()
+    second = parts.claim(tmp_path)
+    assert second is not None
+    second.close()
+
+
+def test_a_file_system_without_locks_keeps_no_agent_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_file: object, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert parts.claim(parts.prepare(tmp_path)) is None
+    assert "directory_not_locked" in capsys.readouterr().out
 
 
 def test_an_address_that_others_reach_needs_a_token_or_a_word(token_file: Path) -> None:

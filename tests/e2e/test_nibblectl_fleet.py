@@ -97,6 +97,18 @@ def test_programs_get_one_object_a_line_of_those_that_were_asked_for(site: Site)
     assert [json.loads(line)["device"] for line in one.stdout.splitlines()] == ["box-1"]
 
 
+def test_a_device_that_was_chosen_before_the_command_is_told_since_the_others_are_left_out(site: Site) -> None:
+    done = site.run("--device", "box-1", "devices")
+    assert "box-2" not in done.stdout
+    assert done.stderr.endswith("; others were left out: --device, NIBBLECTL_DEVICE or the profile asks for box-1\n")
+
+
+def test_a_device_that_was_chosen_and_that_nobody_knows_is_named(site: Site) -> None:
+    done = site.run("--device", "nosuch", "devices")
+    assert done.exit_code == 1
+    assert "knows no device 'nosuch' under edge/v1: are --device," in done.stderr
+
+
 def test_without_devices_the_status_is_1_and_the_next_step_is_told(site: Site) -> None:
     done = site.run("--prefix", "acme/v1", "devices")
     assert (done.exit_code, done.stdout) == (1, "")

@@ -21,6 +21,12 @@ SCRIPT = Path(__file__).parents[2] / "deploy" / "pki" / "pki.sh"
 DEVICE = "edge/v1/box-a"
 
 
+def test_without_a_command_its_use_is_told_and_nothing_of_its_code() -> None:
+    done = subprocess.run([str(SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "PKI_DAYS (365), PKI_CA_DAYS (3650) and PKI_CRL_DAYS (30) are lives in days."
+
+
 class Pki:
     """The script, on a directory of its own; to ``SecureBroker`` it is an authority like any other."""
 

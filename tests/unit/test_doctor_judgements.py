@@ -94,6 +94,11 @@ BOX = {
     "little disk": (judging.disk(Path("/s"), 2 * GIB, 9 * GIB, GIB, is_writable=True), WARNING, "2.0 GiB of"),
     "no disk": (judging.disk(Path("/s"), GIB, 9 * GIB, GIB, is_writable=True), FAILED, "nothing can be fetched"),
     "somebody else's": (judging.disk(Path("/s"), 9 * GIB, 9 * GIB, 0, is_writable=False), WARNING, "cannot be written"),
+    "a disk that only reads": (
+        judging.disk(Path("/s"), GIB, GIB, 0, is_writable=False, is_read_only=True),
+        FAILED,
+        "mounted read-only",
+    ),
     "clock": (judging.clock(NOW, is_synchronised=True), OK, "2026-06-01"),
     "a free clock": (judging.clock(NOW, is_synchronised=False), WARNING, "not synchronised"),
     "no nodes": (judging.gpu_nodes([], PLAIN), OK, "none"),

@@ -84,6 +84,11 @@ def test_an_empty_record_is_told_as_nothing_more_than_its_reason() -> None:
     assert explain({"reason": "r-1 was served before"}) == ["Nothing was built: r-1 was served before."]
 
 
+def test_a_comparison_after_which_nothing_else_is_served_says_that_nothing_was_changed() -> None:
+    record = {"compare": [{"method": "nf4"}], "reason": "1 of 1 methods were measured"}
+    assert explain(record) == ["Nothing was changed: 1 of 1 methods were measured."]
+
+
 def test_a_record_of_another_form_is_told_by_its_reason_alone() -> None:
     assert explain({"scenario": 7, "reason": "because"}) == ["because"]
     assert explain({"evidence": [3]}) == []
