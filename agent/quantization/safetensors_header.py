@@ -69,10 +69,16 @@ def read_header(path: Path, start: int = 0, size: int | None = None) -> Header:
     size = path.stat().st_size - start if size is None else size
     with path.open("rb") as file:
         file.seek(start)
-        prefix = file.read(min(8, size))
+        prefix = file.read(min(9, size))
         if len(prefix) < 8:  # noqa: PLR2004 - the length field
             raise BadCheckpointError(f"the file of {size} bytes is too short for a safetensors header")
-        (length,) = struct.unpack("<Q", prefix)
+        (length,) = struct.unpack("<Q", prefix[:8])
+        if 8 + length > size and prefix[8:] != b"{":  # with which every header begins: the length is made up
+            raise BadCheckpointError(
+                f"no safetensors file: it begins with {prefix.hex(' ')}, whose ninth byte has to be 7b",
+                "save it with safetensors.torch.save_file",
+            )
+        file.seek(start + 8)
         if length > MAX_HEADER_BYTES:
             raise UnsafeCheckpointError(f"the header claims {length} bytes, at most {MAX_HEADER_BYTES} are read")
         if 8 + length > size:

@@ -372,6 +372,13 @@ def test_a_giant_safetensors_header_is_refused_before_it_is_read(path: Path) -> 
         open_checkpoint(raw_safetensors(path, b"{}", length=1 << 40))
 
 
+def test_a_file_of_another_format_is_told_by_its_first_bytes(path: Path) -> None:
+    torch.save({}, path)
+    with pytest.raises(BadCheckpointError, match="no safetensors file: it begins with 50 4b 03 04") as refusal:
+        safetensors_header.read_header(path)
+    assert "safetensors.torch.save_file" in refusal.value.hint
+
+
 def test_a_truncated_safetensors_header_is_refused(path: Path) -> None:
     with pytest.raises(BadCheckpointError, match="header claims 1000 bytes, the file has 10"):
         open_checkpoint(raw_safetensors(path, b"{}", length=1000))
