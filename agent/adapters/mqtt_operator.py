@@ -97,6 +97,7 @@ class Messages:
         timeout_s: float = 10.0,
     ) -> None:
         self._where = f"{host}:{port}"
+        self._tls = tls
         self._timeout_s = timeout_s
         self._answer: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -134,7 +135,7 @@ class Messages:
         try:
             refusal = self._answer.get(timeout=self._timeout_s)
         except queue.Empty:
-            refusal = f"no answer in {self._timeout_s:.0f} s"
+            refusal = self._silence()
         if refusal is not None:
             self._client.loop_stop()
             raise BrokerError(f"broker {self._where}: {refusal}")
@@ -144,6 +145,19 @@ class Messages:
         self._is_over = True
         self._client.disconnect()
         self._client.loop_stop()
+
+    def _silence(self) -> str:
+        """Return that no answer came, and what may be wrong where the broker hung up instead."""
+        silence = f"no answer in {self._timeout_s:.0f} s"
+        if not self.was_lost:
+            return silence
+        if self._tls is None:
+            wanted = "does it want TLS (--tls)?"
+        elif self._tls.cert_file is None:
+            wanted = "does it want a client certificate (--cert-file, --key-file)?"
+        else:
+            wanted = "its log says why"
+        return f"{silence}, it closes the connection: {wanted}"
 
     def publish(self, topic: str, payload: bytes, *, expiry_s: float | None = None, retain: bool = False) -> None:
         """Publish with QoS 1, and wait until the broker has it.
