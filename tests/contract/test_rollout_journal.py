@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
+from agent.fleet.rollout.cli import rollout
 from agent.fleet.rollout.events import Asked, Heard, NotNeeded, Present, Purpose, Serves, Ticked, Told
 from agent.fleet.rollout.journal import Journal, JournalError
 from agent.fleet.rollout.machine import advance
 from agent.fleet.rollout.membership import Membership
-from agent.fleet.rollout.plan import Plan
+from agent.fleet.rollout.plan import Plan, load
 from agent.fleet.rollout.state import begin
+from agent.fleet.target import Target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,3 +117,26 @@ def test_requests_are_taken_up_once_each_also_across_a_restart(directory: Path) 
     journal.append(Asked("approve", 1), 9.0, request=0)
     journal.close()
     assert journal.requests(since=Journal(directory, plan()).requests_done()) == [Asked("pause")]
+
+
+@pytest.mark.parametrize(("what", "status"), [("pause", 2), ("resume", 2), ("approve", 2), ("abort", 0)])
+def test_what_is_being_aborted_takes_no_request_that_nothing_would_come_of(
+    directory: Path, tmp_path: Path, what: str, status: int
+) -> None:
+    file = tmp_path / "plan.toml"
+    abort = "[on_abort]\nrollback = true\n"
+    waves = '[[waves]]\nname = "some"\npercent = 50\n[[waves]]\nname = "all"\npercent = 100\n'
+    file.write_text(
+        f'schema = 1\nid = "r"\n[command]\nname = "set_method"\nmodel = "kanji"\nmethod = "nf4"\n{waves}{abort}'
+    )
+    journal = Journal(directory, load(file))
+    journal.lock()
+    journal.start(FOUND, 1.0)
+    for number, event in enumerate(EVENTS[:-1]):  # and now what was changed is taken back
+        journal.append(event, 2.0 + number)
+    journal.close()
+    wave = ["--wave", "all"] if what == "approve" else []
+    done = CliRunner().invoke(rollout, [what, str(file), "--state-dir", str(directory.parent), *wave], obj=Target())
+    assert done.exit_code == status, done.output
+    assert (f"there is nothing left to {what}" in done.stderr) == bool(status)
+    assert len(journal.requests(since=0)) == (0 if status else 1)

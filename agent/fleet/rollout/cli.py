@@ -192,9 +192,9 @@ def _ask(target: Target, file: Path, state_dir: Path | None, what: str, wave: st
     journal = Journal(_directory(state_dir, plan), plan)
     if not journal.exists:
         fail(f"no record of rollout {plan.id} in {journal.directory}: was it begun on this machine?", 2)
-    end = _end_of(journal)
-    if end is not None:
-        status, at = end
+    standing = _too_late(journal, what)
+    if standing is not None:
+        status, at = standing
         text = f"rollout {plan.id} is {status} since {report.moment(at)}, there is nothing left to {what}"
         fail(f"{text}\n  what became of it: nibblectl rollout report {file}", 2)
     journal.ask(what, index)
@@ -204,12 +204,18 @@ def _ask(target: Target, file: Path, state_dir: Path | None, what: str, wave: st
         click.echo(f"{what}: taken up by the program that runs {plan.id}, now or when it is run again")
 
 
-def _end_of(journal: Journal) -> tuple[Status, float] | None:
-    """Return how a rollout ended and when, in seconds since 1970; None for one that is not over."""
+def _too_late(journal: Journal, what: str) -> tuple[Status, float] | None:
+    """Return where a rollout stands, and since when in seconds since 1970, if nothing would come of a request."""
+    standing: tuple[Status, float] | None = None
     try:
-        return next(((state.status, at) for at, state in journal.history() if state.status.is_over), None)
+        for at, state in journal.history():
+            if standing is None or standing[0] is not state.status:
+                standing = state.status, at
     except JournalError:
         return None  # its plan was edited since: whoever runs the one from before has to be stopped all the same
+    # What is being aborted goes on to its end, whatever is asked for.
+    too_late = standing is not None and (standing[0].is_over or (standing[0] is Status.ABORTING and what != "abort"))
+    return standing if too_late else None
 
 
 def _teller(target: Target) -> Any:
