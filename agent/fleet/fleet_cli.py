@@ -15,7 +15,7 @@ from rich.live import Live
 from agent.fleet import shapes
 from agent.fleet.client import NoAnswerError
 from agent.fleet.gather import Fleet
-from agent.fleet.rows import HEAD, described, printable, rows, summary, table
+from agent.fleet.rows import HEAD, described, number_of, printable, rows, summary, table
 from agent.fleet.screen import QUIT, Keyboard, Screen, coloured, lines_of, lost_line
 from agent.fleet.shapes import UnreadableError
 from agent.fleet.target import Target, fail
@@ -128,9 +128,8 @@ def no_devices(target: Target, what: str) -> str:
 
 def none_of(target: Target, many: int, which: str) -> str:
     """Return what to say where there are ``many`` devices, and nothing of what was asked for on any."""
-    devices_ = "1 device" if many == 1 else f"{many} devices"
     where = f"under {target.prefix} on {target.host}:{target.port}"
-    return f"none of {devices_} {where} {which}\n  nibblectl devices shows all of them"
+    return f"none of {number_of(many, 'device')} {where} {which}\n  nibblectl devices shows all of them"
 
 
 def unknown_device(target: Target, device: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent.fleet.figures import FIGURES, by_method, by_row, samples
-from agent.fleet.rows import NOTHING, printable, table
+from agent.fleet.rows import NOTHING, number_of, printable, table
 from agent.planning.budget import size
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def lines(devices: Iterable[Device], plots: Sequence[str] = (), width: int = NO_
     found = samples(every)
     bare = sum(one.scenario is None for one in found)
     told = f", {bare} of them without a decision record" if bare else ""
-    yield f"{len(every)} devices, {len(found)} models{told}; median (least … most)"
+    counts = f"{number_of(len(every), 'device')}, {number_of(len(found), 'model')}"
+    yield f"{counts}{told}; median (least … most)"
     if not found:
         return
     yield ""

@@ -81,6 +81,11 @@ def shown(value: Any) -> str:
     return NOTHING if value in (None, "") else printable(value)
 
 
+def number_of(many: int, what: str) -> str:
+    """Return how many there are of something: ``1 device``, ``3 devices``."""
+    return f"{many} {what}" if many == 1 else f"{many} {what}s"
+
+
 def number(value: Any) -> Any:
     """Return a figure that a device said, None where it is none."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -148,10 +153,9 @@ def summary(devices: Iterable[Device], now_s: float, only: str | None = None) ->
     unheard = sum(device.presence == ONLINE and HEALTH not in device.said for device in every)
     told = [f"health of {unheard} not heard"] if unheard else []
     used = ", ".join(f"{count} {name}" for name, count in sorted(methods.items(), key=lambda item: str(item[0])))
-    many = f"{len(every)} device{'' if len(every) == 1 else 's'}"
     left_out = f"; others were left out: --device, NIBBLECTL_DEVICE or the profile asks for {only}" if only else ""
     return (
-        f"{many}: {', '.join([*counted, *unwell, *late, *told]) or 'none'}"
+        f"{number_of(len(every), 'device')}: {', '.join([*counted, *unwell, *late, *told]) or 'none'}"
         + (f"; models by method: {used}" if used else "")
         + left_out
     )

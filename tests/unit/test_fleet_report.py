@@ -180,5 +180,5 @@ def test_the_gpu_or_the_board_in_health_names_the_hardware_of_an_agent_that_does
 
 def test_a_fleet_that_serves_nothing_is_a_line() -> None:
     assert list(lines(devices({"box": {"presence": fleet.presence()}}))) == [
-        "1 devices, 0 models; median (least … most)"
+        "1 device, 0 models; median (least … most)"
     ]

@@ -19,7 +19,7 @@ from agent.fleet.rollout.membership import members
 from agent.fleet.rollout.person import Person
 from agent.fleet.rollout.plan import PlanError, load
 from agent.fleet.rollout.state import Status
-from agent.fleet.rollout.timeline import devices
+from agent.fleet.rows import number_of
 from agent.fleet.sealing import sealer
 from agent.fleet.target import UNREACHABLE, fail
 
@@ -234,7 +234,7 @@ def _print_waves(target: Target, plan: Plan, found: Membership) -> None:
         return
     for wave, ids in zip(plan.waves, found.waves, strict=True):
         approval = ", after approval" if wave.approval else ""
-        click.echo(f"wave {wave.name}: {devices(len(ids))}{approval}")
+        click.echo(f"wave {wave.name}: {number_of(len(ids), 'device')}{approval}")
         for device in ids:
             click.echo(f"  {device}")
     if found.left_out:

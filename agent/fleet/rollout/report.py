@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.wire import rfc3339
 from agent.fleet.rollout.state import Outcome, Stage, Undo, tallies
-from agent.fleet.rollout.timeline import awaited, changes, devices, is_told
+from agent.fleet.rollout.timeline import awaited, changes, is_told
+from agent.fleet.rows import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,7 +74,9 @@ def counted(wave: Mapping[str, Any]) -> str:
     numbers = (
         (wave[name], name.replace("_", " ")) for name in ("succeeded", "failed", "skipped", "in_flight", "pending")
     )
-    return f"{devices(wave['total'])}, " + (", ".join(f"{n} {name}" for n, name in numbers if n) or "nothing yet")
+    return f"{number_of(wave['total'], 'device')}, " + (
+        ", ".join(f"{n} {name}" for n, name in numbers if n) or "nothing yet"
+    )
 
 
 def told(device: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.fleet.rollout.state import Stage, Status, Undo
 from agent.fleet.rollout.windows import opening
+from agent.fleet.rows import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -42,17 +43,12 @@ class Entry:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def devices(number: int) -> str:
-    """Return a number of devices in words."""
-    return f"{number} device" if number == 1 else f"{number} devices"
-
-
 def changes(plan: Plan, before: Rollout, after: Rollout, at: float) -> Iterator[Entry]:
     """Yield what happened between two states of a rollout."""
     for index in range(before.wave + 1, after.wave + 1):
         wave = plan.waves[index].name
         total = sum(1 for _ in after.of_wave(index))
-        yield Entry(at, "wave_begun", f"wave {wave} begins: {devices(total)}", wave)
+        yield Entry(at, "wave_begun", f"wave {wave} begins: {number_of(total, 'device')}", wave)
     changed = [
         (name, before.devices[name], device)
         for name, device in after.devices.items()
