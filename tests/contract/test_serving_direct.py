@@ -231,6 +231,14 @@ async def _begun(it: Harness, writer: asyncio.StreamWriter, part: bytes) -> Dire
     return begun[0]
 
 
+async def _computing(network: FakeNetwork, port: int) -> asyncio.Task[bytes]:
+    """Ask, and return once the network computes the answer, which it does until its gate is opened."""
+    network.gate.clear()
+    first = asyncio.create_task(say(port, post(body(), ENDS)))
+    await until(network.entered.is_set)
+    return first
+
+
 def test_a_model_that_is_let_go_while_a_body_comes_in_is_waited_for(asked: list[str]) -> None:
     async def scenario() -> None:
         async with listening(is_direct=True) as (port, it):
@@ -258,9 +266,7 @@ def test_a_client_that_leaves_while_its_request_waits_costs_no_computation(asked
         network = FakeNetwork()
         async with listening(is_direct=True) as (port, it):
             await it.serve("m", network)
-            network.gate.clear()
-            first = asyncio.create_task(say(port, post(body(), ENDS)))
-            await until(network.entered.is_set)
+            first = await _computing(network, port)
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(post(body()))
             batcher = it.plane.models.get("m").batcher
@@ -301,9 +307,7 @@ def test_a_client_that_sent_more_ahead_and_is_gone_costs_no_computation_either(a
         network = FakeNetwork()
         async with listening(is_direct=True) as (port, it):
             await it.serve("m", network)
-            network.gate.clear()
-            first = asyncio.create_task(say(port, post(body(), ENDS)))
-            await until(network.entered.is_set)
+            first = await _computing(network, port)
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             slot, batcher = it.plane.models.active("m"), it.plane.models.get("m").batcher
             began = await _begun(it, writer, post(body()))
@@ -345,9 +349,7 @@ def test_one_request_that_fails_in_a_way_nobody_foresaw_takes_no_other_with_it(
         network = FakeNetwork()
         async with listening(is_direct=True) as (port, it):
             await it.serve("m", network)
-            network.gate.clear()
-            first = asyncio.create_task(say(port, post(body(), ENDS)))
-            await until(network.entered.is_set)
+            first = await _computing(network, port)
             others = [asyncio.create_task(say(port, post(body(id=name), ENDS))) for name in "abc"]
             batcher = it.plane.models.get("m").batcher
             await until(lambda: len(batcher) == 3)
