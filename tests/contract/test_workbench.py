@@ -309,3 +309,14 @@ def test_what_overruled_the_plan_comes_before_the_plan_in_the_verdict() -> None:
     auto = {"keeps": "mixed", "planned": "nf4", "reason": "edge: it fits", "overruled": ["nf4: agreement 0.9"]}
     assert verdict({"auto": auto}) == "auto keeps mixed here: nf4: agreement 0.9; the plan was nf4: edge: it fits"
     assert verdict({"auto": {**auto, "overruled": []}}) == "auto keeps mixed here: edge: it fits"
+
+
+def test_compare_measures_nothing_where_it_cannot_write(
+    kanji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr(builds, "decide", lambda *given: measured.append(given))
+    (tmp_path / "file").touch()
+    given = ("--model-path", str(kanji / "checkpoint_best.pt"), "--output", str(tmp_path / "file" / "out"))
+    assert call("compare", *given).exit_code != 0
+    assert not measured
